@@ -1,0 +1,85 @@
+// NumPy arrays as checked views, and fresh arrays on pooled memory. With dlpack.cpp the only place that knows how arrays look to Python.
+#pragma once
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+#include "core/buffer.h"
+#include "cpu/kernels.h"
+
+namespace qkv {
+
+namespace py = pybind11;
+
+// A floating-point argument that passed the dtype check. Strides in elements; `owner` keeps the memory alive.
+struct Array {
+  py::array owner;
+  std::string where;  // "softmax: x", the start of every message about it
+  char* data = nullptr;
+  DType dtype = DType::f32;
+  bool is_double = false;  // float64: checked like the others, then served by qkv.reference
+  std::vector<int64_t> shape, strides;
+
+  int rank() const { return static_cast<int>(shape.size()); }
+  int64_t size() const;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// Raises TypeError unless `object` is a NumPy array of float32, float16, bfloat16 or float64 in native byte order.
+// A misaligned array is copied (its elements cannot be addressed); any strides are fine.
+Array read_array(const char* op, const char* name, py::handle object);
+// As read_array; None gives an empty Array.
+Array read_optional(const char* op, const char* name, py::handle object);
+// Integers of any width as int64, contiguous. TypeError for anything else.
+std::vector<int64_t> read_ints(const char* op, const char* name, py::handle object, std::vector<int64_t>* shape);
+
+// x's dtype, written out.
+std::string dtype_name(const Array& x);
+std::string shape_text(const std::vector<int64_t>& shape);
+[[noreturn]] void fail_value(const std::string& message);
+[[noreturn]] void fail_type(const std::string& message);
+
+// TypeError unless all arrays share a dtype; absent ones are passed over. True if any is float64: the call then belongs to the
+// reference, after all other checks.
+bool check_dtypes(const char* op, std::initializer_list<const Array*> arrays);
+// A parameter (norm weight, bias vector ...) may also be float32 beside half-width x.
+void check_parameter_dtype(const Array& x, const Array& parameter);
+
+// A small parameter as contiguous floats; nullptr if absent. `keep` holds converted copies.
+const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep);
+
+// Uninitialised C-contiguous array on pooled memory.
+py::array new_array(const py::dtype& dtype, const std::vector<int64_t>& shape);
+// The view of an array that we made or checked.
+Array view_of(const py::array& array, DType dtype);
+// Product of dimensions; ValueError if it cannot be an array's size.
+int64_t checked_size(const char* op, const std::vector<int64_t>& shape);
+
+// The same grid of rows over several arrays: `axis` of each becomes the row, all other dimensions are merged where every
+// array allows. Arrays that are absent give Rows with data == nullptr. All must have the shape of the first.
+std::vector<Rows> rows_along(const char* op, int axis, std::initializer_list<const Array*> arrays);
+// -rank <= axis < rank, made non-negative; ValueError otherwise.
+int check_axis(const char* op, const Array& x, int64_t axis);
+
+// x as if it had `shape`, by NumPy's broadcasting rules; ValueError otherwise.
+Array broadcast(const Array& x, const std::vector<int64_t>& shape);
+
+py::dtype float32_dtype();
+
+// The array a call writes to: `given`, checked against dtype and shape, or a new one. A given array that shares memory with
+// an input, or whose last dimension is not contiguous, is written at the end from a fresh one.
+class Output {
+ public:
+  Output(const char* op, py::handle given, const Array& like, const std::vector<int64_t>& shape, std::initializer_list<const Array*> inputs);
+  const Array& view() const { return view_; }
+  py::array finish();
+
+ private:
+  bool given_;
+  py::array target_, written_;
+  Array view_;
+};
+
+}  // namespace qkv

@@ -1,0 +1,338 @@
+// attention, attention_varlen, additive_attention.
+#include <cmath>
+
+#include "bind/array.h"
+#include "bind/bind.h"
+#include "core/parallel.h"
+#include "cpu/dispatch.h"
+
+namespace qkv {
+namespace {
+
+using Shape = std::vector<int64_t>;
+
+// What both attention functions share. Python hands over keyword arguments by name; see qkv.ops for their meaning.
+struct Options {
+  Array mask_bias, relative_bias, alibi, sinks;
+  std::vector<std::vector<float>> keep;
+};
+
+std::string heads_text(int64_t n) { return std::to_string(n) + (n == 1 ? " head" : " heads"); }
+
+// q (..., H, ..., D), k, v: head counts and widths at the given axes.
+void check_heads(const char* op, const Array& q, const Array& k, const Array& v, size_t head_axis, size_t token_axis, AttentionArgs* a) {
+  const std::string o(op);
+  a->heads = q.shape[head_axis];
+  a->kv_heads = k.shape[head_axis];
+  a->d = q.shape.back();
+  a->dv = v.shape.back();
+  if (v.shape[head_axis] != a->kv_heads)
+    fail_value(o + ": v has " + heads_text(v.shape[head_axis]) + ", k has " + std::to_string(a->kv_heads));
+  if (a->heads > 0 && (a->kv_heads == 0 || a->heads % a->kv_heads != 0))
+    fail_value(o + ": k has " + heads_text(a->kv_heads) + ", which does not divide q's " + std::to_string(a->heads));
+  if (a->heads == 0 && a->kv_heads != 0) fail_value(o + ": q has 0 heads, k has " + std::to_string(a->kv_heads));
+  if (k.shape.back() != a->d)
+    fail_value(o + ": k has width " + std::to_string(k.shape.back()) + ", q has " + std::to_string(a->d));
+  if (v.shape[token_axis] != k.shape[token_axis])
+    fail_value(o + ": v has " + std::to_string(v.shape[token_axis]) + " keys, k has " + std::to_string(k.shape[token_axis]));
+}
+
+void read_window(const char* op, const py::object& left, const py::object& right, AttentionArgs* a) {
+  const auto side = [op](const py::object& w, const char* name) {
+    if (w.is_none()) return kUnbounded;
+    const int64_t n = w.cast<int64_t>();
+    if (n < 0) fail_value(std::string(op) + ": window's " + name + " side must be None or not negative, got " + std::to_string(n));
+    return n < kUnbounded ? n : kUnbounded;
+  };
+  a->window_left = side(left, "left");
+  a->window_right = side(right, "right");
+}
+
+// scale, softcap, relative_bias, alibi_slopes, sinks: checked and stored. True if one of them is float64.
+bool read_common(const char* op, const Array& q, const py::object& relative_bias, const py::object& alibi, const py::object& sinks,
+                 const py::object& scale, const py::object& softcap, int64_t batch, Options* o, AttentionArgs* a) {
+  const std::string name(op);
+  a->batch = batch;
+  a->scale = static_cast<float>(scale.is_none() ? 1.0 / std::sqrt(static_cast<double>(a->d > 0 ? a->d : 1)) : scale.cast<double>());
+  if (!softcap.is_none()) {
+    const double c = softcap.cast<double>();
+    if (!(c > 0)) fail_value(name + ": softcap must be positive or None, got " + py::repr(softcap).cast<std::string>());
+    a->softcap = static_cast<float>(c);
+  }
+  o->relative_bias = read_optional(op, "relative_bias", relative_bias);
+  o->alibi = read_optional(op, "alibi_slopes", alibi);
+  o->sinks = read_optional(op, "sinks", sinks);
+  bool serve_double = false;
+  for (const Array* p : {&o->relative_bias, &o->alibi, &o->sinks}) {
+    check_parameter_dtype(q, *p);
+    serve_double = serve_double || (*p && p->is_double);
+  }
+  const Array &r = o->relative_bias, &s = o->alibi;
+  if (r && (r.rank() != 2 || r.shape[0] != a->heads || r.shape[1] % 2 == 0))
+    fail_value(name + ": relative_bias must be (" + std::to_string(a->heads) + ", 2 R + 1), got " + shape_text(r.shape));
+  if (s && s.shape != Shape{a->heads} && s.shape != Shape{batch, a->heads})
+    fail_value(name + ": alibi_slopes must be " + shape_text({a->heads}) + " or " + shape_text({batch, a->heads}) + ", got " + shape_text(s.shape));
+  if (o->sinks && o->sinks.shape != Shape{a->heads})
+    fail_value(name + ": sinks must be " + shape_text({a->heads}) + ", got " + shape_text(o->sinks.shape));
+  a->relative_bias = as_floats(r, &o->keep);
+  if (r) a->max_distance = (r.shape[1] - 1) / 2;
+  a->alibi = as_floats(s, &o->keep);
+  if (s) a->alibi_b = s.rank() == 2 ? a->heads : 0;
+  a->sinks = as_floats(o->sinks, &o->keep);
+  return serve_double;
+}
+
+Causal causal_of(const char* op, const py::object& causal) {
+  if (py::isinstance<py::bool_>(causal)) return causal.cast<bool>() ? Causal::bottom_right : Causal::none;
+  if (py::isinstance<py::str>(causal) && causal.cast<std::string>() == "top_left") return Causal::top_left;
+  fail_value(std::string(op) + ": causal must be False, True or 'top_left', got " + py::repr(causal).cast<std::string>());
+}
+
+// Tiles, scratch and the call itself. `rows` of batch entry b: rows[b].
+void run(AttentionArgs* a, const std::vector<int64_t>& rows) {
+  const py::gil_scoped_release unlocked;
+  a->threads = num_threads();
+  int64_t all = 0;
+  for (const int64_t r : rows) all += r;
+  a->plan = plan_attention(*a, all * a->kv_heads);
+  std::vector<int64_t> tiles(rows.size() + 1, 0);
+  for (size_t b = 0; b < rows.size(); ++b) tiles[b + 1] = tiles[b] + (rows[b] + a->plan.tile_rows - 1) / a->plan.tile_rows;
+  a->tiles = tiles.data();
+  const Scratch scratch(static_cast<size_t>(a->plan.scratch_bytes * a->threads));
+  a->scratch = scratch.as<char>();
+  kernels().attention(*a);
+}
+
+py::object results(const py::array& out, const py::object& lse, const py::object& weights) {
+  if (lse.is_none() && weights.is_none()) return out;
+  if (weights.is_none()) return py::make_tuple(out, lse);
+  if (lse.is_none()) return py::make_tuple(out, weights);
+  return py::make_tuple(out, lse, weights);
+}
+
+py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py::object& causal, py::handle mask_in, py::handle bias_in,
+                     const py::object& relative_bias, const py::object& alibi, const py::object& scale, const py::object& softcap,
+                     const py::object& left, const py::object& right, const py::object& sinks, py::handle kv_lengths_in, bool bshd,
+                     bool return_lse, bool return_weights, py::handle out_in) {
+  const char* op = "attention";
+  const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
+  bool serve_double = check_dtypes(op, {&q, &k, &v});
+  for (const Array* x : {&q, &k, &v})
+    if (x->rank() != 4)
+      fail_value(x->where + " must be " + (bshd ? "(B, S, H, D)" : "(B, H, S, D)") + ", got shape " + shape_text(x->shape));
+  for (const Array* x : {&k, &v})
+    if (x->shape[0] != q.shape[0])
+      fail_value(x->where + " has batch size " + std::to_string(x->shape[0]) + ", q has " + std::to_string(q.shape[0]));
+  AttentionArgs a{};
+  const size_t h = bshd ? 2 : 1, s = bshd ? 1 : 2;
+  check_heads(op, q, k, v, h, s, &a);
+  const int64_t batch = q.shape[0];
+  a.s = q.shape[s];
+  a.t = k.shape[s];
+  a.causal = causal_of(op, causal);
+  read_window(op, left, right, &a);
+  Options o;
+  serve_double = read_common(op, q, relative_bias, alibi, sinks, scale, softcap, batch, &o, &a) || serve_double;
+
+  const Shape scores = {batch, a.heads, a.s, a.t};
+  Array bias = read_optional(op, "bias", bias_in);
+  check_parameter_dtype(q, bias);
+  serve_double = serve_double || (bias && bias.is_double);
+  if (bias) bias = broadcast(bias, scores);
+  py::array mask_owner;
+  if (!mask_in.is_none()) {
+    if (!py::isinstance<py::array>(mask_in) || py::reinterpret_borrow<py::array>(mask_in).dtype().kind() != 'b')
+      fail_type("attention: mask must be a bool array (True: attend), got " +
+                (py::isinstance<py::array>(mask_in) ? py::str(py::reinterpret_borrow<py::array>(mask_in).dtype()).cast<std::string>()
+                                                    : std::string(Py_TYPE(mask_in.ptr())->tp_name)));
+    mask_owner = py::reinterpret_borrow<py::array>(mask_in);
+    Array mask;
+    mask.where = "attention: mask";
+    mask.data = static_cast<char*>(const_cast<void*>(mask_owner.data()));
+    for (py::ssize_t d = 0; d < mask_owner.ndim(); ++d) {
+      mask.shape.push_back(mask_owner.shape(d));
+      mask.strides.push_back(mask_owner.strides(d));
+    }
+    mask = broadcast(mask, scores);
+    a.mask = {mask.data, DType::f32, mask.strides[0], mask.strides[1], mask.strides[2], mask.strides[3]};
+  }
+  std::vector<int64_t> kv_lengths;
+  if (!kv_lengths_in.is_none()) {
+    Shape shape;
+    kv_lengths = read_ints(op, "kv_lengths", kv_lengths_in, &shape);
+    if (shape != Shape{batch}) fail_value("attention: kv_lengths must be " + shape_text({batch}) + ", got " + shape_text(shape));
+    for (const int64_t n : kv_lengths)
+      if (n < 0 || n > a.t) fail_value("attention: kv_lengths must lie in 0 to " + std::to_string(a.t) + ", got " + std::to_string(n));
+    a.kv_lengths = kv_lengths.data();
+  }
+  Shape out_shape = q.shape;
+  out_shape[3] = a.dv;
+  checked_size(op, out_shape);
+  if (return_weights) checked_size(op, scores);
+  if (serve_double) return py::none();
+
+  Output out(op, out_in, q, out_shape, {&q, &k, &v, &bias});
+  py::object lse = py::none(), weights = py::none();
+  if (return_lse) {
+    const py::array made = new_array(float32_dtype(), {batch, a.heads, a.s});
+    a.lse = static_cast<float*>(const_cast<void*>(made.data()));
+    lse = made;
+  }
+  std::vector<char*> weight_rows;
+  if (return_weights) {
+    const py::array made = new_array(q.owner.dtype(), scores);
+    char* data = static_cast<char*>(const_cast<void*>(made.data()));
+    for (int64_t b = 0; b < batch; ++b) weight_rows.push_back(data + b * a.heads * a.s * a.t * size_of(q.dtype));
+    a.weights = weight_rows.data();
+    weights = made;
+  }
+  if (batch * a.heads * a.s > 0) {
+    const auto strided = [&](const Array& x) { return Strided4{x.data, x.dtype, x.strides[0], x.strides[h], x.strides[s], x.strides[3]}; };
+    a.q = strided(q);
+    a.k = strided(k);
+    a.v = strided(v);
+    a.out = strided(out.view());
+    if (bias) a.bias = {bias.data, bias.dtype, bias.strides[0], bias.strides[1], bias.strides[2], bias.strides[3]};
+    a.lse_b = a.heads * a.s;
+    a.lse_h = a.s;
+    a.longest_k = a.t;
+    run(&a, std::vector<int64_t>(static_cast<size_t>(batch), a.s * (a.heads / a.kv_heads)));
+  }
+  return results(out.finish(), lse, weights);
+}
+
+// cu_seqlens (B + 1): from 0 to total, never falling.
+std::vector<int64_t> read_cu_seqlens(const char* name, py::handle object, int64_t total) {
+  Shape shape;
+  const std::vector<int64_t> cu = read_ints("attention_varlen", name, object, &shape);
+  const std::string where = std::string("attention_varlen: ") + name;
+  if (shape.size() != 1 || shape[0] < 1) fail_value(where + " must be (B + 1,), got " + shape_text(shape));
+  if (cu.front() != 0) fail_value(where + " must start with 0, got " + std::to_string(cu.front()));
+  for (size_t i = 1; i < cu.size(); ++i)
+    if (cu[i] < cu[i - 1]) fail_value(where + " falls from " + std::to_string(cu[i - 1]) + " to " + std::to_string(cu[i]));
+  if (cu.back() != total) fail_value(where + " ends with " + std::to_string(cu.back()) + ", the tokens are " + std::to_string(total));
+  return cu;
+}
+
+py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, py::handle cu_q_in, py::handle cu_k_in,
+                            const py::object& causal, const py::object& relative_bias, const py::object& alibi, const py::object& scale,
+                            const py::object& softcap, const py::object& left, const py::object& right, const py::object& sinks,
+                            bool return_lse, bool return_weights, py::handle out_in) {
+  const char* op = "attention_varlen";
+  const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
+  bool serve_double = check_dtypes(op, {&q, &k, &v});
+  for (const Array* x : {&q, &k, &v})
+    if (x->rank() != 3) fail_value(x->where + " must be (tokens, H, D), got shape " + shape_text(x->shape));
+  AttentionArgs a{};
+  check_heads(op, q, k, v, 1, 0, &a);
+  const std::vector<int64_t> cu_q = read_cu_seqlens("cu_seqlens_q", cu_q_in, q.shape[0]),
+                             cu_k = read_cu_seqlens("cu_seqlens_k", cu_k_in, k.shape[0]);
+  if (cu_q.size() != cu_k.size())
+    fail_value("attention_varlen: cu_seqlens_q has " + std::to_string(cu_q.size()) + " entries, cu_seqlens_k has " + std::to_string(cu_k.size()));
+  const int64_t batch = static_cast<int64_t>(cu_q.size()) - 1;
+  a.causal = causal_of(op, causal);
+  read_window(op, left, right, &a);
+  Options o;
+  serve_double = read_common(op, q, relative_bias, alibi, sinks, scale, softcap, batch, &o, &a) || serve_double;
+  const Shape out_shape = {q.shape[0], a.heads, a.dv};
+  checked_size(op, out_shape);
+  if (serve_double) return py::none();
+
+  Output out(op, out_in, q, out_shape, {&q, &k, &v});
+  py::object lse = py::none(), weights = py::none();
+  if (return_lse) {
+    const py::array made = new_array(float32_dtype(), {a.heads, q.shape[0]});
+    a.lse = static_cast<float*>(const_cast<void*>(made.data()));
+    a.lse_h = q.shape[0];
+    lse = made;
+  }
+  std::vector<char*> weight_rows;
+  std::vector<int64_t> rows;
+  py::list weight_list;
+  for (int64_t b = 0; b < batch; ++b) {
+    const auto i = static_cast<size_t>(b);
+    const int64_t s = cu_q[i + 1] - cu_q[i], t = cu_k[i + 1] - cu_k[i];
+    rows.push_back(a.kv_heads > 0 ? s * (a.heads / a.kv_heads) : 0);
+    a.longest_k = std::max(a.longest_k, t);
+    if (!return_weights) continue;
+    const py::array made = new_array(q.owner.dtype(), {a.heads, s, t});
+    weight_rows.push_back(static_cast<char*>(const_cast<void*>(made.data())));
+    weight_list.append(made);
+  }
+  if (return_weights) {
+    a.weights = weight_rows.data();
+    weights = weight_list;
+  }
+  if (q.shape[0] * a.heads > 0) {
+    const auto strided = [](const Array& x) { return Strided4{x.data, x.dtype, 0, x.strides[1], x.strides[0], x.strides[2]}; };
+    a.q = strided(q);
+    a.k = strided(k);
+    a.v = strided(v);
+    a.out = strided(out.view());
+    a.cu_q = cu_q.data();
+    a.cu_k = cu_k.data();
+    run(&a, rows);
+  }
+  return results(out.finish(), lse, weights);
+}
+
+// q (B, S, A) and k (B, T, A) projected float32, w (A,) float32, v (B, T, Dv); made so by qkv.ops.
+py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in, py::handle v_in, py::handle mask_in,
+                              py::handle kv_lengths_in, bool return_weights) {
+  const char* op = "additive_attention";
+  const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), w = read_array(op, "w_v", w_in), v = read_array(op, "v", v_in);
+  AdditiveAttentionArgs a{};
+  a.batch = q.shape[0];
+  a.s = q.shape[1];
+  a.t = k.shape[1];
+  a.a = q.shape[2];
+  a.dv = v.shape[2];
+  py::array out = new_array(v.owner.dtype(), {a.batch, a.s, a.dv});
+  py::object weights = py::none();
+  if (return_weights) {
+    const py::array made = new_array(v.owner.dtype(), {a.batch, a.s, a.t});
+    a.weights = static_cast<char*>(const_cast<void*>(made.data()));
+    weights = made;
+  }
+  if (a.batch * a.s > 0) {
+    std::vector<int64_t> kv_lengths;
+    if (!kv_lengths_in.is_none()) {
+      kv_lengths = read_ints(op, "kv_lengths", kv_lengths_in, nullptr);
+      a.kv_lengths = kv_lengths.data();
+    }
+    if (!mask_in.is_none()) {
+      const py::array mask = py::reinterpret_borrow<py::array>(mask_in);
+      a.mask = {static_cast<char*>(const_cast<void*>(mask.data())), DType::f32, mask.strides(0), 0, mask.strides(1), mask.strides(2)};
+    }
+    std::vector<std::vector<float>> keep;
+    a.q = reinterpret_cast<const float*>(q.data);
+    a.k = reinterpret_cast<const float*>(k.data);
+    a.w = as_floats(w, &keep);
+    a.v = {v.data, v.dtype, v.strides[0], 0, v.strides[1], v.strides[2]};
+    a.out = {static_cast<char*>(out.mutable_data()), v.dtype, a.s * a.dv, 0, a.dv, 1};
+    const py::gil_scoped_release unlocked;
+    a.threads = num_threads();
+    a.plan = plan_additive_attention(a);
+    const Scratch scratch(static_cast<size_t>(a.plan.scratch_bytes * a.threads));
+    a.scratch = scratch.as<char>();
+    kernels().additive_attention(a);
+  }
+  return results(out, py::none(), weights);
+}
+
+}  // namespace
+
+void bind_attention(py::module_& m) {
+  m.def("attention", attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"), py::arg("bias"),
+        py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"), py::arg("window_left"),
+        py::arg("window_right"), py::arg("sinks"), py::arg("kv_lengths"), py::arg("bshd"), py::arg("return_lse"),
+        py::arg("return_weights"), py::arg("out"));
+  m.def("attention_varlen", attention_varlen, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"),
+        py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"),
+        py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"), py::arg("return_weights"),
+        py::arg("out"));
+  m.def("additive_attention", additive_attention, py::arg("q"), py::arg("k"), py::arg("w"), py::arg("v"), py::arg("mask"),
+        py::arg("kv_lengths"), py::arg("return_weights"));
+}
+
+}  // namespace qkv

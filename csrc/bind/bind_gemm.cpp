@@ -1,0 +1,246 @@
+// matmul, linear, pack_weight.
+#include <cstring>
+
+#include "bind/array.h"
+#include "bind/bind.h"
+#include "core/parallel.h"
+#include "cpu/dispatch.h"
+
+namespace qkv {
+namespace {
+
+// A weight (out, in) in the layout that the GEMM reads, see kPanel.
+class PackedWeight {
+ public:
+  explicit PackedWeight(const Array& w) : n_(w.shape[0]), k_(w.shape[1]) {
+    data_ = static_cast<float*>(buffer_acquire(static_cast<size_t>(nbytes())));
+    PackArgs a{w.data, w.dtype, n_, k_, w.strides[0], w.strides[1], data_, num_threads()};
+    const py::gil_scoped_release unlocked;
+    kernels().pack_weight(a);
+  }
+  ~PackedWeight() { buffer_release(data_); }
+  PackedWeight(const PackedWeight&) = delete;
+  PackedWeight& operator=(const PackedWeight&) = delete;
+
+  int64_t n() const { return n_; }
+  int64_t k() const { return k_; }
+  int64_t nbytes() const { return panels_of(n_) * kPanel * k_ * 4; }
+  const float* data() const { return data_; }
+
+  py::array dequantize() const {
+    py::array out = new_array(float32_dtype(), {n_, k_});
+    float* to = static_cast<float*>(out.mutable_data());
+    const py::gil_scoped_release unlocked;
+    for (int64_t n = 0; n < n_; ++n) {
+      const float* column = data_ + n / kPanel * kPanel * k_ + n % kPanel;
+      for (int64_t k = 0; k < k_; ++k) to[n * k_ + k] = column[k * kPanel];
+    }
+    return out;
+  }
+
+ private:
+  int64_t n_, k_;
+  float* data_;
+};
+
+void run(GemmArgs& g) {
+  const py::gil_scoped_release unlocked;
+  g.threads = num_threads();
+  g.plan = plan_gemm(g);
+  const Scratch scratch(static_cast<size_t>(g.plan.scratch_bytes * g.threads));
+  g.scratch = scratch.as<char>();
+  kernels().gemm(g);
+}
+
+Activation activation_of(const char* op, const py::object& name) {
+  if (name.is_none()) return Activation::none;
+  const struct {
+    const char* name;
+    Activation value;
+  } known[] = {{"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh},   {"relu", Activation::relu},
+               {"silu", Activation::silu}, {"quick_gelu", Activation::quick_gelu}, {"tanh", Activation::tanh}};
+  std::string names;
+  for (const auto& a : known) {
+    if (py::isinstance<py::str>(name) && name.cast<std::string>() == a.name) return a.value;
+    names += std::string(names.empty() ? "" : ", ") + a.name;
+  }
+  fail_value(std::string(op) + ": activation " + py::repr(name).cast<std::string>() + " is not one of " + names);
+}
+
+py::object matmul(py::handle a_in, py::handle b_in) {
+  const Array a = read_array("matmul", "a", a_in), b = read_array("matmul", "b", b_in);
+  const bool serve_double = check_dtypes("matmul", {&a, &b});
+  if (a.rank() == 0) fail_value("matmul: a must have at least 1 dimension");
+  if (b.rank() == 0) fail_value("matmul: b must have at least 1 dimension");
+  // As (..., m, k) and (..., k, n); a 1-D operand has m or n of 1, which the result lacks.
+  std::vector<int64_t> a_shape = a.shape, b_shape = b.shape, a_strides = a.strides, b_strides = b.strides;
+  if (a.rank() == 1) {
+    a_shape.insert(a_shape.begin(), 1);
+    a_strides.insert(a_strides.begin(), 0);
+  }
+  if (b.rank() == 1) {
+    b_shape.push_back(1);
+    b_strides.push_back(1);
+  }
+  const size_t a_rank = a_shape.size(), b_rank = b_shape.size();
+  if (a_shape[a_rank - 1] != b_shape[b_rank - 2])
+    fail_value("matmul: a has shape " + shape_text(a.shape) + " and b " + shape_text(b.shape) + ": inner dimensions " +
+               std::to_string(a_shape[a_rank - 1]) + " and " + std::to_string(b_shape[b_rank - 2]) + " differ");
+  GemmArgs g{};
+  g.m = a_shape[a_rank - 2];
+  g.k = a_shape[a_rank - 1];
+  g.n = b_shape[b_rank - 1];
+
+  struct Dim {
+    int64_t size, a, b;
+  };
+  std::vector<Dim> batch;  // innermost first
+  std::vector<int64_t> shape;
+  const size_t dims = std::max(a_rank, b_rank) - 2;
+  for (size_t d = 0; d < dims; ++d) {
+    const bool in_a = d + 2 < a_rank, in_b = d + 2 < b_rank;
+    const int64_t size_a = in_a ? a_shape[a_rank - 3 - d] : 1, size_b = in_b ? b_shape[b_rank - 3 - d] : 1;
+    if (size_a != size_b && size_a != 1 && size_b != 1)
+      fail_value("matmul: batch dimensions of a " + shape_text(a.shape) + " and b " + shape_text(b.shape) + " do not broadcast");
+    batch.push_back({size_a == 1 ? size_b : size_a, size_a == 1 ? 0 : a_strides[a_rank - 3 - d], size_b == 1 ? 0 : b_strides[b_rank - 3 - d]});
+    shape.insert(shape.begin(), batch.back().size);
+  }
+  if (a.rank() > 1) shape.push_back(g.m);
+  if (b.rank() > 1) shape.push_back(g.n);
+  const int64_t size = checked_size("matmul", shape);
+  if (serve_double) return py::none();
+  py::array out = new_array(a.owner.dtype(), shape);
+  if (size == 0) return std::move(out);
+
+  int64_t c_step = g.m * g.n, a_row = a_strides[a_rank - 2];
+  g.batch = 1;
+  std::vector<Dim> merged;
+  std::vector<int64_t> c_strides;
+  for (const Dim& d : batch) {
+    const int64_t c_stride = c_step;
+    c_step *= d.size;
+    if (d.size == 1) continue;
+    if (merged.empty() && d.b == 0 && (g.m == 1 || d.a == a_row * g.m)) {  // one b for all: more rows of the same product
+      if (g.m == 1) a_row = d.a;
+      g.m *= d.size;
+      continue;
+    }
+    if (!merged.empty() && d.a == merged.back().a * merged.back().size && d.b == merged.back().b * merged.back().size)
+      merged.back().size *= d.size;
+    else {
+      merged.push_back(d);
+      c_strides.push_back(c_stride);
+    }
+    g.batch *= d.size;
+  }
+  if (merged.size() > kMaxRank) fail_value("matmul: more than " + std::to_string(kMaxRank) + " batch dimensions that cannot be merged");
+  g.batch_rank = static_cast<int>(merged.size());
+  for (int i = 0; i < g.batch_rank; ++i) {
+    const size_t d = merged.size() - 1 - static_cast<size_t>(i);
+    g.batch_shape[i] = merged[d].size;
+    g.a_batch[i] = merged[d].a;
+    g.b_batch[i] = merged[d].b;
+    g.c_batch[i] = c_strides[d];
+  }
+  g.a = {a.data, a.dtype, g.k, g.k > 1 ? a_strides[a_rank - 1] : 1, g.m, 1, {g.m}, {a_row}};
+  g.c = {static_cast<char*>(out.mutable_data()), a.dtype, g.n, 1, g.m, 1, {g.m}, {g.n}};
+  g.b = b.data;
+  g.b_dtype = b.dtype;
+  g.b_k = b_strides[b_rank - 2];
+  g.b_n = g.n > 1 ? b_strides[b_rank - 1] : 1;
+  run(g);
+  return std::move(out);
+}
+
+py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const py::object& activation, py::handle gate_in,
+                  py::handle residual_in, py::handle out_in) {
+  const Array x = read_array("linear", "x", x_in), bias = read_optional("linear", "bias", bias_in);
+  Array gate = read_optional("linear", "gate", gate_in), residual = read_optional("linear", "residual", residual_in);
+  Array w;
+  const PackedWeight* packed = nullptr;
+  if (py::isinstance<PackedWeight>(weight))
+    packed = weight.cast<const PackedWeight*>();
+  else
+    w = read_array("linear", "weight", weight);
+  bool serve_double = check_dtypes("linear", {&x, &gate, &residual});
+  serve_double = serve_double || (w && w.is_double) || (bias && bias.is_double);
+  check_parameter_dtype(x, w);
+  check_parameter_dtype(x, bias);
+  if (x.rank() == 0) fail_value("linear: x must have at least 1 dimension");
+  if (w && w.rank() != 2) fail_value("linear: weight must be (out, in), got " + shape_text(w.shape));
+  const int64_t n = packed ? packed->n() : w.shape[0], k = packed ? packed->k() : w.shape[1];
+  if (x.shape.back() != k)
+    fail_value("linear: x has " + std::to_string(x.shape.back()) + " features, weight " + shape_text({n, k}) + " takes " + std::to_string(k));
+  if (bias && bias.shape != std::vector<int64_t>{n}) fail_value("linear: bias must be " + shape_text({n}) + ", got " + shape_text(bias.shape));
+  std::vector<int64_t> shape = x.shape;
+  shape.back() = n;
+  checked_size("linear", shape);
+  if (gate) gate = broadcast(gate, shape);
+  if (residual) residual = broadcast(residual, shape);
+  GemmArgs g{};
+  g.activation = activation_of("linear", activation);
+  if (serve_double) return py::none();
+
+  Output out("linear", out_in, x, shape, {&x, &w, &bias, &gate, &residual});
+  g.a = rows_along("linear", x.rank() - 1, {&x})[0];
+  g.c = rows_along("linear", x.rank() - 1, {&out.view()})[0];
+  if (gate) g.gate = rows_along("linear", x.rank() - 1, {&gate})[0];
+  if (residual) g.residual = rows_along("linear", x.rank() - 1, {&residual})[0];
+  g.m = g.a.rows;
+  g.n = n;
+  g.k = k;
+  if (g.m == 0 || n == 0) return out.finish();
+  std::vector<std::vector<float>> keep;
+  g.bias = as_floats(bias, &keep);
+  g.batch = 1;
+  if (packed) {
+    g.packed = packed->data();
+  } else {
+    g.b = w.data;
+    g.b_dtype = w.dtype;
+    g.b_k = k > 1 ? w.strides[1] : 1;
+    g.b_n = w.strides[0];
+  }
+  run(g);
+  return out.finish();
+}
+
+}  // namespace
+
+const float* packed_table(py::handle object, int64_t* rows, int64_t* width) {
+  if (!py::isinstance<PackedWeight>(object)) return nullptr;
+  const auto* w = object.cast<const PackedWeight*>();
+  *rows = w->n();
+  *width = w->k();
+  return w->data();
+}
+
+void bind_gemm(py::module_& m) {
+  py::class_<PackedWeight>(m, "PackedWeight",
+                           "A weight matrix (out, in) in the layout that qkv.linear reads; made by qkv.pack_weight.")
+      .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n(), w.k()); }, "(out, in)")
+      .def_property_readonly("dtype", [](const PackedWeight&) { return "float32"; }, "Name of the stored type.")
+      .def_property_readonly("nbytes", &PackedWeight::nbytes, "Bytes held, padding included.")
+      .def("dequantize", &PackedWeight::dequantize, "The matrix as a new float32 array (out, in).")
+      .def("__repr__",
+           [](const PackedWeight& w) { return "PackedWeight(shape=" + shape_text({w.n(), w.k()}) + ", dtype='float32')"; })
+      .def(py::pickle([](const PackedWeight& w) { return py::make_tuple(w.dequantize()); },
+                      [](const py::tuple& state) {
+                        const py::object array = state[0];
+                        return std::make_unique<PackedWeight>(read_array("pack_weight", "w", array));
+                      }));
+  m.def(
+      "pack_weight",
+      [](py::handle w_in) {
+        const Array w = read_array("pack_weight", "w", w_in);
+        if (w.rank() != 2) fail_value("pack_weight: w must be (out, in), got " + shape_text(w.shape));
+        if (w.is_double) fail_type("pack_weight: w is float64; convert it to float32 first");
+        return std::make_unique<PackedWeight>(w);
+      },
+      py::arg("w"));
+  m.def("matmul", matmul, py::arg("a"), py::arg("b"));
+  m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"), py::arg("residual"),
+        py::arg("out"));
+}
+
+}  // namespace qkv

@@ -1,0 +1,175 @@
+// Ops that work row by row: softmax, norms, activations, embedding, rotary.
+#include "bind/array.h"
+#include "bind/bind.h"
+#include "core/parallel.h"
+#include "cpu/dispatch.h"
+
+namespace qkv {
+
+const float* packed_table(py::handle object, int64_t* rows, int64_t* width);  // bind_gemm.cpp
+
+namespace {
+
+// One float row per thread and `count`, for rows that cannot be worked on in place.
+size_t row_bytes(int64_t n, int64_t count, int threads) { return static_cast<size_t>(n * count * threads * 4); }
+
+py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
+  const char* op = log ? "log_softmax" : "softmax";
+  const Array x = read_array(op, "x", x_in);
+  const int axis = check_axis(op, x, axis_in);
+  if (x.is_double) return py::none();
+  py::array out = new_array(x.owner.dtype(), x.shape);
+  if (out.size() == 0) return std::move(out);
+  const Array y = view_of(out, x.dtype);
+  const auto rows = rows_along(op, axis, {&x, &y});
+  const py::gil_scoped_release unlocked;
+  const int threads = num_threads();
+  const Scratch scratch(row_bytes(rows[0].n, 1, threads));
+  kernels().softmax({rows[0], rows[1], log, scratch.as<float>(), threads});
+  return std::move(out);
+}
+
+py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, double eps, bool rms, py::handle residual_in) {
+  const char* op = rms ? "rms_norm" : "layer_norm";
+  const Array x = read_array(op, "x", x_in), weight = read_optional(op, "weight", weight_in), bias = read_optional(op, "bias", bias_in),
+              residual = read_optional(op, "residual", residual_in);
+  const bool serve_double = check_dtypes(op, {&x, &residual}) || (weight && weight.is_double) || (bias && bias.is_double);
+  check_parameter_dtype(x, weight);
+  check_parameter_dtype(x, bias);
+  if (x.rank() == 0) fail_value(x.where + " must have at least 1 dimension");
+  const int64_t n = x.shape.back();
+  for (const Array* p : {&weight, &bias})
+    if (*p && p->shape != std::vector<int64_t>{n})
+      fail_value(p->where + " must be " + shape_text({n}) + ", got " + shape_text(p->shape));
+  if (residual && residual.shape != x.shape)
+    fail_value(residual.where + " must have x's shape " + shape_text(x.shape) + ", got " + shape_text(residual.shape));
+  if (!(eps >= 0)) fail_value(std::string(op) + ": eps must not be negative, got " + std::to_string(eps));
+  if (serve_double) return py::none();
+
+  py::array out = new_array(x.owner.dtype(), x.shape), total;
+  Array sum;
+  if (residual) {
+    total = new_array(x.owner.dtype(), x.shape);
+    sum = view_of(total, x.dtype);
+  }
+  if (out.size() > 0) {
+    const Array y = view_of(out, x.dtype);
+    const auto rows = rows_along(op, x.rank() - 1, {&x, &y, &residual, &sum});
+    std::vector<std::vector<float>> keep;
+    const float *w = as_floats(weight, &keep), *b = as_floats(bias, &keep);
+    const py::gil_scoped_release unlocked;
+    const int threads = num_threads();
+    const Scratch scratch(row_bytes(n, 2, threads));
+    kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, static_cast<float>(eps), rms, scratch.as<float>(), threads});
+  }
+  if (residual) return py::make_tuple(out, total);
+  return std::move(out);
+}
+
+py::object activation(const std::string& op, py::handle x_in, Activation a) {
+  const Array x = read_array(op.c_str(), "x", x_in);
+  if (x.is_double) return py::none();
+  py::array out = new_array(x.owner.dtype(), x.shape);
+  if (out.size() == 0) return std::move(out);
+  const Array y = view_of(out, x.dtype);
+  auto rows = rows_along(op.c_str(), x.rank() - 1, {&x, &y});
+  // Rows that follow each other in both arrays are one long row.
+  if (rows[0].rank == 1 && rows[0].strides[0] == rows[0].n * rows[0].step && rows[1].strides[0] == rows[1].n * rows[1].step)
+    for (Rows& r : rows) {
+      r.n *= r.rows;
+      r.rows = 1;
+      r.rank = 0;
+    }
+  const py::gil_scoped_release unlocked;
+  kernels().activation({a, rows[0], rows[1], num_threads()});
+  return std::move(out);
+}
+
+py::object embedding(py::handle ids_in, py::handle table_in) {
+  std::vector<int64_t> shape;
+  const std::vector<int64_t> ids = read_ints("embedding", "ids", ids_in, &shape);
+  EmbeddingArgs a{};
+  int64_t rows = 0;
+  Array table;
+  a.packed = packed_table(table_in, &rows, &a.width);
+  if (!a.packed) {
+    table = read_array("embedding", "table", table_in);
+    if (table.rank() != 2) fail_value("embedding: table must be (vocabulary, width), got " + shape_text(table.shape));
+    rows = table.shape[0];
+    a.width = table.shape[1];
+    a.table = table.data;
+    a.dtype = table.dtype;
+    a.row = table.strides[0];
+    a.step = a.width > 1 ? table.strides[1] : 1;
+  }
+  for (const int64_t id : ids)
+    if (id < 0 || id >= rows)
+      fail_value("embedding: id " + std::to_string(id) + " is outside the table's " + std::to_string(rows) + " rows");
+  if (table && table.is_double) return py::none();
+  shape.push_back(a.width);
+  checked_size("embedding", shape);
+  py::array out = new_array(table ? table.owner.dtype() : float32_dtype(), shape);
+  if (out.size() == 0) return std::move(out);
+  a.ids = ids.data();
+  a.count = static_cast<int64_t>(ids.size());
+  a.y = static_cast<char*>(out.mutable_data());
+  const py::gil_scoped_release unlocked;
+  a.threads = num_threads();
+  kernels().embedding(a);
+  return std::move(out);
+}
+
+// angles: float32, x's shape with dim / 2 in place of the last dimension (strides of 0 where it was broadcast); made by qkv.ops.
+py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t dim, bool interleaved) {
+  const Array x = read_array("rotary", "x", x_in);
+  Array angles = read_array("rotary", "angles", angles_in);
+  if (x.is_double) return py::none();
+  py::array out = new_array(x.owner.dtype(), x.shape);
+  if (out.size() == 0) return std::move(out);
+  Array y = view_of(out, x.dtype), ordered = x;
+  // Dimensions along which the angles stay the same go innermost: one set of sines then serves neighbouring rows.
+  const size_t last = x.shape.size() - 1;
+  std::vector<size_t> order;
+  for (const bool varies : {true, false})
+    for (size_t d = 0; d < last; ++d)
+      if ((angles.strides[d] != 0) == varies) order.push_back(d);
+  order.push_back(last);
+  for (Array* a : {&ordered, &y, &angles}) {
+    const Array before = *a;
+    for (size_t d = 0; d < order.size(); ++d) {
+      a->shape[d] = before.shape[order[d]];
+      a->strides[d] = before.strides[order[d]];
+    }
+  }
+  const auto rows = rows_along("rotary", x.rank() - 1, {&ordered, &y, &angles});
+  const py::gil_scoped_release unlocked;
+  const int threads = num_threads();
+  const Scratch scratch(row_bytes(dim + rows[0].n, 1, threads));
+  kernels().rotary({rows[0], rows[1], rows[2], static_cast<float>(factor), dim, interleaved, scratch.as<float>(), threads});
+  return std::move(out);
+}
+
+}  // namespace
+
+void bind_rows(py::module_& m) {
+  m.def("softmax", softmax, py::arg("x"), py::arg("axis"), py::arg("log"));
+  m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"));
+  m.def("embedding", embedding, py::arg("ids"), py::arg("table"));
+  m.def("rotary", rotary, py::arg("x"), py::arg("angles"), py::arg("factor"), py::arg("dim"), py::arg("interleaved"));
+  const struct {
+    const char* name;
+    Activation op;
+  } unary[] = {{"gelu", Activation::gelu},     {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu},
+               {"silu", Activation::silu},     {"quick_gelu", Activation::quick_gelu}, {"tanh", Activation::tanh},
+               {"exp", Activation::exp},       {"erf", Activation::erf}};
+  m.def(
+      "unary",
+      [unary](const std::string& name, py::handle x) {
+        for (const auto& u : unary)
+          if (name == u.name) return activation(name, x, u.op);
+        fail_value("unary: unknown function '" + name + "'");
+      },
+      py::arg("name"), py::arg("x"));
+}
+
+}  // namespace qkv

@@ -1,0 +1,11 @@
+// The extension module qkv._cpu.
+#include "bind/bind.h"
+
+PYBIND11_MODULE(_cpu, m) {
+  m.doc() = "CPU kernels of qkv. Private: use qkv.ops, where the functions are documented.";
+  qkv::bind_runtime(m);
+  qkv::bind_gemm(m);
+  qkv::bind_rows(m);
+  qkv::bind_attention(m);
+  qkv::bind_dlpack(m);
+}

@@ -1,0 +1,116 @@
+// The buffer pool. Fresh pages from the kernel cost about 0.25 us per KiB (zeroing and page faults): as much as a small
+// GEMM takes. So memory goes back to a free list per size class and is handed out again, most recent (warmest) first.
+#include "core/buffer.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <mutex>
+#include <new>
+#include <vector>
+
+namespace qkv {
+namespace {
+
+constexpr int kSubClasses = 4;  // per power of two: at most 25 % of a buffer is unused (and never touched)
+constexpr int kClasses = 64 * kSubClasses;
+
+// Stands in the 64 bytes before the data.
+struct Header {
+  int size_class;
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::vector<void*> free[kClasses];
+  size_t cached = 0;
+  size_t limit = 0;
+};
+
+Pool& pool() {
+  static Pool* p = [] {
+    Pool* made = new Pool;  // never destroyed: arrays may die after static destructors ran
+    const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGE_SIZE);
+    const size_t memory = pages > 0 && page > 0 ? static_cast<size_t>(pages) * static_cast<size_t>(page) : 0;
+    // An eighth of the memory, between 64 MiB and 1 GiB.
+    made->limit = std::min<size_t>(std::max<size_t>(memory / 8, size_t{64} << 20), size_t{1} << 30);
+    // The lock must be free in a forked child, whichever thread held it in the parent.
+    pthread_atfork([] { pool().mutex.lock(); }, [] { pool().mutex.unlock(); }, [] { pool().mutex.unlock(); });
+    return made;
+  }();
+  return *p;
+}
+
+// Class sizes are 64, 80, 96, 112, 128, 160, ... bytes: four steps per doubling.
+size_t class_bytes(int c) { return (size_t{16} << (c / kSubClasses)) * static_cast<size_t>(kSubClasses + c % kSubClasses); }
+
+int class_of(size_t bytes) {
+  if (bytes <= 64) return 0;
+  int log2 = 63 - __builtin_clzll(bytes - 1);  // bytes in (2^log2, 2^(log2+1)]
+  int c = (log2 - 6) * kSubClasses;
+  while (class_bytes(c) < bytes) ++c;
+  return c;
+}
+
+Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kAlignment); }
+
+}  // namespace
+
+void* buffer_acquire(size_t bytes) {
+  if (bytes > (size_t{1} << 60)) throw std::bad_alloc();
+  const int c = class_of(bytes);
+  Pool& p = pool();
+  {
+    std::lock_guard<std::mutex> lock(p.mutex);
+    if (!p.free[c].empty()) {
+      void* data = p.free[c].back();
+      p.free[c].pop_back();
+      p.cached -= class_bytes(c);
+      return data;
+    }
+  }
+  const size_t total = (class_bytes(c) + kAlignment + kAlignment - 1) / kAlignment * kAlignment;
+  void* block = aligned_alloc(kAlignment, total);
+  if (!block) {  // what is cached may be just what is missing
+    buffer_trim();
+    block = aligned_alloc(kAlignment, total);
+    if (!block) throw std::bad_alloc();
+  }
+  static_cast<Header*>(block)->size_class = c;
+  return static_cast<char*>(block) + kAlignment;
+}
+
+void buffer_release(void* data) {
+  if (!data) return;
+  const int c = header_of(data)->size_class;
+  Pool& p = pool();
+  {
+    std::lock_guard<std::mutex> lock(p.mutex);
+    if (p.cached + class_bytes(c) <= p.limit) {
+      p.free[c].push_back(data);
+      p.cached += class_bytes(c);
+      return;
+    }
+  }
+  ::free(header_of(data));
+}
+
+BufferStats buffer_stats() {
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  return {p.cached, p.limit};
+}
+
+void buffer_trim() {
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  for (auto& list : p.free) {
+    for (void* data : list) ::free(header_of(data));
+    std::vector<void*>().swap(list);
+  }
+  p.cached = 0;
+}
+
+}  // namespace qkv

@@ -1,0 +1,40 @@
+// The buffer pool: 64-byte aligned memory for outputs and scratch, recycled when it is given back.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace qkv {
+
+constexpr size_t kAlignment = 64;
+
+// Returns at least `bytes` bytes, aligned to 64, contents unspecified. Throws std::bad_alloc.
+void* buffer_acquire(size_t bytes);
+// Takes back what buffer_acquire returned; nullptr is fine.
+void buffer_release(void* data);
+
+struct BufferStats {
+  size_t cached_bytes;  // waiting for reuse
+  size_t limit_bytes;   // most that is kept waiting
+};
+BufferStats buffer_stats();
+// Frees all that is cached.
+void buffer_trim();
+
+// Scratch memory for the time of one call.
+class Scratch {
+ public:
+  explicit Scratch(size_t bytes) : data_(bytes ? buffer_acquire(bytes) : nullptr) {}
+  ~Scratch() { buffer_release(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data() const { return data_; }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_;
+};
+
+}  // namespace qkv

@@ -1,0 +1,119 @@
+// How many threads this process should run. A container with a quota of one core and 64 visible ones must not start 64
+// threads: the quota is then used up in 1/64 of each period and every thread stalls for the rest of it.
+#include "core/cpu_count.h"
+
+#include <sched.h>
+#include <stdlib.h>
+
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+namespace qkv {
+namespace {
+
+std::string read_line(const std::string& path) {
+  std::ifstream file(path);
+  std::string line;
+  std::getline(file, line);
+  return line;
+}
+
+std::vector<int> affinity() {
+  std::vector<int> cpus;
+#if defined(__linux__)
+  // A mask larger than cpu_set_t's 1024 CPUs needs a larger set: grow until the kernel accepts it.
+  for (int capacity = 1024; capacity <= 1 << 18; capacity *= 4) {
+    cpu_set_t* set = CPU_ALLOC(capacity);
+    const size_t bytes = CPU_ALLOC_SIZE(capacity);
+    const bool ok = set && sched_getaffinity(0, bytes, set) == 0;
+    if (ok)
+      for (int c = 0; c < capacity; ++c)
+        if (CPU_ISSET_S(c, bytes, set)) cpus.push_back(c);
+    CPU_FREE(set);
+    if (ok) break;
+  }
+#endif
+  return cpus;
+}
+
+// Quota of one group in CPUs, 0 if unlimited or unreadable. v2: "max 100000" or "150000 100000" in cpu.max.
+double quota_v2(const std::string& dir) {
+  std::istringstream line(read_line(dir + "/cpu.max"));
+  std::string quota;
+  double period = 0;
+  if (!(line >> quota >> period) || quota == "max" || period <= 0) return 0;
+  return atof(quota.c_str()) / period;
+}
+
+double quota_v1(const std::string& dir) {
+  const double quota = atof(read_line(dir + "/cpu.cfs_quota_us").c_str());
+  const double period = atof(read_line(dir + "/cpu.cfs_period_us").c_str());
+  return quota > 0 && period > 0 ? quota / period : 0;
+}
+
+// The tightest quota of `path` under `mount` and of every group above it. Inside a container the path may name groups
+// that are not mounted; those read as unlimited and the mount's root still counts.
+double tightest(const std::string& mount, std::string path, double (*quota)(const std::string&)) {
+  double least = 0;
+  for (;;) {
+    while (!path.empty() && path.back() == '/') path.pop_back();
+    const double q = quota(mount + path);
+    if (q > 0 && (least == 0 || q < least)) least = q;
+    if (path.empty()) return least;
+    path.erase(path.find_last_of('/') == std::string::npos ? 0 : path.find_last_of('/'));
+  }
+}
+
+}  // namespace
+
+double cgroup_cpus(const char* root) {
+  const std::string base(root);
+  double least = 0;
+  const auto take = [&least](double q) {
+    if (q > 0 && (least == 0 || q < least)) least = q;
+  };
+  // Lines are "id:controllers:path"; v2 is "0::path".
+  std::ifstream groups(base + "/proc/self/cgroup");
+  std::string line;
+  while (std::getline(groups, line)) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
+    if (controllers.empty()) {
+      take(tightest(base + "/sys/fs/cgroup", path, quota_v2));
+      take(tightest(base + "/sys/fs/cgroup/unified", path, quota_v2));
+    } else if (("," + controllers + ",").find(",cpu,") != std::string::npos) {
+      take(tightest(base + "/sys/fs/cgroup/" + controllers, path, quota_v1));
+      if (controllers != "cpu") take(tightest(base + "/sys/fs/cgroup/cpu", path, quota_v1));
+    }
+  }
+  return least;
+}
+
+int affinity_cpus() {
+  const size_t n = affinity().size();
+  if (n > 0) return static_cast<int>(n);
+  const unsigned hardware = std::thread::hardware_concurrency();
+  return hardware > 0 ? static_cast<int>(hardware) : 1;
+}
+
+int usable_cpus() {
+  // Two hyperthreads share the FMA units, so a core counts once, whichever of its threads are in the mask.
+  std::set<std::string> cores;
+  for (const int cpu : affinity()) {
+    const std::string siblings =
+        read_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
+  }
+  int n = cores.empty() ? affinity_cpus() : static_cast<int>(cores.size());
+  const double quota = cgroup_cpus("");
+  // Rounded down: one thread too many is throttled along with all the others.
+  if (quota > 0 && quota < n) n = quota < 1 ? 1 : static_cast<int>(quota);
+  return n < 1 ? 1 : n;
+}
+
+}  // namespace qkv

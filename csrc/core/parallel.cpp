@@ -1,0 +1,212 @@
+// A small thread pool: callers work too, workers spin briefly and then sleep, chunks are claimed dynamically.
+//
+// Every running thread holds one of num_threads() slots, so several Python threads that call at once do not
+// oversubscribe the machine: a caller that finds no free slot waits, and workers give theirs up to it at the next
+// chunk. The pool is never destroyed (no joins at interpreter exit); a forked child starts a new one.
+#include "core/parallel.h"
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "core/cpu_count.h"
+
+namespace qkv {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+// Spinning bridges the gap between two ops of a model (a few microseconds of Python) without a futex round trip.
+constexpr auto kSpin = std::chrono::microseconds(50);
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+struct Loop {
+  int64_t n, grain, chunks;
+  int threads;
+  LoopBody body;
+  void* context;
+  std::atomic<int64_t> next{0};
+  std::atomic<int> workers{0};  // inside this loop; grows under the pool's mutex only
+  Loop* newer = nullptr;        // list of running loops
+
+  bool claim(int64_t* begin, int64_t* end) {
+    const int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= chunks) return false;
+    *begin = chunk * grain;
+    *end = *begin + grain < n ? *begin + grain : n;
+    return true;
+  }
+  bool has_work() const { return next.load(std::memory_order_relaxed) < chunks; }
+};
+
+struct Pool {
+  std::mutex mutex;
+  std::condition_variable wake;      // workers: there is a loop
+  std::condition_variable finished;  // callers: a worker left a loop, or a slot came free
+  Loop* loops = nullptr;
+  int spawned = 0;                     // workers started so far; worker i has thread index i + 1
+  int sleeping = 0;                    // workers inside wake.wait
+  int running = 0;                     // slots taken
+  std::atomic<int> callers_waiting{0};  // for a slot
+  std::atomic<uint64_t> epoch{0};       // counts the loops started: what spinning workers watch
+
+  void work(int index);
+  void spawn(int wanted);
+  void run(Loop& loop);
+};
+
+std::atomic<int> g_threads{0};
+std::atomic<Pool*> g_pool{nullptr};
+thread_local bool t_inside = false;  // this thread runs a loop body already
+
+void Pool::work(int index) {
+  t_inside = true;
+  uint64_t seen = 0;
+  for (;;) {
+    const auto give_up = std::chrono::steady_clock::now() + kSpin;
+    while (epoch.load(std::memory_order_acquire) == seen) {
+      for (int i = 0; i < 32; ++i) relax();
+      if (std::chrono::steady_clock::now() > give_up) break;
+    }
+    Loop* loop = nullptr;
+    {
+      std::unique_lock<std::mutex> lock(mutex);
+      for (;;) {
+        seen = epoch.load(std::memory_order_relaxed);
+        const int slots = num_threads();
+        if (running < slots && callers_waiting.load(std::memory_order_relaxed) == 0) {
+          for (loop = loops; loop; loop = loop->newer)
+            if (index < loop->threads && loop->has_work()) break;
+        }
+        if (loop) break;
+        ++sleeping;
+        wake.wait(lock, [&] { return epoch.load(std::memory_order_relaxed) != seen; });
+        --sleeping;
+      }
+      ++running;
+      loop->workers.fetch_add(1, std::memory_order_relaxed);
+    }
+    int64_t begin, end;
+    while (callers_waiting.load(std::memory_order_relaxed) == 0 && loop->claim(&begin, &end))
+      loop->body(loop->context, begin, end, index);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      --running;
+      loop->workers.fetch_sub(1, std::memory_order_release);  // the caller may now leave: loop is gone
+      finished.notify_all();
+    }
+  }
+}
+
+void Pool::spawn(int wanted) {
+  // Signals belong to Python's main thread; a worker that took SIGINT would delay Ctrl-C.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  while (spawned < wanted) {
+    const int index = spawned + 1;
+    try {
+      std::thread([this, index] { work(index); }).detach();
+    } catch (const std::exception&) {  // no more threads to be had: the loop runs on those there are
+      break;
+    }
+    ++spawned;
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+void Pool::run(Loop& loop) {
+  {
+    std::unique_lock<std::mutex> lock(mutex);
+    if (running >= num_threads()) {
+      callers_waiting.fetch_add(1);
+      finished.wait(lock, [&] { return running < num_threads(); });
+      callers_waiting.fetch_sub(1);
+    }
+    ++running;
+    if (spawned < loop.threads - 1) spawn(loop.threads - 1);
+    loop.newer = loops;
+    loops = &loop;
+    epoch.fetch_add(1, std::memory_order_release);
+    if (sleeping > 0) wake.notify_all();
+  }
+  t_inside = true;
+  int64_t begin, end;
+  while (loop.claim(&begin, &end)) loop.body(loop.context, begin, end, 0);
+  t_inside = false;
+
+  for (int i = 0; i < 4096 && loop.workers.load(std::memory_order_acquire) > 0; ++i) relax();
+  std::unique_lock<std::mutex> lock(mutex);
+  Loop** link = &loops;
+  while (*link != &loop) link = &(*link)->newer;
+  *link = loop.newer;
+  finished.wait(lock, [&] { return loop.workers.load(std::memory_order_acquire) == 0; });
+  --running;
+  // Another loop may have work for the slot: its workers went to sleep while all slots were taken.
+  for (Loop* other = loops; other; other = other->newer)
+    if (other->has_work()) {
+      epoch.fetch_add(1, std::memory_order_release);
+      wake.notify_all();
+      break;
+    }
+  if (callers_waiting.load(std::memory_order_relaxed) > 0) finished.notify_all();
+}
+
+// fork copies only the calling thread: the child forgets the parent's pool (a small leak) and builds its own.
+void forget_pool() {
+  g_pool.store(new Pool);
+  t_inside = false;
+}
+
+Pool& pool() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    g_pool.store(new Pool);
+    pthread_atfork(nullptr, nullptr, forget_pool);
+  });
+  return *g_pool.load(std::memory_order_acquire);
+}
+
+}  // namespace
+
+int num_threads() {
+  const int n = g_threads.load(std::memory_order_relaxed);
+  if (n > 0) return n;
+  int counted = usable_cpus();
+  if (counted > kMaxThreads) counted = kMaxThreads;
+  int unset = 0;
+  g_threads.compare_exchange_strong(unset, counted);
+  return g_threads.load(std::memory_order_relaxed);
+}
+
+void set_num_threads(int n) { g_threads.store(n < 1 ? 1 : n > kMaxThreads ? kMaxThreads : n); }
+
+void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* context) {
+  if (n <= 0) return;
+  if (grain < 1) grain = 1;
+  if (threads <= 1 || n <= grain || t_inside) {
+    body(context, 0, n, 0);
+    return;
+  }
+  Loop loop;
+  loop.n = n;
+  loop.grain = grain;
+  loop.chunks = (n + grain - 1) / grain;
+  loop.threads = loop.chunks < threads ? static_cast<int>(loop.chunks) : threads;
+  loop.body = body;
+  loop.context = context;
+  pool().run(loop);
+}
+
+}  // namespace qkv

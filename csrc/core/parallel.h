@@ -1,0 +1,20 @@
+// The thread pool: one per process, its workers shared by all calling threads.
+#pragma once
+#include <stdint.h>
+
+namespace qkv {
+
+// Body of a parallel loop: handles items [begin, end). `thread` is below the loop's thread limit and unique among the
+// threads that run this loop at the same time, so it may index scratch memory.
+using LoopBody = void (*)(void* context, int64_t begin, int64_t end, int thread);
+
+// Runs body over [0, n) in chunks of `grain` items, claimed one by one by the caller and at most threads - 1 workers, so that a
+// thread that is held up costs its share only. Returns when all is done. A loop of one chunk, or one
+// started inside another loop, runs on the caller alone.
+void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* context);
+
+// Threads a loop may use, the caller included. Kernels get this number through their arguments (scratch is sized by it).
+int num_threads();
+void set_num_threads(int n);
+
+}  // namespace qkv

@@ -1,0 +1,187 @@
+// What a kernel is given: plain structs, checked by bind/ before they get here. All lengths and strides count elements.
+// Kernels never allocate: `scratch` holds what the plan or the comment asks for, once per thread.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/tensor.h"
+
+namespace qkv {
+
+enum class Activation : uint8_t { none, gelu, gelu_tanh, relu, silu, quick_gelu, tanh, exp, erf };
+
+// Columns of a packed panel, on every ISA: packed weights need no repacking when the ISA changes.
+// Panel p holds w[16p .. 16p+15, 0 .. K) as (K, 16), zeros beyond the last row: the GEMM reads one stream per panel.
+constexpr int64_t kPanel = 16;
+static inline int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+// How a GEMM is cut up. Depends on sizes, never on the ISA, so that scratch can be sized without asking the kernel.
+struct GemmPlan {
+  int64_t k_block;                            // K blocks: by k alone, so that summation order is too
+  int64_t rows, panels;                       // of c in one chunk
+  int64_t row_chunks, panel_chunks;           // per matrix of the batch
+  int64_t grain;                              // chunks worth a thread
+  bool copy_a;                                // a must be converted to contiguous float rows
+  bool separate_c;                            // sums need a float buffer beside c
+  int64_t a_floats, b_floats, scratch_bytes;  // per thread: [a rows | b panels | sums]
+};
+
+// c = act(a b + bias) * gate + residual, over a batch.
+struct GemmArgs {
+  int64_t m, n, k;
+  Rows a;         // m rows of k; with a batch, those of its first matrix
+  Rows c;         // m rows of n, neighbours adjacent
+  Rows gate;      // m rows of n, or data == nullptr
+  Rows residual;  // m rows of n, or data == nullptr
+  const float* bias;  // (n) or nullptr
+  Activation activation;
+  const float* packed;  // panels of b's columns, or nullptr: then b is raw
+  const char* b;        // element (k, n) at b[k * b_k + n * b_n]
+  DType b_dtype;
+  int64_t b_k, b_n;
+  int batch_rank;  // outermost first
+  int64_t batch_shape[kMaxRank], a_batch[kMaxRank], b_batch[kMaxRank], c_batch[kMaxRank];
+  int64_t batch;
+  GemmPlan plan;
+  char* scratch;
+  int threads;
+};
+GemmPlan plan_gemm(const GemmArgs&);
+
+// out = panels of w (n, k), element (n, k) at w[n * w_n + k * w_k].
+struct PackArgs {
+  const char* w;
+  DType dtype;
+  int64_t n, k, w_n, w_k;
+  float* out;
+  int threads;
+};
+
+enum class Causal : uint8_t { none, bottom_right, top_left };
+constexpr int64_t kUnbounded = INT64_MAX / 4;  // a window side without limit
+
+// An array addressed as (b, h, s, d).
+struct Strided4 {
+  char* data;
+  DType dtype;
+  int64_t b, h, s, d;
+};
+
+constexpr int64_t kKeyBlock = 128;  // keys of a block; blocks start at multiples of it, whatever the queries
+
+struct AttentionPlan {
+  int64_t tile_rows;      // rows of a tile: one per query and per head of the group that shares a key head
+  int64_t scratch_bytes;  // per thread
+  bool weight_rows;       // weights need float rows beside the output
+};
+
+// Attention over dense (B, H, S, D) or packed tokens: with cu_q and cu_k, batch entry b has queries cu_q[b] .. cu_q[b+1]
+// of the token axis and the b strides are unused.
+struct AttentionArgs {
+  int64_t batch, heads, kv_heads, d, dv;
+  int64_t s, t;  // dense lengths
+  const int64_t *cu_q, *cu_k;
+  const int64_t* kv_lengths;  // (B) or nullptr
+  Strided4 q, k, v, out;      // out.d == 1
+  float scale, softcap;       // softcap 0: none
+  Causal causal;
+  int64_t window_left, window_right;
+  Strided4 mask;  // bytes, dtype unused; data == nullptr: none
+  Strided4 bias;
+  const float* relative_bias;  // (H, 2 * max_distance + 1) or nullptr
+  int64_t max_distance;
+  const float* alibi;  // slope of head h in batch entry b at alibi[b * alibi_b + h], or nullptr
+  int64_t alibi_b;
+  const float* sinks;  // (H) or nullptr
+  float* lse;          // at lse[b * lse_b + h * lse_h + query], or nullptr; packed: lse_b = 0 and query counts all tokens
+  int64_t lse_b, lse_h;
+  char* const* weights;  // per batch entry (H, S_b, T_b) of q's dtype, or nullptr
+  int64_t longest_k;     // longest T_b
+  AttentionPlan plan;
+  const int64_t* tiles;  // (B + 1) query tiles of the batch entries before b, for one key head
+  char* scratch;
+  int threads;
+};
+// `rows`: queries times group size, summed over the batch and the key heads.
+AttentionPlan plan_attention(const AttentionArgs&, int64_t rows);
+
+// out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j over already projected q (B, S, A) and k (B, T, A).
+struct AdditiveAttentionArgs {
+  int64_t batch, s, t, a, dv;
+  const float *q, *k;  // contiguous
+  const float* w;      // (A)
+  Strided4 v, out;     // h unused
+  Strided4 mask;       // bytes (B, S, T), h unused; data == nullptr: none
+  const int64_t* kv_lengths;
+  char* weights;  // (B, S, T) of v's dtype or nullptr
+  AttentionPlan plan;
+  char* scratch;
+  int threads;
+};
+AttentionPlan plan_additive_attention(const AdditiveAttentionArgs&);
+
+// One buffer of x.n floats per thread, where a row is not contiguous float32.
+struct SoftmaxArgs {
+  Rows x, y;
+  bool log;
+  float* scratch;
+  int threads;
+};
+
+struct NormArgs {
+  Rows x, y;
+  Rows residual, sum;  // sum = x + residual; data == nullptr: none
+  const float *weight, *bias;  // (n) or nullptr
+  float eps;
+  bool rms;
+  float* scratch;  // 2 n floats per thread
+  int threads;
+};
+
+struct ActivationArgs {
+  Activation op;
+  Rows x, y;
+  int threads;
+};
+
+// y[i] = table[ids[i]]; packed tables keep the layout of PackedWeight.
+struct EmbeddingArgs {
+  const int64_t* ids;  // checked
+  int64_t count, width;
+  const char* table;
+  DType dtype;
+  int64_t row, step;  // strides of the table
+  const float* packed;
+  char* y;
+  int threads;
+};
+
+// y = x with the first `dim` elements of every row rotated by the row's angles, cos and sin times `factor`.
+struct RotaryArgs {
+  Rows x, y;
+  Rows angles;  // dim / 2 floats a row, contiguous, on x's grid
+  float factor;
+  int64_t dim;
+  bool interleaved;
+  float* scratch;  // dim + n floats per thread
+  int threads;
+};
+
+// The kernels of one ISA.
+struct Kernels {
+  const char* isa;
+#define KERNEL(name, Args) void (*name)(const Args&);
+#include "cpu/kernels.inc"
+};
+
+#define QKV_DECLARE_ISA(isa)         \
+  namespace isa {                    \
+  extern const ::qkv::Kernels table; \
+  }
+QKV_DECLARE_ISA(scalar)
+QKV_DECLARE_ISA(avx2)
+QKV_DECLARE_ISA(avx512)
+QKV_DECLARE_ISA(avx512_bf16)
+#undef QKV_DECLARE_ISA
+
+}  // namespace qkv

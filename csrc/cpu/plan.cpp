@@ -1,0 +1,73 @@
+// How the large kernels cut up their work and how much scratch that takes: chosen once per call, from sizes alone, outside the ISA code.
+#include "cpu/kernels.h"
+
+namespace qkv {
+namespace {
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace
+
+GemmPlan plan_gemm(const GemmArgs& g) {
+  constexpr int64_t kBlock = 512;       // a panel group of 48 columns takes 96 KB: L2
+  constexpr int64_t kRowUnit = 24;      // a multiple of every ISA's tile
+  constexpr int64_t kPanelUnit = 3;
+  constexpr int64_t kMostRows = 240, kMostPanels = 12;
+  constexpr int64_t kWorth = 1 << 16;  // multiply-adds that repay waking a thread
+
+  GemmPlan p;
+  p.k_block = g.k > 0 ? ceil_div(g.k, ceil_div(g.k, kBlock)) : 1;
+  p.copy_a = g.a.dtype != DType::f32 || g.a.step != 1 || g.a.rank > 1;
+  p.separate_c = g.c.dtype != DType::f32 || g.c.rank > 1;
+  const int64_t panels = panels_of(g.n);
+  // An unpacked b is packed anew by every row chunk: then rather long chunks of rows. Converted rows should stay in L2.
+  p.rows = g.packed ? kMostRows : 4 * kMostRows;
+  if (p.copy_a)
+    while (p.rows > kRowUnit && p.rows * g.k > 1 << 17) p.rows = round_up(p.rows / 2, kRowUnit);
+  p.panels = kMostPanels;
+  const auto chunks = [&] {
+    p.row_chunks = ceil_div(g.m, p.rows);
+    p.panel_chunks = ceil_div(panels, p.panels);
+    return p.row_chunks * p.panel_chunks * g.batch;
+  };
+  // Four chunks per thread: a thread that is held up then costs little.
+  while (chunks() < 4 * g.threads && p.panels > kPanelUnit) p.panels = round_up(p.panels / 2, kPanelUnit);
+  while (chunks() < 2 * g.threads && p.rows > kRowUnit && g.m > kRowUnit) p.rows = round_up(p.rows / 2, kRowUnit);
+  const int64_t cost = p.rows < g.m ? p.rows * p.panels * kPanel * g.k : g.m * p.panels * kPanel * g.k;
+  p.grain = cost > 0 && cost < kWorth ? kWorth / cost : 1;
+
+  const int64_t rows = p.rows < g.m ? p.rows : g.m;
+  p.a_floats = p.copy_a ? round_up(rows * g.k, 16) : 0;
+  p.b_floats = g.packed ? 0 : p.panels * kPanel * p.k_block;
+  const int64_t c_floats = p.separate_c ? rows * p.panels * kPanel : 0;
+  p.scratch_bytes = round_up((p.a_floats + p.b_floats + c_floats) * 4, 64);
+  return p;
+}
+
+AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows) {
+  AttentionPlan p;
+  // Long tiles share the packing of a key block among more rows; short ones give every thread some.
+  p.tile_rows = 128;
+  while (p.tile_rows > 8 && rows < p.tile_rows * 3 * a.threads) p.tile_rows /= 2;
+  p.weight_rows = a.weights && a.q.dtype != DType::f32;
+  const int64_t dv = round_up(a.dv, kPanel);
+  p.scratch_bytes = 4 * (p.tile_rows * (a.d + kKeyBlock + dv + 2)             // q, scores, sums, maximum and total
+                         + kKeyBlock * (a.d + dv)                             // packed keys, values
+                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));  // raw scores
+  p.scratch_bytes = round_up(p.scratch_bytes, 64);
+  return p;
+}
+
+AttentionPlan plan_additive_attention(const AdditiveAttentionArgs& a) {
+  AttentionPlan p;
+  p.tile_rows = 32;
+  while (p.tile_rows > 4 && a.batch * a.s < p.tile_rows * 3 * a.threads) p.tile_rows /= 2;
+  p.weight_rows = a.weights && a.v.dtype != DType::f32;
+  const int64_t dv = round_up(a.dv, kPanel);
+  p.scratch_bytes = 4 * (p.tile_rows * (kKeyBlock + dv + 2) + kKeyBlock * (a.a + dv) + (p.weight_rows ? p.tile_rows * a.t : 0));
+  p.scratch_bytes = round_up(p.scratch_bytes, 64);
+  return p;
+}
+
+}  // namespace qkv

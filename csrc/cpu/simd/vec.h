@@ -1,0 +1,101 @@
+// The vector type that kernels are written on; the macro QKV_ISA names both the namespace and the instruction set.
+//
+// Contract, the same for every ISA (float lanes, kLanes of them):
+//   Vec                      value type; zero(), set(x), iota() = 0, 1, 2, ...
+//   load(p, count)           count is Full{} or Rest{n}, n < kLanes; lanes beyond the rest read as 0, memory beyond it is not touched.
+//   store(p, v, count)       p may be float, f16 or bf16, at any alignment; halves round to nearest even.
+//   add sub mul div          fma(a, b, c) = a*b + c and fnma(a, b, c) = c - a*b: one rounding where the ISA has it
+//   max(a, b), min(a, b)     b where either is NaN (as x86 does): put the value that must survive second
+//   neg abs sqrt round       round: to nearest even, |x| < 2^22
+//   Mask: lt le gt ge eq     false where either is NaN; select(m, a, b); first(n): lanes below n; mask_and(a, b)
+//   scale2(v, n)             v * 2^n for integral n in [-300, 300], graceful into denormals and infinity
+//   reduce_add, reduce_max   over the lanes, in a fixed order
+//   load_mask(p, count)      bytes: true where non-zero
+//   transpose(p, ld, q, ldq) q[c][r] = p[r][c] for a kLanes x kLanes block
+// Kernels build without -ffast-math and with contraction off: the operations written are the operations done.
+#pragma once
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/dtype.h"
+
+#define QKV_PRAGMA(x) _Pragma(#x)
+#if defined(__clang__)
+#define QKV_UNROLL(n) QKV_PRAGMA(clang loop unroll_count(n))
+#else
+#define QKV_UNROLL(n) QKV_PRAGMA(GCC unroll n)
+#endif
+#define QKV_INLINE static inline __attribute__((always_inline))
+
+namespace qkv {
+namespace QKV_ISA {
+
+struct Full {};
+struct Rest {
+  int64_t n;
+};
+// Scalar conversions, for tails and for baseline machines. bf16: upper half of a float.
+QKV_INLINE float to_float(float x) { return x; }
+QKV_INLINE float to_float(bf16 x) {
+  const uint32_t bits = (uint32_t)x.bits << 16;
+  float y;
+  memcpy(&y, &bits, 4);
+  return y;
+}
+QKV_INLINE float to_float(f16 x) {
+  const uint32_t sign = (uint32_t)(x.bits & 0x8000) << 16, magnitude = x.bits & 0x7fff;
+  uint32_t bits;
+  float y;
+  if (magnitude >= 0x7c00) {  // infinity, NaN
+    bits = sign | 0x7f800000 | (magnitude & 0x3ff) << 13;
+    if (magnitude > 0x7c00) bits |= 0x400000;
+  } else if (magnitude >= 0x400) {
+    bits = sign | (magnitude + (112 << 10)) << 13;
+  } else {  // denormal: magnitude * 2^-24 is exact
+    y = (float)magnitude * 0x1p-24f;
+    return sign ? -y : y;
+  }
+  memcpy(&y, &bits, 4);
+  return y;
+}
+QKV_INLINE void from_float(float x, float* y) { *y = x; }
+QKV_INLINE void from_float(float x, bf16* y) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  if ((bits & 0x7fffffff) > 0x7f800000)
+    y->bits = (uint16_t)(bits >> 16 | 0x40);  // NaN stays NaN
+  else
+    y->bits = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+QKV_INLINE void from_float(float x, f16* y) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  const uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (magnitude > 0x7f800000) {
+    y->bits = (uint16_t)(sign | 0x7e00 | (magnitude >> 13 & 0x3ff));
+  } else if (magnitude >= 0x477ff000) {  // 65520 and above round to infinity
+    y->bits = (uint16_t)(sign | 0x7c00);
+  } else if (magnitude < 0x38800000) {  // below 2^-14: a multiple of 2^-24, rounded by the adder
+    float a;
+    memcpy(&a, &magnitude, 4);
+    a += 0.5f;  // ulp(0.5) = 2^-24
+    uint32_t sum;
+    memcpy(&sum, &a, 4);
+    y->bits = (uint16_t)(sign | (sum - 0x3f000000));
+  } else {
+    const uint32_t rounded = magnitude - (112u << 23) + 0xfff + (magnitude >> 13 & 1);
+    y->bits = (uint16_t)(sign | rounded >> 13);
+  }
+}
+
+}  // namespace QKV_ISA
+}  // namespace qkv
+
+#if defined(__AVX512F__)
+#include "cpu/simd/vec_avx512.h"
+#elif defined(__AVX2__)
+#include "cpu/simd/vec_avx2.h"
+#else
+#include "cpu/simd/vec_scalar.h"
+#endif

@@ -1,0 +1,89 @@
+"""Transformer inference in one small package: NumPy in, NumPy out, hand-written kernels underneath.
+
+Ops (`qkv.attention`, `qkv.linear`, `qkv.softmax` ...) live in `qkv.ops` and `qkv.compat`, models in `qkv.models`.
+What a model needs beyond ops is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .compat import flash_attn_func, flash_attn_varlen_func, scaled_dot_product_attention
+from .ops import (
+    PackedWeight,
+    additive_attention,
+    alibi_slopes,
+    attention,
+    attention_varlen,
+    embedding,
+    gelu,
+    layer_norm,
+    linear,
+    log_softmax,
+    matmul,
+    pack_weight,
+    quick_gelu,
+    relu,
+    rms_norm,
+    rotary,
+    silu,
+    sinusoidal_positions,
+    softmax,
+    tanh,
+)
+from .runtime import get_num_threads, isas, set_isa, set_num_threads, show_config, trim
+
+if TYPE_CHECKING:
+    from .models import from_weights, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PackedWeight",
+    "additive_attention",
+    "alibi_slopes",
+    "attention",
+    "attention_varlen",
+    "embedding",
+    "flash_attn_func",
+    "flash_attn_varlen_func",
+    "from_weights",
+    "gelu",
+    "get_num_threads",
+    "isas",
+    "layer_norm",
+    "linear",
+    "load",
+    "log_softmax",
+    "matmul",
+    "pack_weight",
+    "quick_gelu",
+    "relu",
+    "rms_norm",
+    "rotary",
+    "scaled_dot_product_attention",
+    "set_isa",
+    "set_num_threads",
+    "show_config",
+    "silu",
+    "sinusoidal_positions",
+    "softmax",
+    "tanh",
+    "trim",
+]
+
+_LAZY = ("from_weights", "load")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from . import models
+
+        value = getattr(models, name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'qkv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,105 @@
+"""Types of the extension module; what the functions mean is documented in qkv.ops. Kept true by tests/test_stub.py."""
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+_Array: TypeAlias = npt.NDArray[Any]
+
+compiler: str
+
+class PackedWeight:
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    def dequantize(self) -> npt.NDArray[np.float32]: ...
+    def __getstate__(self) -> tuple[_Array]: ...
+    def __setstate__(self, state: tuple[_Array]) -> None: ...
+
+# Runtime.
+def isas() -> list[str]: ...
+def set_isa(name: str) -> None: ...
+def current_isa() -> str: ...
+def kernel_names() -> list[str]: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def usable_cpus() -> int: ...
+def affinity_cpus() -> int: ...
+def cgroup_cpus(root: str) -> float: ...
+def trim() -> None: ...
+def buffer_stats() -> dict[str, int]: ...
+
+# Ops. None instead of a result: an argument is float64, qkv.reference is to serve it.
+def matmul(a: _Array, b: _Array) -> _Array | None: ...
+def linear(
+    x: _Array,
+    weight: _Array | PackedWeight,
+    bias: _Array | None,
+    activation: str | None,
+    gate: _Array | None,
+    residual: _Array | None,
+    out: _Array | None,
+) -> _Array | None: ...
+def pack_weight(w: _Array) -> PackedWeight: ...
+def softmax(x: _Array, axis: int, log: bool) -> _Array | None: ...
+def norm(
+    x: _Array, weight: _Array | None, bias: _Array | None, eps: float, rms: bool, residual: _Array | None
+) -> Any: ...
+def unary(name: str, x: _Array) -> _Array | None: ...
+def embedding(ids: _Array, table: _Array | PackedWeight) -> _Array | None: ...
+def rotary(x: _Array, angles: _Array, factor: float, dim: int, interleaved: bool) -> _Array | None: ...
+def attention(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    causal: bool | str,
+    mask: _Array | None,
+    bias: _Array | None,
+    relative_bias: _Array | None,
+    alibi_slopes: _Array | None,
+    scale: float | None,
+    softcap: float | None,
+    window_left: int | None,
+    window_right: int | None,
+    sinks: _Array | None,
+    kv_lengths: _Array | None,
+    bshd: bool,
+    return_lse: bool,
+    return_weights: bool,
+    out: _Array | None,
+) -> Any: ...
+def attention_varlen(
+    q: _Array,
+    k: _Array,
+    v: _Array,
+    cu_seqlens_q: _Array,
+    cu_seqlens_k: _Array,
+    causal: bool | str,
+    relative_bias: _Array | None,
+    alibi_slopes: _Array | None,
+    scale: float | None,
+    softcap: float | None,
+    window_left: int | None,
+    window_right: int | None,
+    sinks: _Array | None,
+    return_lse: bool,
+    return_weights: bool,
+    out: _Array | None,
+) -> Any: ...
+def additive_attention(
+    q: _Array,
+    k: _Array,
+    w: _Array,
+    v: _Array,
+    mask: _Array | None,
+    kv_lengths: _Array | None,
+    return_weights: bool,
+) -> Any: ...
+
+# DLPack capsules ("dltensor").
+def from_dlpack(capsule: object) -> _Array: ...
+def to_dlpack(array: _Array) -> object: ...

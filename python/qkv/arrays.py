@@ -1,0 +1,113 @@
+"""Array arguments of any library become NumPy arrays, results become arrays of that library again.
+
+NumPy arrays pass through. Objects that speak DLPack (torch, jax ... on the CPU) are viewed in place, bfloat16 included,
+and results are handed back through their library's `from_dlpack`: no copy either way. Lists and numbers are what
+numpy.asarray makes of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from . import _cpu
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_CPU_DEVICE = 1  # kDLCPU
+
+
+def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator: the named parameters of an op reach it as NumPy arrays (None and packed weights as they are).
+
+    The result takes the kind of the first argument that is no NumPy array; an `out` argument is returned itself.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        code = function.__code__
+        parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        where = [(parameters.index(name), name) for name in names]
+        op = function.__name__
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            origin: Any = None
+            values = list(args)
+            out = kwargs.get("out")
+            for i, name in where:
+                given = values[i] if i < len(values) else kwargs.get(name)
+                if given is None or type(given) is np.ndarray or type(given) is _cpu.PackedWeight:
+                    continue
+                array = _as_numpy(op, name, given)
+                if origin is None and not isinstance(given, (np.ndarray, np.generic)):
+                    origin = _exporter(given)
+                if i < len(values):
+                    values[i] = array
+                else:
+                    kwargs[name] = array
+            result: Any = function(*values, **kwargs)
+            if origin is None:
+                return result
+            result = _convert(result, origin)
+            if out is None:
+                return result
+            return (out, *result[1:]) if isinstance(result, tuple) else out
+
+        return call
+
+    return decorate
+
+
+def _as_numpy(op: str, name: str, given: Any) -> Any:
+    if isinstance(given, np.ndarray):
+        if type(given).__name__ == "MaskedArray":
+            raise TypeError(f"{op}: {name} is a masked array; its mask would be ignored")
+        return np.asarray(given)
+    if isinstance(given, (list, tuple, int, float, np.generic)):
+        return np.asarray(given)
+    if hasattr(given, "__dlpack__"):
+        device = given.__dlpack_device__()
+        if device[0] != _CPU_DEVICE:
+            raise TypeError(f"{op}: {name} lives on DLPack device type {int(device[0])}; only the CPU (1) is supported")
+        try:
+            capsule = given.__dlpack__()
+        except (BufferError, RuntimeError) as error:  # torch: requires_grad, conjugate views
+            raise TypeError(f"{op}: {name} cannot be shared: {error}") from error
+        return _cpu.from_dlpack(capsule)
+    if hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
+        return np.asarray(given)
+    raise TypeError(f"{op}: {name} must be an array, got {type(given).__name__}")
+
+
+class _Exported:
+    """A NumPy array under the DLPack protocol, for bfloat16 too (NumPy's own exporter refuses it)."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return _cpu.to_dlpack(self._array)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (_CPU_DEVICE, 0)
+
+
+def _exporter(given: Any) -> Callable[[Any], Any] | None:
+    """from_dlpack of the library that `given` comes from, if it has one."""
+    if not hasattr(given, "__dlpack__"):
+        return None
+    library = sys.modules.get(type(given).__module__.partition(".")[0])
+    return getattr(library, "from_dlpack", None)
+
+
+def _convert(result: Any, from_dlpack: Callable[[Any], Any]) -> Any:
+    if isinstance(result, np.ndarray):
+        return from_dlpack(_Exported(result))
+    if isinstance(result, (tuple, list)):
+        return type(result)(_convert(item, from_dlpack) for item in result)
+    return result

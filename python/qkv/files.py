@@ -1,0 +1,448 @@
+"""Checkpoint files as lazily read tensors: safetensors (one file or shards) and npz.
+
+Files are untrusted: names, counts, shapes, dtypes and offsets are checked before anything is allocated,
+nothing is ever unpickled, and no name in a file leads outside its folder. Whatever is wrong is a ValueError
+in words that names the file and the tensor. A tensor's bytes are touched only when its `read` is called.
+
+Formats: https://huggingface.co/docs/safetensors (8 bytes little-endian header size N, N bytes of JSON, data);
+npz is a zip of .npy members, https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import mmap
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MAX_FILE = 256_000_000  # bytes of one JSON file (the largest tokenizers have 35 MB)
+MAX_RANK = 32  # NumPy 1 cannot hold more
+META = "qkv.json"  # the npz entry that says: the names are our own, not a checkpoint's
+
+# safetensors' dtype names -> NumPy's; data is little-endian
+SAFETENSORS_DTYPES = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "bfloat16",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "|i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "|u1",
+    "BOOL": "|b1",
+}
+PICKLE_ADVICE = (
+    "that is a pickle, which can run code when it is opened, so qkv never opens one. Convert it once, where "
+    "torch is: python -c \"import torch, safetensors.torch as s; w = torch.load('pytorch_model.bin', "
+    "map_location='cpu', weights_only=True); s.save_file({k: v.clone().contiguous() for k, v in w.items()}, "
+    "'model.safetensors')\""
+)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor that has not been read yet. `names`: where it comes from, in the file's own names."""
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+
+    @staticmethod
+    def of(name: str, array: np.ndarray) -> Tensor:
+        return Tensor((name,), array.shape, array.dtype, lambda: array)
+
+
+@dataclass
+class Checkpoint:
+    """Where a model comes from: `tensors` by name and `files`, the JSON files read so far.
+
+    canonical: the names and layouts are those of qkv's own layers, as Model.save writes them.
+    subfolders: the tensors of an npz that are named `folder/name`.
+    """
+
+    where: str
+    tensors: dict[str, Tensor]
+    canonical: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
+    folder: Path | None = None
+    subfolders: dict[str, Tensor] = field(default_factory=dict)
+
+    def file(self, name: str) -> bytes | None:
+        """The bytes of a small file, by its path relative to the folder; None if there is none."""
+        if name not in self.files and self.folder is not None:
+            path = inside(self.folder, name)
+            if path.is_file():
+                size = path.stat().st_size
+                if size > MAX_FILE:
+                    raise ValueError(
+                        f"{path}: {size} bytes are too many for this kind of file (limit {MAX_FILE})"
+                    )
+                self.files[name] = path.read_bytes()
+        return self.files.get(name)
+
+    def json(self, name: str, kind: type = dict) -> Any:
+        """The parsed file, an object unless another `kind` is expected; None if there is no such file."""
+        data = self.file(name)
+        if data is None:
+            return None
+        value = parse_json(data, f"{self.where}: {name}")
+        if not isinstance(value, kind):
+            raise ValueError(f"{self.where}: {name} must hold a JSON {'object' if kind is dict else 'list'}")
+        return value
+
+    def sub_tensors(self, folder: str) -> dict[str, Tensor]:
+        """The tensors of a subfolder: those of its model.safetensors, or the entries `folder/name`."""
+        if self.folder is not None:
+            return folder_tensors(inside(self.folder, folder))
+        prefix = folder + "/"
+        return {name[len(prefix) :]: t for name, t in self.subfolders.items() if name.startswith(prefix)}
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """A folder as transformers saves it (or its name, if the Hugging Face cache has it), or an .npz.
+
+    FileNotFoundError: nothing there; ValueError: it is something else.
+    """
+    path = _cached(str(path)) or Path(path)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path}: there is no config.json in this folder")
+        return Checkpoint(str(path), folder_tensors(path), folder=path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such folder or file, nor a model in the Hugging Face cache; qkv downloads nothing"
+        )
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: expected a folder with config.json and model.safetensors, or an .npz file")
+    return from_entries(str(path), read_npz(path))
+
+
+def _cached(name: str) -> Path | None:
+    """The folder of `owner/model` in the local Hugging Face cache, where its main branch was last
+    downloaded."""
+    if os.path.exists(name) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return None
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
+    repository = cache / f"models--{name.replace('/', '--')}"
+    reference = repository / "refs" / "main"
+    return repository / "snapshots" / reference.read_text().strip() if reference.is_file() else None
+
+
+def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:
+    """A checkpoint from one flat mapping, as an npz is: entries named `*.json` are files, the rest
+    tensors."""
+    files = {}
+    for name in [name for name in entries if name.endswith(".json")]:
+        entry = entries[name]
+        if entry.dtype != np.uint8 or len(entry.shape) != 1 or entry.shape[0] > MAX_FILE:
+            raise ValueError(f"{where}: {name} must be a file's bytes, a uint8 array of rank 1")
+        files[name] = entry.read().tobytes()
+    tensors = {name: tensor for name, tensor in entries.items() if name not in files}
+    checkpoint = Checkpoint(where, tensors, META in files, files)
+    if checkpoint.canonical:
+        meta = checkpoint.json(META)
+        if meta.get("format") != 1:
+            raise ValueError(
+                f"{where}: {META} has format {meta.get('format')!r}; this version reads format 1"
+            )
+        for name, dtype in _string_map(meta.get("dtypes", {}), f"{where}: {META}: dtypes").items():
+            if dtype != "bfloat16" or name not in tensors or tensors[name].dtype != np.uint16:
+                raise ValueError(
+                    f"{where}: {name} must be a uint16 array that holds bfloat16; {META} says {dtype!r}"
+                )
+            tensors[name] = _view(tensors[name], _bfloat16())
+        for alias, name in _string_map(meta.get("ties", {}), f"{where}: {META}: ties").items():
+            if name not in tensors or alias in tensors:
+                raise ValueError(f"{where}: {META} ties {alias} to {name}, which does not fit the entries")
+            tensors[alias] = tensors[name]
+    checkpoint.subfolders = {name: tensors.pop(name) for name in list(tensors) if "/" in name}
+    return checkpoint
+
+
+def folder_tensors(folder: Path) -> dict[str, Tensor]:
+    """The weights of a folder: model.safetensors, or the shards of model.safetensors.index.json."""
+    if (folder / "model.safetensors").is_file():
+        return read_safetensors(folder / "model.safetensors")
+    if (folder / "model.safetensors.index.json").is_file():
+        return _read_shards(folder / "model.safetensors.index.json")
+    pickles = sorted(p.name for p in folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
+    if pickles:
+        raise ValueError(f"{folder}: the weights are only there as {pickles[0]}; {PICKLE_ADVICE}")
+    raise FileNotFoundError(
+        f"{folder}: there is no model.safetensors and no model.safetensors.index.json here"
+    )
+
+
+def inside(folder: Path, name: str) -> Path:
+    """folder/name for a name that comes from a file: it must not lead out of the folder, by links neither.
+
+    The Hugging Face cache is the one exception: its snapshots link to the blobs of the same repository.
+    """
+    parts = PurePosixPath(name)
+    if not name or "\0" in name or "\\" in name or parts.is_absolute() or ".." in parts.parts or parts.drive:
+        raise ValueError(f"{folder}: the file name {name!r} leads out of the folder")
+    root = folder.resolve()
+    path = folder / name
+    allowed = [root]
+    if root.parent.name == "snapshots":
+        allowed.append(root.parent.parent / "blobs")
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise ValueError(f"{folder}: {name!r} is a link that leads out of the folder")
+    return path
+
+
+def parse_json(data: bytes | memoryview, where: str, *, unique: bool = False) -> Any:
+    """JSON from untrusted bytes; every failure is a ValueError. `unique`: refuse an object that repeats a
+    name."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in items:
+            if name in result:
+                repeated.append(name)
+            result[name] = value
+        return result
+
+    repeated: list[str] = []
+    try:
+        text = str(data, "utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    try:
+        value = json.loads(text, object_pairs_hook=pairs)
+    except ValueError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    except RecursionError:
+        raise ValueError(f"{where}: JSON nested too deeply") from None
+    if unique and repeated:
+        raise ValueError(f"{where}: {repeated[0]!r} is there twice")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of one file, memory-mapped: reading one gives a read-only view, possibly unaligned."""
+    size = path.stat().st_size
+    if size < 8:
+        raise ValueError(f"{path}: {size} bytes are too few for a safetensors file")
+    with open(path, "rb") as file:
+        header_size = int.from_bytes(file.read(8), "little")
+        if header_size > MAX_HEADER:
+            raise ValueError(f"{path}: the header claims {header_size} bytes; the limit is {MAX_HEADER}")
+        if 8 + header_size > size:
+            raise ValueError(
+                f"{path}: truncated, the header claims {header_size} bytes and the file has {size}"
+            )
+        header = parse_json(file.read(header_size), f"{path}: header", unique=True)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: the header must be a JSON object")
+    _string_map(header.pop("__metadata__", {}), f"{path}: __metadata__")
+
+    start = 8 + header_size
+    tensors, extents = {}, []
+    for name, entry in header.items():
+        shape, dtype, begin, end = _check_entry(entry, f"{path}: tensor {name!r}", size - start)
+        extents.append((begin, end, name))
+
+        def read(shape: Any = shape, dtype: Any = dtype, offset: int = start + begin) -> np.ndarray:
+            return np.ndarray(shape, dtype, buffer=mapped, offset=offset)
+
+        tensors[name] = Tensor((name,), shape, dtype, read)
+    covered = 0
+    for begin, end, name in sorted(extents):
+        if begin != covered:
+            what = "overlaps the tensor before it" if begin < covered else "leaves a hole before it"
+            raise ValueError(
+                f"{path}: tensor {name!r} at data_offsets [{begin}, {end}] {what}, which ends at {covered}"
+            )
+        covered = end
+    if covered != size - start:
+        raise ValueError(
+            f"{path}: oversized, {size - start - covered} bytes after the last tensor belong to none"
+        )
+    return tensors
+
+
+def _check_entry(entry: Any, where: str, available: int) -> tuple[tuple[int, ...], np.dtype, int, int]:
+    """Shape, dtype and data offsets of one header entry. Python's integers do not overflow, so products are
+    exact."""
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{where}: must have dtype, shape and data_offsets, and nothing else")
+    name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(name, str) or name not in SAFETENSORS_DTYPES:
+        raise ValueError(f"{where}: dtype {name!r} is not known; known are {', '.join(SAFETENSORS_DTYPES)}")
+    if not _is_sizes(shape) or len(shape) > MAX_RANK:
+        raise ValueError(
+            f"{where}: shape must be a list of at most {MAX_RANK} integers, none negative; got {shape!r:.99}"
+        )
+    if not _is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{where}: data_offsets must be two integers, none negative; got {offsets!r:.99}")
+    dtype = _bfloat16() if name == "BF16" else np.dtype(SAFETENSORS_DTYPES[name])
+    begin, end = offsets
+    if not begin <= end <= available:
+        raise ValueError(
+            f"{where}: data_offsets {offsets} lie outside the file's {available} bytes of data: truncated?"
+        )
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != end - begin:
+        raise ValueError(
+            f"{where}: shape {shape} of {name} takes {needed} bytes; data_offsets hold {end - begin}"
+        )
+    return tuple(shape), dtype, begin, end
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all shards that the index names; the index and the shards must agree."""
+    size = index.stat().st_size
+    if size > MAX_HEADER:
+        raise ValueError(f"{index}: {size} bytes are too many for an index (limit {MAX_HEADER})")
+    content = parse_json(index.read_bytes(), str(index), unique=True)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    place = _string_map(weight_map, f"{index}: weight_map")
+    tensors: dict[str, Tensor] = {}
+    found: dict[str, str] = {}
+    for shard in sorted(set(place.values())):
+        path = inside(index.parent, shard)
+        if not path.is_file():
+            raise FileNotFoundError(f"{index}: the shard {shard} is not in the folder")
+        for name, tensor in read_safetensors(path).items():
+            if name in found:
+                raise ValueError(f"{index.parent}: tensor {name!r} is in {found[name]} and again in {shard}")
+            found[name] = shard
+            tensors[name] = tensor
+    for name, shard in place.items():
+        if found.get(name) != shard:
+            where = f"it is in {found[name]}" if name in found else "it is in no shard"
+            raise ValueError(f"{index}: tensor {name!r} should be in {shard}, but {where}")
+    return tensors
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """All arrays of an .npz, each read (and its CRC checked) on demand. Pickled objects are refused."""
+    tensors: dict[str, Tensor] = {}
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                if name == info.filename:
+                    raise ValueError(f"{path}: {name!r} is no .npy member, so this is no .npz file")
+                if name in tensors:
+                    raise ValueError(f"{path}: {name!r} is there twice")
+                # deflate shrinks by 1032 at most, and nothing can be larger than the file that holds it
+                if info.compress_size > size or info.file_size > 1040 * (info.compress_size + 1):
+                    raise ValueError(
+                        f"{path}: {name!r} claims {info.file_size} bytes, which the file cannot hold"
+                    )
+                with archive.open(info) as member:
+                    shape, dtype = _npy_header(member, f"{path}: {name!r}", info.file_size)
+                tensors[name] = Tensor((name,), shape, dtype, functools.partial(_read_npy, path, info))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+    return tensors
+
+
+def _npy_header(member: Any, where: str, size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype from a .npy header, checked against the member's size before anybody allocates the
+    array."""
+    try:
+        version = np.lib.format.read_magic(member)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise ValueError(f"version {version} of the format is not supported")
+        shape, _, dtype = read[version](member)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{where}: broken .npy header ({error})") from None
+    if dtype.hasobject:
+        raise ValueError(f"{where}: holds pickled Python objects, which qkv never opens")
+    if dtype.kind not in "fiub":
+        raise ValueError(
+            f"{where}: dtype {dtype} is not supported; expected floats or integers (bfloat16: as uint16, "
+            f"named in {META})"
+        )
+    if not _is_sizes(shape) or len(shape) > MAX_RANK:
+        raise ValueError(f"{where}: shape {shape!r:.99} is not one")
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != size - member.tell():
+        raise ValueError(
+            f"{where}: shape {shape} of {dtype} takes {needed} bytes; there are {size - member.tell()}"
+        )
+    return tuple(shape), dtype
+
+
+def _read_npy(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open(info) as member:
+            array = np.lib.format.read_array(member, allow_pickle=False)
+            member.read(1)  # at the end zipfile compares the CRC
+            return array
+    except (
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        OSError,
+    ) as error:
+        raise ValueError(f"{path}: {info.filename} cannot be read ({error})") from None
+
+
+def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write an uncompressed .npz, one array at a time, in the place of `path` only once it is complete.
+
+    bfloat16 arrays must already be uint16 (their names go into qkv.json), because .npy has no name for them.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"save: expected a file name that ends in .npz; got {path}")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with zipfile.ZipFile(partial, "w") as archive:
+            for name, array in entries:
+                # a fixed date: the same model gives the same file
+                info = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
+                info.external_attr = 0o644 << 16
+                with archive.open(info, "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _is_sizes(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(type(n) is int and n >= 0 for n in value)
+
+
+def _string_map(value: Any, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in value.values()):
+        raise ValueError(f"{where} must map names to strings")
+    return value
+
+
+def _view(tensor: Tensor, dtype: np.dtype) -> Tensor:
+    return Tensor(tensor.names, tensor.shape, dtype, lambda: tensor.read().view(dtype))
+
+
+def _bfloat16() -> np.dtype[Any]:
+    import ml_dtypes  # here, so that importing qkv does not pay for it
+
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype

@@ -1,0 +1,141 @@
+"""Loading models: which classes there are, and the way from a checkpoint to one of them."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .. import files
+from ..config import Config
+from ..files import Checkpoint, Tensor
+from ..weights import Rule, Tie, Weights, load_parameters
+from . import bert
+from .base import Model
+
+DTYPES = ("float32",)
+DEVICES = ("cpu",)
+
+
+class Architecture(Protocol):
+    """One class of a family. rules: a file's names to ours. build: the model, from a checked config."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]: ...
+
+    def rules(self, config: Config) -> list[Rule | Tie]: ...
+
+    def build(self, config: Config, w: Weights) -> Model: ...
+
+
+ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES}  # by the name in config.json's architectures
+MODEL_TYPES: dict[str, str] = {**bert.MODEL_TYPES}  # model_type -> class, for a config without architectures
+
+
+def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Any:
+    """Load a model: a Hugging Face folder as it is, or an .npz that Model.save wrote.
+
+    A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
+    tokenizer.json if text is to go in. Weights of any float type are held as `dtype`. An .npz may also be
+    made by hand: arrays under transformers' names, and config.json's bytes as a uint8 array named
+    "config.json".
+
+    FileNotFoundError: nothing there. ValueError: broken or unsafe files, an unknown class, a config value
+    that is not implemented, or one message with all names that are missing, unexpected or mis-shaped.
+    """
+    _check_options(dtype, device)
+    return _build(files.open_checkpoint(path), dtype)
+
+
+def from_weights(
+    config: Mapping[str, Any],
+    weights: Mapping[str, Any],
+    *,
+    dtype: str = "float32",
+    device: str = "cpu",
+    tokenizer: Any = None,
+) -> Any:
+    """A model from a config (as in config.json) and arrays under transformers' names.
+
+    tokenizer: a tokenizers.Tokenizer, a transformers fast tokenizer, or the path of a tokenizer.json.
+    Errors as `load`.
+    """
+    _check_options(dtype, device)
+    if not isinstance(config, Mapping):
+        raise TypeError(
+            f"from_weights: config must be a mapping as in config.json; got {type(config).__name__}"
+        )
+    tensors = {name: Tensor.of(name, np.asarray(weights[name])) for name in weights}
+    checkpoint = Checkpoint("weights", tensors)
+    if tokenizer is not None:
+        checkpoint.files["tokenizer.json"] = _tokenizer_json(tokenizer)
+    return _build(checkpoint, dtype, Config(config, "config"))
+
+
+def from_entries(entries: Mapping[str, Any], dtype: str) -> Any:
+    """A model from what Model.save writes, in memory: how models are unpickled."""
+    tensors = {name: Tensor.of(name, array) for name, array in entries.items()}
+    return _build(files.from_entries("pickled model", tensors), dtype)
+
+
+def _build(checkpoint: Checkpoint, dtype: str, config: Config | None = None) -> Model:
+    if config is None:
+        content = checkpoint.json("config.json")
+        if content is None:
+            raise ValueError(
+                f"{checkpoint.where}: there is no config.json in it; write it with Model.save, or pass the "
+                "arrays to qkv.from_weights together with a config"
+            )
+        config = Config(content, f"{checkpoint.where}: config.json")
+    name = _class_name(config, checkpoint.where)
+    architecture = ARCHITECTURES[name]
+    rules = architecture.rules(config)
+    if checkpoint.canonical:
+        rules = []  # the names are ours, and ties are recorded
+    model, parameters = load_parameters(
+        lambda w: architecture.build(config, w),
+        checkpoint.tensors,
+        rules,
+        prefixes=() if checkpoint.canonical else architecture.prefixes,
+        dtype=dtype,
+        where=f"{checkpoint.where} does not fit {name}",
+    )
+    model.attach(checkpoint, config, name, dtype, parameters)
+    return model
+
+
+def _class_name(config: Config, where: str) -> str:
+    """The class that config.json asks for; ValueError with the known ones if it is not among them."""
+    names = config.get("architectures") or [MODEL_TYPES.get(str(config.get("model_type")))]
+    name = names[0] if isinstance(names, list) else None
+    if isinstance(name, str) and name in ARCHITECTURES:
+        return name
+    near = difflib.get_close_matches(str(name), ARCHITECTURES, n=1)
+    raise ValueError(
+        f"{where}: no model for architectures {config.get('architectures')!r}, model_type "
+        f"{config.get('model_type')!r}{f' (nearest: {near[0]})' if near else ''}; known are "
+        f"{', '.join(ARCHITECTURES)}, and model_type {', '.join(MODEL_TYPES)} alone"
+    )
+
+
+def _tokenizer_json(tokenizer: Any) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of a transformers tokenizer
+    if hasattr(backend, "to_str"):
+        return str(backend.to_str()).encode()
+    if isinstance(tokenizer, (str, os.PathLike)):
+        return Path(tokenizer).read_bytes()
+    raise TypeError(
+        "from_weights: tokenizer must be a tokenizers.Tokenizer, a fast tokenizer of transformers, or the "
+        f"path of a tokenizer.json; got {type(tokenizer).__name__}"
+    )
+
+
+def _check_options(dtype: str, device: str) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not available; use {', '.join(map(repr, DTYPES))}")
+    if device not in DEVICES:
+        raise ValueError(f"device {device!r} is not available; use {', '.join(map(repr, DEVICES))}")

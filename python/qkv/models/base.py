@@ -1,0 +1,97 @@
+"""What all models share: configuration, parameters, tokenizer, saving, pickling."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from ..config import Config
+from ..files import META, Checkpoint, write_npz
+from ..layers import Array
+from ..text import TOKENIZER_FILES, Tokenizer
+
+
+class Model:
+    """A model as qkv.load returns it; the families' classes derive from it and add what they compute.
+
+    config: the config.json. parameters: name -> float32 array or PackedWeight, under qkv's own names; tied
+    ones are one object. files: the small files of the checkpoint (config, tokenizer,
+    sentence-transformers), by name.
+    """
+
+    config: Config
+    architecture: str
+    dtype: str
+    parameters: dict[str, Any]
+    files: dict[str, bytes]
+    max_tokens: int | None = None  # the longest row of text, if the model has such a limit
+    _tokenizer: Tokenizer | None = None
+
+    def attach(
+        self,
+        checkpoint: Checkpoint,
+        config: Config,
+        architecture: str,
+        dtype: str,
+        parameters: dict[str, Any],
+    ) -> None:
+        """Called once, when the weights are in place: keep what else is needed, so that the checkpoint can
+        go."""
+        self.config = config
+        self.architecture = architecture
+        self.dtype = dtype
+        self.parameters = parameters
+        for name in TOKENIZER_FILES:
+            checkpoint.file(name)
+        self.files = checkpoint.files
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The checkpoint's tokenizer.json, opened at first use. Needs the extra `text`."""
+        if self._tokenizer is None:
+            self._tokenizer = Tokenizer.from_files(self.files, self.config, self.max_tokens)
+        return self._tokenizer
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one .npz that qkv.load reads back to the same bits: weights, config, tokenizer and all.
+
+        Entries named *.json are the checkpoint's files as uint8 bytes; the rest are parameters. ValueError:
+        the name does not end in .npz.
+        """
+        write_npz(path, self._entries())
+
+    def _all_parameters(self) -> dict[str, Any]:
+        return self.parameters
+
+    def _entries(self) -> Iterator[tuple[str, Array]]:
+        files = {**self.files, "config.json": json.dumps(self.config.to_dict()).encode()}
+        for name, data in files.items():
+            yield name, np.frombuffer(data, np.uint8)
+        written: dict[int, str] = {}
+        ties, dtypes = {}, {}
+        for name, value in self._all_parameters().items():
+            if id(value) in written:
+                ties[name] = written[id(value)]
+                continue
+            written[id(value)] = name
+            array = value if isinstance(value, np.ndarray) else value.dequantize()
+            if array.dtype.name == "bfloat16":  # .npy has no name for it
+                dtypes[name] = "bfloat16"
+                array = array.view(np.uint16)
+            yield name, array
+        meta = {"format": 1, "architecture": self.architecture, "dtypes": dtypes, "ties": ties}
+        yield META, np.frombuffer(json.dumps(meta).encode(), np.uint8)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from . import from_entries
+
+        return from_entries, (dict(self._entries()), self.dtype)
+
+    def __repr__(self) -> str:
+        unique = {id(value): value for value in self.parameters.values()}
+        count = sum(int(np.prod(value.shape)) for value in unique.values())
+        return f"<{self.architecture}: {count / 1e6:.3g} M parameters, {self.dtype}>"

@@ -1,0 +1,469 @@
+"""The ops: one documented function each, array in, array of the same kind out.
+
+Arrays are float32, float16 or bfloat16 (ml_dtypes) NumPy arrays with any strides, or objects that speak DLPack on the
+CPU, such as torch tensors (`qkv.arrays`). All arrays of a call share one dtype; parameters (norm weights, bias vectors,
+bias tables) may also be float32 beside half-width data. Arithmetic is float32, rounded once on output. float64 is
+served, exactly, by the NumPy twins in `qkv.reference`. Misaligned arrays are copied first, nothing else is.
+
+Errors are raised before any work: TypeError for a dtype or something that is no array, ValueError for a shape or
+value. NaN and infinity are data and propagate as the formula has it.
+
+Results do not depend, to the bit, on the other rows of a batch, on their number, or on the number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, Literal
+
+import numpy as np
+
+from . import _cpu, reference
+from ._cpu import PackedWeight
+from .arrays import accepts_arrays
+from .positions import rotary_angles, rotary_width
+from .reference import alibi_slopes, sinusoidal_positions
+
+__all__ = [
+    "PackedWeight",
+    "additive_attention",
+    "alibi_slopes",
+    "attention",
+    "attention_varlen",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "matmul",
+    "pack_weight",
+    "quick_gelu",
+    "relu",
+    "rms_norm",
+    "rotary",
+    "silu",
+    "sinusoidal_positions",
+    "softmax",
+    "tanh",
+]
+
+Array = Any  # a NumPy array, or what another library calls one
+Causal = bool | Literal["top_left"]
+Window = tuple[int | None, int | None]
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "tanh")
+
+
+def _configure() -> None:
+    """QKV_ISA and QKV_NUM_THREADS."""
+    isa, threads = os.environ.get("QKV_ISA"), os.environ.get("QKV_NUM_THREADS")
+    if isa:
+        try:
+            _cpu.set_isa(isa)
+        except ValueError as error:
+            raise ValueError(f"QKV_ISA: {error}") from None
+    if threads:
+        if not threads.strip().isdecimal() or int(threads) < 1:
+            raise ValueError(f"QKV_NUM_THREADS must be a positive integer, got {threads!r}")
+        _cpu.set_num_threads(min(int(threads), 2**30))
+
+
+_configure()
+
+
+# ---- matrix products ----------------------------------------------------------------------------
+
+
+@accepts_arrays("a", "b")
+def matmul(a: Array, b: Array) -> Array:
+    """Matrix product by NumPy's rules: leading dimensions broadcast, 1-D operands are vectors.
+
+    a (..., M, K) or (K,), b (..., K, N) or (K,); returns (..., M, N) without the axis of a vector, in their dtype.
+    """
+    out = _cpu.matmul(a, b)
+    if out is None:
+        out = reference.matmul(a, b)
+    return out[()] if out.ndim == 0 else out
+
+
+@accepts_arrays("w")
+def pack_weight(w: Array, dtype: str = "float32", group_size: int | None = None) -> PackedWeight:
+    """Rearranges a weight matrix (out, in) into the layout that `linear` and `embedding` read.
+
+    dtype is how it is stored: "float32". group_size belongs to quantised types. The layout is the same for all
+    instruction sets. `.shape`, `.dtype`, `.nbytes`, and `.dequantize()` gives the float32 matrix back.
+    """
+    if dtype != "float32":
+        raise ValueError(f"pack_weight: dtype must be 'float32', got {dtype!r}")
+    if group_size is not None:
+        raise ValueError("pack_weight: group_size is for quantised dtypes; float32 has none")
+    if isinstance(w, PackedWeight):
+        raise TypeError("pack_weight: w is packed already")
+    if w.dtype == np.float64:
+        w = w.astype(np.float32)
+    return _cpu.pack_weight(w)
+
+
+@accepts_arrays("x", "weight", "bias", "gate", "residual", "out")
+def linear(
+    x: Array,
+    weight: Array | PackedWeight,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    gate: Array | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+) -> Array:
+    """act(x W^T + bias) * gate + residual, in one pass over the output.
+
+    x (..., in); weight (out, in), an array or from `pack_weight`; bias (out,); gate and residual broadcast to the
+    result (..., out). activation: gelu (erf), gelu_tanh, relu, silu, quick_gelu, tanh or None. out: an array to write
+    the result to; it may be one of the inputs.
+    """
+    result = _cpu.linear(x, weight, bias, activation, gate, residual, out)
+    if result is None:
+        if isinstance(weight, PackedWeight):
+            weight = weight.dequantize()
+        result = reference.linear(x, weight, bias, activation=activation, gate=gate, residual=residual, out=out)
+    return result
+
+
+@accepts_arrays("ids", "table")
+def embedding(ids: Array, table: Array | PackedWeight) -> Array:
+    """table[ids]: ids integers of any shape, table (vocabulary, C); returns ids.shape + (C,).
+
+    An id outside 0 ... vocabulary - 1 is a ValueError.
+    """
+    out = _cpu.embedding(ids, table)
+    return reference.embedding(ids, table) if out is None else out
+
+
+# ---- row by row -----------------------------------------------------------------------------------
+
+
+@accepts_arrays("x")
+def softmax(x: Array, axis: int = -1) -> Array:
+    """exp(x - max x) / sum exp(x - max x) along `axis`."""
+    out = _cpu.softmax(x, axis, False)
+    return reference.softmax(x, axis) if out is None else out
+
+
+@accepts_arrays("x")
+def log_softmax(x: Array, axis: int = -1) -> Array:
+    """x - max x - log sum exp(x - max x) along `axis`."""
+    out = _cpu.softmax(x, axis, True)
+    return reference.log_softmax(x, axis) if out is None else out
+
+
+@accepts_arrays("x", "weight", "bias", "residual")
+def layer_norm(
+    x: Array,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Array | None = None,
+) -> Array:
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016); biased variance.
+
+    x (..., C), weight and bias (C,). With a residual of x's shape: (layer_norm(x + residual), x + residual).
+    """
+    out = _cpu.norm(x, weight, bias, eps, False, residual)
+    return reference.layer_norm(x, weight, bias, eps, residual=residual) if out is None else out
+
+
+@accepts_arrays("x", "weight", "residual")
+def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6, *, residual: Array | None = None) -> Array:
+    """x / sqrt(mean x^2 + eps) * weight over the last axis (Zhang and Sennrich 2019).
+
+    x (..., C), weight (C,). With a residual of x's shape: (rms_norm(x + residual), x + residual).
+    """
+    out = _cpu.norm(x, weight, None, eps, True, residual)
+    return reference.rms_norm(x, weight, eps, residual=residual) if out is None else out
+
+
+@accepts_arrays("x")
+def gelu(x: Array, approximate: str = "none") -> Array:
+    """x/2 (1 + erf(x/sqrt 2)), or with approximate="tanh" x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+    (Hendrycks and Gimpel 2016)."""
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
+    out = _cpu.unary("gelu" if approximate == "none" else "gelu_tanh", x)
+    return reference.gelu(x, approximate) if out is None else out
+
+
+@accepts_arrays("x")
+def relu(x: Array) -> Array:
+    """max(x, 0); NaN stays NaN."""
+    out = _cpu.unary("relu", x)
+    return reference.relu(x) if out is None else out
+
+
+@accepts_arrays("x")
+def silu(x: Array) -> Array:
+    """x / (1 + exp(-x)), also called swish."""
+    out = _cpu.unary("silu", x)
+    return reference.silu(x) if out is None else out
+
+
+@accepts_arrays("x")
+def quick_gelu(x: Array) -> Array:
+    """x / (1 + exp(-1.702 x))."""
+    out = _cpu.unary("quick_gelu", x)
+    return reference.quick_gelu(x) if out is None else out
+
+
+@accepts_arrays("x")
+def tanh(x: Array) -> Array:
+    """Hyperbolic tangent, within 2 ulp in float32."""
+    out = _cpu.unary("tanh", x)
+    return reference.tanh(x) if out is None else out
+
+
+@accepts_arrays("x", "positions")
+def rotary(
+    x: Array,
+    positions: Array,
+    *,
+    base: float = 10000.0,
+    dim: int | None = None,
+    interleaved: bool = False,
+    scaling: dict[str, Any] | None = None,
+    layout: str = "bhsd",
+) -> Array:
+    """Rotary position embedding (Su et al. 2021): turns each pair of features by position * frequency.
+
+    x (B, H, S, D), or (B, S, H, D) with layout="bshd", and positions (S,) or (B, S); x packed (total, H, D) and
+    positions (total,); x (S, D) and positions (S,). Positions with one axis fewer than x broadcast against
+    x.shape[:-1].
+    dim: how many leading features turn (even, default all). Pairs are i and i + dim/2, or interleaved 2i and 2i + 1.
+    scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
+    """
+    options: dict[str, Any] = {"base": base, "scaling": scaling, "layout": layout}
+    dim = rotary_width(x.shape[-1] if x.ndim else 0, dim, scaling)
+    angles, factor = rotary_angles(x.shape, positions, dim, **options)
+    spread = np.broadcast_to(angles, (*x.shape[:-1], dim // 2))
+    out = _cpu.rotary(x, spread, factor, dim, interleaved)
+    if out is None:
+        out = reference.rotary(x, positions, dim=dim, interleaved=interleaved, **options)
+    return out
+
+
+# ---- attention ------------------------------------------------------------------------------------
+
+
+def _window(op: str, window: Window | None) -> Window:
+    if window is None:
+        return None, None
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise ValueError(f"{op}: window must be None or (left, right), got {window!r}")
+    for side in window:
+        if side is not None and (isinstance(side, bool) or not isinstance(side, (int, np.integer))):
+            raise TypeError(f"{op}: window must hold integers or None, got {window!r}")
+    return window[0], window[1]
+
+
+def _precision(op: str, precision: str) -> None:
+    # "bf16" allows less than float32; so far nothing makes use of that.
+    if precision not in ("highest", "bf16"):
+        raise ValueError(f"{op}: precision must be 'highest' or 'bf16', got {precision!r}")
+
+
+@accepts_arrays("q", "k", "v", "mask", "bias", "relative_bias", "alibi_slopes", "sinks", "kv_lengths", "out")
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    causal: Causal = False,
+    mask: Array | None = None,
+    bias: Array | None = None,
+    relative_bias: Array | None = None,
+    alibi_slopes: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: Window | None = None,
+    sinks: Array | None = None,
+    kv_lengths: Array | None = None,
+    layout: str = "bhsd",
+    precision: str = "highest",
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+) -> Any:
+    """softmax(scores) v, one block of keys at a time: memory grows with S, not with S T (Dao et al. 2022).
+
+    q (B, H, S, D), k (B, Hkv, T, D), v (B, Hkv, T, Dv), H a multiple of Hkv; layout="bshd": (B, S, H, D). With
+    T_b = kv_lengths[b] or T, query i stands at position p = i + T_b - S, or at p = i if causal="top_left". Scores are
+
+        softcap(scale q.k) + bias + relative_bias[h, clip(j - p, -R, R) + R] - alibi_slopes[h] |p - j|
+
+    causal: True excludes keys j > p with the last query at the last key (flash-attn), "top_left" with the first query
+        at the first key (torch's is_causal).
+    mask: bool, True where attention is allowed; bias: float, added. Both broadcast to (B, H, S, T), any strides.
+    relative_bias: (H, 2 R + 1). alibi_slopes: (H,) or (B, H). sinks: (H,), logits that join the denominator only.
+    scale: D^-0.5 if None. softcap: c tanh(s / c).
+    window: (left, right), keys p - left ... p + right, None is unbounded.
+    kv_lengths: (B,) integers, keys beyond are never read. precision: "bf16" permits bfloat16 products.
+    out: an array to write to; it may be one of the inputs.
+
+    Returns out (B, H, S, Dv) in q's layout and dtype; with return_lse also log-sum-exp float32 (B, H, S); with
+    return_weights also the probabilities (B, H, S, T). A row that may attend to nothing gives 0 and -inf (the sink, if
+    there is one).
+    """
+    if layout not in ("bhsd", "bshd"):
+        raise ValueError(f"attention: layout must be 'bhsd' or 'bshd', got {layout!r}")
+    _precision("attention", precision)
+    left, right = _window("attention", window)
+    result = _cpu.attention(
+        q, k, v, causal, mask, bias, relative_bias, alibi_slopes, scale, softcap, left, right, sinks, kv_lengths,
+        layout == "bshd", return_lse, return_weights, out,
+    )  # fmt: skip
+    if result is None:
+        result = reference.attention(
+            q,
+            k,
+            v,
+            causal=causal,
+            mask=mask,
+            bias=bias,
+            relative_bias=relative_bias,
+            alibi_slopes=alibi_slopes,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            sinks=sinks,
+            kv_lengths=kv_lengths,
+            layout=layout,
+            return_lse=return_lse,
+            return_weights=return_weights,
+            out=out,
+        )
+    return result
+
+
+@accepts_arrays("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "relative_bias", "alibi_slopes", "sinks", "out")
+def attention_varlen(
+    q: Array,
+    k: Array,
+    v: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    *,
+    causal: Causal = False,
+    relative_bias: Array | None = None,
+    alibi_slopes: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: Window | None = None,
+    sinks: Array | None = None,
+    precision: str = "highest",
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+) -> Any:
+    """`attention` over sequences packed one after the other, without padding.
+
+    q (total_q, H, D), k (total_k, Hkv, D), v (total_k, Hkv, Dv). cu_seqlens_q and cu_seqlens_k (B + 1,) integers:
+    sequence b has queries cu_seqlens_q[b] ... cu_seqlens_q[b+1] - 1 and likewise keys. Options as for `attention`.
+
+    Returns out (total_q, H, Dv); with return_lse also float32 (H, total_q); with return_weights also a list of B
+    arrays (H, S_b, T_b).
+    """
+    _precision("attention_varlen", precision)
+    left, right = _window("attention_varlen", window)
+    result = _cpu.attention_varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, causal, relative_bias, alibi_slopes, scale, softcap, left, right, sinks,
+        return_lse, return_weights, out,
+    )  # fmt: skip
+    if result is None:
+        result = reference.attention_varlen(
+            q,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            causal=causal,
+            relative_bias=relative_bias,
+            alibi_slopes=alibi_slopes,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            sinks=sinks,
+            return_lse=return_lse,
+            return_weights=return_weights,
+            out=out,
+        )
+    return result
+
+
+@accepts_arrays("q", "k", "v", "w_q", "w_k", "w_v", "mask", "kv_lengths")
+def additive_attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    w_q: Array,
+    w_k: Array,
+    w_v: Array,
+    *,
+    mask: Array | None = None,
+    kv_lengths: Array | None = None,
+    return_weights: bool = False,
+) -> Any:
+    """softmax(score) v with score[i, j] = w_v . tanh(W_q q_i + W_k k_j) (Bahdanau et al. 2015).
+
+    q (..., S, Dq), k (..., T, Dk), v (..., T, Dv), leading dimensions broadcast; w_q (A, Dq), w_k (A, Dk), w_v (A,) or
+    (1, A). mask: bool, True where attention is allowed, broadcasts to (..., S, T); kv_lengths: integers that broadcast to
+    the leading dimensions. Returns out (..., S, Dv), with return_weights (out, weights (..., S, T)). A row without keys
+    gives 0. No S x T matrix is held unless the weights are asked for.
+    """
+    arrays = {"q": q, "k": k, "v": v, "w_q": w_q, "w_k": w_k, "w_v": w_v}
+    if any(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in arrays.values()):
+        return reference.additive_attention(
+            q, k, v, w_q, w_k, w_v, mask=mask, kv_lengths=kv_lengths, return_weights=return_weights
+        )
+    op = "additive_attention"
+    for name in ("q", "k", "v"):
+        if arrays[name].ndim < 2:
+            raise ValueError(f"{op}: {name} must be (..., tokens, width), got shape {arrays[name].shape}")
+        if arrays[name].dtype != q.dtype:
+            raise TypeError(f"{op}: {name} is {arrays[name].dtype} but q is {q.dtype}")
+    width = w_q.shape[0] if w_q.ndim else 0
+    for name, shape in (("w_q", (width, q.shape[-1])), ("w_k", (width, k.shape[-1]))):
+        if arrays[name].shape != shape:
+            raise ValueError(f"{op}: {name} must be {shape}, got {arrays[name].shape}")
+    if w_v.shape not in ((width,), (1, width)):
+        raise ValueError(f"{op}: w_v must be {(width,)} or {(1, width)}, got {w_v.shape}")
+    if v.shape[-2] != k.shape[-2]:
+        raise ValueError(f"{op}: v has {v.shape[-2]} keys, k has {k.shape[-2]}")
+    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    batch, s, t = math.prod(lead), q.shape[-2], k.shape[-2]
+
+    def flat(x: Any) -> Any:
+        return np.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(batch, *x.shape[-2:])
+
+    if mask is not None:
+        if mask.dtype != np.bool_:
+            raise TypeError(f"{op}: mask must be a bool array (True: attend), got {mask.dtype}")
+        try:
+            mask = np.broadcast_to(mask, (*lead, s, t)).reshape(batch, s, t)
+        except ValueError:
+            raise ValueError(f"{op}: mask of shape {mask.shape} does not broadcast to {(*lead, s, t)}") from None
+    if kv_lengths is not None:
+        if kv_lengths.dtype.kind not in "iu":
+            raise TypeError(f"{op}: kv_lengths must hold integers, got {kv_lengths.dtype}")
+        try:
+            kv_lengths = np.broadcast_to(kv_lengths, lead).reshape(batch)
+        except ValueError:
+            raise ValueError(f"{op}: kv_lengths of shape {kv_lengths.shape} does not broadcast to {lead}") from None
+        if np.any((kv_lengths < 0) | (kv_lengths > t)):
+            raise ValueError(f"{op}: kv_lengths must lie in 0 to {t}")
+    projected = [
+        flat(linear(x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)))
+        for x, w in ((q, w_q), (k, w_k))
+    ]
+    result = _cpu.additive_attention(*projected, w_v.reshape(width), flat(v), mask, kv_lengths, return_weights)
+    if return_weights:
+        return result[0].reshape(*lead, s, v.shape[-1]), result[1].reshape(*lead, s, t)
+    return result.reshape(*lead, s, v.shape[-1])

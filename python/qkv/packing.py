@@ -1,0 +1,179 @@
+"""From padded input to packed tokens and back.
+
+Inside a model there is no padding: a batch is (total, ...) with cu_seqlens. Padding exists where a user
+hands in input_ids (B, S) with an attention_mask, and gets outputs (B, S, ...) back that are zero there.
+Left padding, right padding and holes are alike: a token's default position is the number of real tokens
+before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from .layers import Array
+
+
+class Packed:
+    """The real tokens of a batch: `ids`, `positions` and `types` (total,), the last None for all zero."""
+
+    def __init__(
+        self,
+        ids: Array,
+        cu_seqlens: Array,
+        *,
+        positions: Array | None = None,
+        types: Array | None = None,
+        mask: Array | None = None,
+        shape: tuple[int, int] | None = None,
+    ):
+        self.ids = ids
+        self.cu_seqlens = cu_seqlens  # (B + 1,)
+        self.types = types
+        self.mask = mask  # (B, S) bool; None: every token is real
+        self.shape = shape  # (B, S)
+        if positions is None:
+            starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))  # each token's row begins here
+            positions = np.arange(ids.size, dtype=cu_seqlens.dtype) - starts
+        self.positions = positions
+
+    @classmethod
+    def from_lists(cls, rows: Sequence[Sequence[int]]) -> Packed:
+        """Rows of ids of any lengths, which the caller has checked."""
+        cu_seqlens = _cumulative([len(row) for row in rows])
+        ids = np.fromiter(chain.from_iterable(rows), np.int64, count=int(cu_seqlens[-1]))
+        return cls(ids, cu_seqlens)
+
+    @classmethod
+    def from_padded(
+        cls,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        vocabulary: int,
+        types: int,
+        positions: int,
+    ) -> Packed:
+        """Check a user's batch and pack it. vocabulary, types, positions: how many of each the model has.
+
+        Only real tokens are looked at: what stands at padding may be anything. TypeError for a dtype,
+        ValueError for a shape or a value.
+        """
+        ids = _integers("input_ids", input_ids)
+        if ids.ndim != 2:
+            hint = "; for one row pass [ids]" if ids.ndim == 1 else ""
+            raise ValueError(f"input_ids: expected shape (batch, tokens); got {ids.shape}{hint}")
+        mask = _mask(attention_mask, ids.shape)
+        if mask is None:
+            lengths = np.full(ids.shape[0], ids.shape[1])
+        else:
+            lengths = mask.sum(axis=1)
+            if ids.shape[1] and not lengths.all():
+                raise ValueError(f"attention_mask: row {int(lengths.argmin())} has no real token")
+        if position_ids is None and lengths.max(initial=0) > positions:
+            row = int(lengths.argmax())
+            raise ValueError(
+                f"input_ids: row {row} has {lengths[row]} tokens; the model has {positions} positions"
+            )
+
+        def pick(name: str, value: Any, limit: int, unit: str) -> Array | None:
+            if value is None:
+                return None
+            array = _integers(name, value)
+            if array.shape != ids.shape:
+                if name != "position_ids" or array.shape not in (ids.shape[1:], (1, ids.shape[1])):
+                    raise ValueError(f"{name}: expected shape {ids.shape} as input_ids; got {array.shape}")
+                array = np.broadcast_to(array, ids.shape)
+            real = array.reshape(-1) if mask is None else array[mask]
+            if real.size and (real.min() < 0 or real.max() >= limit):
+                wrong = (array < 0) | (array >= limit)
+                row, column = np.argwhere(wrong if mask is None else wrong & mask)[0].tolist()
+                raise ValueError(
+                    f"{name}: {array[row, column]} in row {row}, column {column} is not among the model's "
+                    f"{limit} {unit} (0 to {limit - 1})"
+                )
+            return real
+
+        real_ids = pick("input_ids", ids, vocabulary, "tokens")
+        assert real_ids is not None
+        return cls(
+            real_ids,
+            _cumulative(lengths),
+            positions=pick("position_ids", position_ids, positions, "positions"),
+            types=pick("token_type_ids", token_type_ids, types, "token types"),
+            mask=mask,
+            shape=ids.shape,
+        )
+
+    def first_rows(self, x: Array) -> Array:
+        """The first token of each row, (total, C) -> (B, C); zeros for a row without tokens."""
+        starts, ends = self.cu_seqlens[:-1], self.cu_seqlens[1:]
+        if x.shape[0] and (starts < ends).all():
+            return x[starts]
+        result = np.zeros((starts.size, *x.shape[1:]), x.dtype)
+        result[starts < ends] = x[starts[starts < ends]]
+        return result
+
+    def pad(self, x: Array) -> Array:
+        """(total, ...) -> (B, S, ...)"""
+        assert self.shape is not None
+        if self.mask is None:
+            return x.reshape(*self.shape, *x.shape[1:])
+        result = np.zeros((*self.shape, *x.shape[1:]), x.dtype)
+        result[self.mask] = x
+        return result
+
+    def pad_pairs(self, weights: list[Array], heads: int) -> Array:
+        """B arrays (H, S_b, S_b) -> (B, H, S, S)"""
+        assert self.shape is not None
+        batch, length = self.shape
+        result = np.zeros((batch, heads, length, length), np.float32)
+        for b, of_row in enumerate(weights):
+            if self.mask is None:
+                result[b] = of_row
+            else:
+                real = np.flatnonzero(self.mask[b])
+                result[b][:, real[:, None], real] = of_row
+        return result
+
+
+def _cumulative(lengths: Any) -> Array:
+    cu_seqlens = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=cu_seqlens[1:])
+    return cu_seqlens
+
+
+def _integers(name: str, value: Any) -> Array:
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{name}: the rows have different lengths; pad them and pass attention_mask"
+        ) from None
+    if array.size == 0 and array.dtype == np.float64:  # what an empty list becomes
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integers; got {array.dtype}")
+    return array
+
+
+def _mask(value: Any, shape: tuple[int, ...]) -> Array | None:
+    """(B, S) bool, or None where nothing is masked."""
+    if value is None:
+        return None
+    array = np.asarray(value)
+    if array.shape != shape:
+        raise ValueError(f"attention_mask: expected shape {shape} as input_ids; got {array.shape}")
+    if array.size == 0:
+        return None
+    if array.dtype.kind not in "biu":
+        raise TypeError(f"attention_mask: expected booleans or integers; got {array.dtype}")
+    mask = array.astype(bool)
+    if array.dtype.kind != "b" and not ((array == 0) | (array == 1)).all():
+        raise ValueError("attention_mask: expected 1 for real tokens and 0 for padding, and nothing else")
+    return None if mask.all() else mask

@@ -1,0 +1,43 @@
+"""Fixtures of the op tests; the functions that they share stand in checks.py, the yardsticks in naive.py."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import qkv
+from checks import DTYPES, use_isa
+from qkv.ops import _cpu
+
+
+@pytest.fixture(autouse=True)
+def _restore_runtime() -> Iterator[None]:
+    """Whatever a test sets, the next one starts from the same instruction set and thread count."""
+    isa, threads = _cpu.current_isa(), qkv.get_num_threads()
+    yield
+    qkv.set_isa(isa)
+    qkv.set_num_threads(threads)
+
+
+@pytest.fixture(params=qkv.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this machine has."""
+    with use_isa(request.param) as name:
+        yield name
+
+
+@pytest.fixture(params=list(DTYPES))
+def dtype(request: pytest.FixtureRequest) -> np.dtype[Any]:
+    return DTYPES[request.param]
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers from a seed that the test's name fixes; pytest prints it when the test fails."""
+    seed = int(os.environ.get("QKV_TEST_SEED", zlib.crc32(request.node.nodeid.encode())))
+    print(f"QKV_TEST_SEED={seed}")
+    return np.random.default_rng(seed)
