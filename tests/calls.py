@@ -13,9 +13,7 @@ FLOAT, PARAMETER, MASK, INTEGERS = "float", "parameter", "mask", "integers"
 KINDS = {
     **dict.fromkeys(("a", "b", "x", "w", "q", "k", "v", "query", "key", "value", "table"), FLOAT),
     **dict.fromkeys(("gate", "residual"), FLOAT),
-    **dict.fromkeys(
-        ("weight", "bias", "relative_bias", "alibi_slopes", "sinks", "w_q", "w_k", "w_v"), PARAMETER
-    ),
+    **dict.fromkeys(("weight", "bias", "relative_bias", "alibi_slopes", "sinks", "w_q", "w_k", "w_v"), PARAMETER),
     **dict.fromkeys(("mask", "attn_mask"), MASK),
     **dict.fromkeys(("ids", "positions", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k"), INTEGERS),
 }

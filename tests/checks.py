@@ -66,20 +66,14 @@ def assert_close(out: Array, ref: Array, naive: Array, what: str = "") -> None:
     np.testing.assert_array_equal(got[~finite], ref[~finite], err_msg=f"{what}: NaN and infinities")
     if not finite.any():
         return
-    assert np.isfinite(got[finite]).all(), (
-        f"{what}: {np.sum(~np.isfinite(got[finite]))} values are not finite"
-    )
+    assert np.isfinite(got[finite]).all(), f"{what}: {np.sum(~np.isfinite(got[finite]))} values are not finite"
     error = np.abs(got[finite] - ref[finite])
-    bound = (
-        2 * np.abs(sequential[finite] - ref[finite]).max() + 4 * eps(naive.dtype) * np.abs(ref[finite]).max()
-    )
+    bound = 2 * np.abs(sequential[finite] - ref[finite]).max() + 4 * eps(naive.dtype) * np.abs(ref[finite]).max()
     assert np.isfinite(bound), f"{what}: the yardstick overflows: choose other inputs"
     if error.max() > bound:
         where = np.argwhere(finite)[error.argmax()]
         at = tuple(int(i) for i in where)
-        raise AssertionError(
-            f"{what}: error {error.max():.3g} > {bound:.3g} at {at}: {got[at]} instead of {ref[at]}"
-        )
+        raise AssertionError(f"{what}: error {error.max():.3g} > {bound:.3g} at {at}: {got[at]} instead of {ref[at]}")
 
 
 def wide(x: Any) -> Any:
@@ -90,9 +84,7 @@ def wide(x: Any) -> Any:
 def oracle(op: str, *args: Any, **kwargs: Any) -> Any:
     """`qkv.reference`, all floating inputs widened to float64 first, so that it answers in float64."""
     with np.errstate(all="ignore"):
-        return getattr(reference, op)(
-            *map(wide, args), **{name: wide(value) for name, value in kwargs.items()}
-        )
+        return getattr(reference, op)(*map(wide, args), **{name: wide(value) for name, value in kwargs.items()})
 
 
 @contextlib.contextmanager
@@ -112,9 +104,7 @@ def each_isa() -> Iterator[str]:
             yield name
 
 
-def normal(
-    rng: np.random.Generator, shape: tuple[int, ...] | int, dtype: Any = FLOAT32, scale: float = 1.0
-) -> Array:
+def normal(rng: np.random.Generator, shape: tuple[int, ...] | int, dtype: Any = FLOAT32, scale: float = 1.0) -> Array:
     return (rng.standard_normal(shape) * scale).astype(dtype)
 
 

@@ -14,6 +14,15 @@ from checks import DTYPES, use_isa
 from qkv.ops import _cpu
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The walks through every float32 take minutes: they run when they are asked for, with -m exhaustive."""
+    if "exhaustive" not in config.option.markexpr:
+        skip = pytest.mark.skip(reason="run with -m exhaustive")
+        for item in items:
+            if "exhaustive" in item.keywords:
+                item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def _restore_runtime() -> Iterator[None]:
     """Whatever a test sets, the next one starts from the same instruction set and thread count."""

@@ -81,9 +81,7 @@ def test_large_array(name: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_position_in_the_array_does_not_matter(
-    name: str, dtype: np.dtype[Any], rng: np.random.Generator
-) -> None:
+def test_position_in_the_array_does_not_matter(name: str, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     """A value in the last, partly filled vector gives the same bits as one in a full vector."""
     x = normal(rng, 67, dtype, 3)
     for _ in each_isa():
@@ -127,9 +125,7 @@ def test_documented_values() -> None:
             phi = 0.5 * (1 + math.erf(x / math.sqrt(2)))
             inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
             assert qkv.gelu(a)[0] == pytest.approx(x * phi, rel=1e-5, abs=1e-7)
-            assert qkv.gelu(a, "tanh")[0] == pytest.approx(
-                0.5 * x * (1 + math.tanh(inner)), rel=1e-5, abs=1e-7
-            )
+            assert qkv.gelu(a, "tanh")[0] == pytest.approx(0.5 * x * (1 + math.tanh(inner)), rel=1e-5, abs=1e-7)
             assert qkv.silu(a)[0] == pytest.approx(x / (1 + math.exp(-x)), rel=1e-5)
             assert qkv.quick_gelu(a)[0] == pytest.approx(x / (1 + math.exp(-1.702 * x)), rel=1e-5)
             assert qkv.relu(a)[0] == max(x, 0.0)

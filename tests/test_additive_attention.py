@@ -56,6 +56,22 @@ def test_leading_dimensions(lead: tuple[int, ...], dtype: np.dtype[Any], rng: np
     check(given, kv_lengths=np.array(7), mask=rng.random((5, 17)) < 0.7)
 
 
+@pytest.mark.parametrize(
+    "leads",
+    [((2,), (), ()), ((), (2,), (2,)), ((2,), (1,), (1,)), ((1,), (3,), (1,)), ((2, 1), (3,), (2, 3)), ((), (), (4,))],
+    ids=str,
+)
+def test_leading_dimensions_broadcast(leads: tuple[tuple[int, ...], ...], rng: np.random.Generator) -> None:
+    given = arrays(rng, (), 5, 17, 8)
+    for i, lead in enumerate(leads):
+        given[i] = normal(rng, (*lead, *given[i].shape))
+    full = np.broadcast_shapes(*leads)
+    spread = [np.broadcast_to(a, (*full, *a.shape[-2:])).copy() for a in given[:3]] + given[3:]
+    check(spread)
+    for _ in each_isa():
+        assert same_bits(qkv.additive_attention(*given), qkv.additive_attention(*spread))
+
+
 def test_last_weight_as_a_matrix_of_one_row(rng: np.random.Generator) -> None:
     given = arrays(rng, (2,), 5, 17, 8)
     for _ in each_isa():

@@ -19,9 +19,7 @@ def empty_rows(rng: np.random.Generator) -> dict[str, tuple[dict[str, Any], Any]
     mask[1, :, 2:4] = False
     by_mask = ~mask.any(-1)[:, 0]
     minus_infinity = np.where(mask, np.float32(0.5), np.float32(-np.inf))
-    early = np.arange(6)[None] < np.array(
-        [[2], [2]]
-    )  # bottom-right: the first two queries stand before key 0
+    early = np.arange(6)[None] < np.array([[2], [2]])  # bottom-right: the first two queries stand before key 0
     return {
         "mask": ({"mask": mask}, by_mask),
         "bias of -inf": ({"bias": minus_infinity}, by_mask),
@@ -45,13 +43,9 @@ def test_rows_with_nothing_to_attend_to(name: str, dtype: np.dtype[Any], rng: np
         rows = np.broadcast_to(empty[:, None], (2, 3, 6))
         assert (out[rows] == 0).all() and (weights[rows] == 0).all()
         assert np.isneginf(lse[rows]).all() and np.isfinite(lse[~rows]).all()
-        out, lse, weights = qkv.attention(
-            q, k, v, sinks=sinks, return_lse=True, return_weights=True, **options
-        )
+        out, lse, weights = qkv.attention(q, k, v, sinks=sinks, return_lse=True, return_weights=True, **options)
         assert (out[rows] == 0).all() and (weights[rows] == 0).all()
-        np.testing.assert_allclose(
-            lse[rows], np.broadcast_to(sinks[None, :, None], (2, 3, 6))[rows], rtol=1e-6
-        )
+        np.testing.assert_allclose(lse[rows], np.broadcast_to(sinks[None, :, None], (2, 3, 6))[rows], rtol=1e-6)
 
 
 def test_sinks_take_their_share(rng: np.random.Generator) -> None:

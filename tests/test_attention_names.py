@@ -104,16 +104,12 @@ def test_flash_attn_refuses_dropout(rng: np.random.Generator) -> None:
     ],
     ids=str,
 )
-def test_sdpa_shapes(
-    shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[Any], rng: np.random.Generator
-) -> None:
+def test_sdpa_shapes(shapes: tuple[tuple[int, ...], ...], dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     q, k, v = (normal(rng, s, dtype) for s in shapes)
     lead = np.broadcast_shapes(*(s[:-2] for s in shapes))
     S, T = shapes[0][-2], shapes[1][-2]
     bias, allowed = normal(rng, (S, T), dtype), rng.random((S, T)) < 0.7
-    full = [
-        np.broadcast_to(a, (*lead, *a.shape[-2:])).reshape(1, prod(lead), *a.shape[-2:]) for a in (q, k, v)
-    ]
+    full = [np.broadcast_to(a, (*lead, *a.shape[-2:])).reshape(1, prod(lead), *a.shape[-2:]) for a in (q, k, v)]
     for torch, own in [
         ({}, {}),
         ({"is_causal": True, "scale": 0.3}, {"causal": "top_left", "scale": 0.3}),
@@ -133,21 +129,15 @@ def test_sdpa_masks_broadcast(rng: np.random.Generator) -> None:
     for shape in [(9, 33), (1, 33), (9, 1), (3, 9, 33), (2, 1, 1, 33), (2, 3, 9, 33)]:
         bias, allowed = normal(rng, shape), rng.random(shape) < 0.6
         for _ in each_isa():
-            assert same_bits(
-                qkv.scaled_dot_product_attention(q, k, v, bias), qkv.attention(q, k, v, bias=bias)
-            )
-            assert same_bits(
-                qkv.scaled_dot_product_attention(q, k, v, allowed), qkv.attention(q, k, v, mask=allowed)
-            )
+            assert same_bits(qkv.scaled_dot_product_attention(q, k, v, bias), qkv.attention(q, k, v, bias=bias))
+            assert same_bits(qkv.scaled_dot_product_attention(q, k, v, allowed), qkv.attention(q, k, v, mask=allowed))
 
 
 def test_sdpa_grouped_heads(rng: np.random.Generator) -> None:
     q, k, v = normal(rng, (2, 6, 9, 16)), normal(rng, (2, 2, 33, 16)), normal(rng, (2, 2, 33, 16))
     for _ in each_isa():
         assert same_bits(qkv.scaled_dot_product_attention(q, k, v, enable_gqa=True), qkv.attention(q, k, v))
-        assert same_bits(
-            qkv.scaled_dot_product_attention(q[0], k[0], v[0], enable_gqa=True), qkv.attention(q, k, v)[0]
-        )
+        assert same_bits(qkv.scaled_dot_product_attention(q[0], k[0], v[0], enable_gqa=True), qkv.attention(q, k, v)[0])
     with pytest.raises(ValueError, match="scaled_dot_product_attention"):
         qkv.scaled_dot_product_attention(q, k, v)
     with pytest.raises(ValueError, match=r"scaled_dot_product_attention: .*divide"):

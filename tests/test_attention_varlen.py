@@ -69,9 +69,7 @@ def test_equals_a_loop_over_the_sequences(
     arrays, starts = packed(rng, lengths, dtype)
     for options in options_for(rng, len(lengths[0]), 4):
         for _ in each_isa():
-            out, lse, weights = qkv.attention_varlen(
-                *arrays, *starts, return_lse=True, return_weights=True, **options
-            )
+            out, lse, weights = qkv.attention_varlen(*arrays, *starts, return_lse=True, return_weights=True, **options)
             loop = one_by_one(arrays, starts, options)
             assert out.shape == (sum(lengths[0]), 4, 24) and out.dtype == dtype and out.flags.writeable
             assert lse.shape == (4, sum(lengths[0])) and lse.dtype == FLOAT32
@@ -140,9 +138,9 @@ def test_float64_is_served(rng: np.random.Generator) -> None:
     out = qkv.attention_varlen(*arrays, *starts, causal=True)
     assert out.dtype == np.float64
     parts = [
-        naive.attention(
-            arrays[0][None, a:b], arrays[1][None, c:d], arrays[2][None, c:d], causal=True, layout="bshd"
-        )[0][0]
+        naive.attention(arrays[0][None, a:b], arrays[1][None, c:d], arrays[2][None, c:d], causal=True, layout="bshd")[
+            0
+        ][0]
         for (a, b), (c, d) in (((0, 5), (0, 7)), ((5, 14), (7, 37)))
     ]
     np.testing.assert_allclose(out, np.concatenate(parts), rtol=1e-10, atol=1e-12)

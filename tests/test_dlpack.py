@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import qkv
 from calls import KINDS, calls, flat
 from checks import FLOAT16, FLOAT32, each_isa, normal, same_bits
-
-import qkv
 
 
 class Tensor:

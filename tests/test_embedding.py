@@ -24,9 +24,7 @@ def test_sizes(width: int, dtype: np.dtype[Any], rng: np.random.Generator) -> No
 
 @pytest.mark.parametrize("integer", INTEGERS)
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (0,), (2, 3), (2, 0, 3), (2, 3, 4)], ids=str)
-def test_ids_of_any_shape_and_integer_dtype(
-    integer: Any, shape: tuple[int, ...], rng: np.random.Generator
-) -> None:
+def test_ids_of_any_shape_and_integer_dtype(integer: Any, shape: tuple[int, ...], rng: np.random.Generator) -> None:
     table = normal(rng, (100, 5))
     ids = np.asarray(rng.integers(0, 100, shape), integer)
     for _ in each_isa():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import qkv
 from calls import calls, flat
 from checks import FLOAT32, each_isa, normal, same_bits
-
-import qkv
 
 
 def own(a: Any) -> Any:
@@ -50,7 +50,9 @@ def test_batches_of_matmul(dtype: np.dtype[Any], rng: np.random.Generator) -> No
                 assert same_bits(qkv.matmul(a[i, j], b[j]), own(whole[i, j]))
 
 
-@pytest.mark.parametrize("op", ["softmax", "log_softmax", "layer_norm", "rms_norm", "gelu", "relu", "silu", "quick_gelu", "tanh"])
+@pytest.mark.parametrize(
+    "op", ["softmax", "log_softmax", "layer_norm", "rms_norm", "gelu", "relu", "silu", "quick_gelu", "tanh"]
+)
 def test_rows_of_an_op(op: str, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     for n in (1, 5, 16, 33, 100, 769):
         x = normal(rng, (70, n), dtype, 2)
@@ -104,7 +106,9 @@ def test_rows_of_attention(options: dict[str, Any], dtype: np.dtype[Any], rng: n
             for b in range(3):
                 one = attend(q[b : b + 1], k[b : b + 1], v[b : b + 1], **options)
                 assert all(same_bits(o, own(w[b : b + 1])) for o, w in zip(one, whole, strict=True))
-                assert same_bits(qkv.attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], **options), own(plain[b : b + 1]))
+                assert same_bits(
+                    qkv.attention(q[b : b + 1], k[b : b + 1], v[b : b + 1], **options), own(plain[b : b + 1])
+                )
             # Positions count from the end, so the last n queries stand where they stood.
             for n in (1, 2, 3, 5, 16, 33):
                 if n <= S:
@@ -117,7 +121,11 @@ def test_rows_of_attention(options: dict[str, Any], dtype: np.dtype[Any], rng: n
 
 
 def test_any_query_alone(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
-    q, k, v = normal(rng, (1, 2, 70, 16), dtype), normal(rng, (1, 2, 150, 16), dtype), normal(rng, (1, 2, 150, 16), dtype)
+    q, k, v = (
+        normal(rng, (1, 2, 70, 16), dtype),
+        normal(rng, (1, 2, 150, 16), dtype),
+        normal(rng, (1, 2, 150, 16), dtype),
+    )
     for _ in each_isa():
         whole = qkv.attention(q, k, v)
         for start, stop in [(0, 1), (1, 2), (3, 20), (31, 33), (69, 70)]:
@@ -130,7 +138,7 @@ def test_keys_that_are_excluded_do_not_count(dtype: np.dtype[Any], rng: np.rando
     for _ in each_isa():
         whole = qkv.attention(q, k, v, causal=True)
         edges = [0, 1, 2, 17, 64, 65, 130, 200]
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             chunk = qkv.attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], causal=True)
             assert same_bits(chunk, own(whole[:, :, start:stop])), f"{start}:{stop}"
         for n in (1, 16, 33, 64, 100, 199):

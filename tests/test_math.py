@@ -60,9 +60,7 @@ def check(name: str, x: Any, ref: Any) -> None:
 def chunks(step: int, size: int = 1 << 22) -> Iterator[Any]:
     """Every `step`-th float32, by its bit pattern."""
     for start in range(0, 1 << 32, step * size):
-        yield from_bits(
-            np.arange(start, min(start + step * size, 1 << 32), step, dtype=np.uint64).astype(np.uint32)
-        )
+        yield from_bits(np.arange(start, min(start + step * size, 1 << 32), step, dtype=np.uint64).astype(np.uint32))
 
 
 @NAMES
@@ -85,9 +83,7 @@ def test_every_float32(name: str) -> None:
 @NAMES
 def test_where_the_formulas_change(name: str) -> None:
     """All floats around the ends of the ranges of reduction, of overflow, and of the parts of a piecewise formula."""
-    centres = np.array(
-        [0.25, 0.5, 0.625, 0.84375, 0.9375, 1, 1.25, 2, 3, 3.832, 4, 8, 9.01, 9.1, 16, 20], np.float32
-    )
+    centres = np.array([0.25, 0.5, 0.625, 0.84375, 0.9375, 1, 1.25, 2, 3, 3.832, 4, 8, 9.01, 9.1, 16, 20], np.float32)
     logs = np.array(
         [0.34657, 0.6931472, 1.0397, 86.64, 87.3365, 88.0, 88.3762, 88.7228, 88.72283, 103.28, 103.97, 104.0]
     )

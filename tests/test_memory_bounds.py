@@ -9,9 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checks import run_python, under_sanitizer
-
 import qkv
+from checks import run_python, under_sanitizer
 
 SETUP = f"""
 import sys

@@ -105,9 +105,7 @@ def test_zero_rows_without_epsilon_are_nan(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_not_finite_values_stay_in_their_row(
-    value: float, dtype: np.dtype[Any], rng: np.random.Generator
-) -> None:
+def test_not_finite_values_stay_in_their_row(value: float, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     for n in (1, 16, 17, 65):
         x = normal(rng, (5, n), dtype)
         x[2, n // 2] = value

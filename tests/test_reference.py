@@ -128,9 +128,9 @@ def test_linear_and_packed_weight():
     np.testing.assert_array_equal(ref.embedding([[1, 4]], packed), w.astype(np.float32)[[[1, 4]]])
     for bad in (
         {"bias": normal(1)},
-        {"gate": normal(5)},
+        {"gate": normal(4)},
         {"activation": "swish"},
-        {"residual": normal(2, 1, 5)},
+        {"residual": normal(2, 2, 5)},
     ):
         with pytest.raises(ValueError, match="linear: "):
             ref.linear(x, w, **bad)

@@ -48,9 +48,7 @@ def check(x: Any, positions: Any, spread: tuple[int, ...], *, dim: int | None = 
         assert same_bits(out[..., width:], np.ascontiguousarray(x[..., width:])), "the rest passes through"
 
 
-@pytest.mark.parametrize(
-    "D", [2, 4, 6, 14, 16, 18, 30, 32, 34, 62, 64, 66, 80, 96, 126, 128, 130, 254, 256, 258]
-)
+@pytest.mark.parametrize("D", [2, 4, 6, 14, 16, 18, 30, 32, 34, 62, 64, 66, 80, 96, 126, 128, 130, 254, 256, 258])
 def test_widths(D: int, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     for interleaved, dim in product((False, True), {None, 2, D // 4 * 2 or 2, D - 2 or 2}):
         check(normal(rng, (2, 3, 5, D), dtype), np.arange(5), (1, 1, 5), dim=dim, interleaved=interleaved)

@@ -88,7 +88,8 @@ std::vector<int64_t> read_ints(const char* op, const char* name, py::handle obje
   if (kind != 'i' && kind != 'u') fail_type(where + " must hold integers, got " + py::str(array.dtype()).cast<std::string>());
   // uint64 values beyond int64 would wrap into negative ones, which every caller refuses.
   const auto ints = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-  if (!ints) throw py::error_already_set();
+  if (!ints) throw std::bad_alloc();  // any integer array converts
+
   if (shape) {
     shape->clear();
     for (py::ssize_t d = 0; d < array.ndim(); ++d) shape->push_back(array.shape(d));
@@ -96,12 +97,10 @@ std::vector<int64_t> read_ints(const char* op, const char* name, py::handle obje
   return std::vector<int64_t>(ints.data(), ints.data() + ints.size());
 }
 
-bool check_dtypes(const char* op, std::initializer_list<const Array*> arrays) {
+bool check_dtypes(const char* op, const std::vector<const Array*>& arrays) {
   const Array* first = nullptr;
-  bool any_double = false;
   for (const Array* x : arrays)
-    if (*x) any_double = any_double || x->is_double;
-  if (any_double) return true;
+    if (*x && x->is_double) return true;
   for (const Array* x : arrays) {
     if (!*x) continue;
     if (!first) first = x;
@@ -121,7 +120,7 @@ const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep) {
   if (!x) return nullptr;
   // Through NumPy: parameters are small, and it knows every dtype and stride.
   const auto floats = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(x.owner);
-  if (!floats) throw py::error_already_set();
+  if (!floats) throw std::bad_alloc();  // any float array converts
   keep->emplace_back(floats.data(), floats.data() + floats.size());
   if (keep->back().empty()) keep->back().push_back(0);  // a pointer that is not null
   return keep->back().data();

@@ -43,7 +43,7 @@ std::string shape_text(const std::vector<int64_t>& shape);
 
 // TypeError unless all arrays share a dtype; absent ones are passed over. True if any is float64: the call then belongs to the
 // reference, after all other checks.
-bool check_dtypes(const char* op, std::initializer_list<const Array*> arrays);
+bool check_dtypes(const char* op, const std::vector<const Array*>& arrays);
 // A parameter (norm weight, bias vector ...) may also be float32 beside half-width x.
 void check_parameter_dtype(const Array& x, const Array& parameter);
 

@@ -3,6 +3,7 @@
 
 #include "bind/array.h"
 #include "bind/bind.h"
+#include "bind/gil.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -90,7 +91,7 @@ Causal causal_of(const char* op, const py::object& causal) {
 
 // Tiles, scratch and the call itself. `rows` of batch entry b: rows[b].
 void run(AttentionArgs* a, const std::vector<int64_t>& rows) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   a->threads = num_threads();
   int64_t all = 0;
   for (const int64_t r : rows) all += r;
@@ -276,7 +277,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
   return results(out.finish(), lse, weights);
 }
 
-// q (B, S, A) and k (B, T, A) projected float32, w (A,) float32, v (B, T, Dv); made so by qkv.ops.
+// q (B, S, A) and k (B, T, A) projected float32, all but B contiguous, w (A,) float32, v (B, T, Dv); made so by qkv.ops.
 py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in, py::handle v_in, py::handle mask_in,
                               py::handle kv_lengths_in, bool return_weights) {
   const char* op = "additive_attention";
@@ -307,10 +308,12 @@ py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in,
     std::vector<std::vector<float>> keep;
     a.q = reinterpret_cast<const float*>(q.data);
     a.k = reinterpret_cast<const float*>(k.data);
+    a.q_b = q.strides[0];
+    a.k_b = k.strides[0];
     a.w = as_floats(w, &keep);
     a.v = {v.data, v.dtype, v.strides[0], 0, v.strides[1], v.strides[2]};
     a.out = {static_cast<char*>(out.mutable_data()), v.dtype, a.s * a.dv, 0, a.dv, 1};
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     a.threads = num_threads();
     a.plan = plan_additive_attention(a);
     const Scratch scratch(static_cast<size_t>(a.plan.scratch_bytes * a.threads));

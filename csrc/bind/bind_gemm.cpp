@@ -3,6 +3,7 @@
 
 #include "bind/array.h"
 #include "bind/bind.h"
+#include "bind/gil.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -15,7 +16,7 @@ class PackedWeight {
   explicit PackedWeight(const Array& w) : n_(w.shape[0]), k_(w.shape[1]) {
     data_ = static_cast<float*>(buffer_acquire(static_cast<size_t>(nbytes())));
     PackArgs a{w.data, w.dtype, n_, k_, w.strides[0], w.strides[1], data_, num_threads()};
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     kernels().pack_weight(a);
   }
   ~PackedWeight() { buffer_release(data_); }
@@ -30,7 +31,7 @@ class PackedWeight {
   py::array dequantize() const {
     py::array out = new_array(float32_dtype(), {n_, k_});
     float* to = static_cast<float*>(out.mutable_data());
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     for (int64_t n = 0; n < n_; ++n) {
       const float* column = data_ + n / kPanel * kPanel * k_ + n % kPanel;
       for (int64_t k = 0; k < k_; ++k) to[n * k_ + k] = column[k * kPanel];
@@ -44,7 +45,7 @@ class PackedWeight {
 };
 
 void run(GemmArgs& g) {
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   g.threads = num_threads();
   g.plan = plan_gemm(g);
   const Scratch scratch(static_cast<size_t>(g.plan.scratch_bytes * g.threads));

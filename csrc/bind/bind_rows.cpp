@@ -1,6 +1,7 @@
 // Ops that work row by row: softmax, norms, activations, embedding, rotary.
 #include "bind/array.h"
 #include "bind/bind.h"
+#include "bind/gil.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -22,7 +23,7 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
   const auto rows = rows_along(op, axis, {&x, &y});
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   const int threads = num_threads();
   const Scratch scratch(row_bytes(rows[0].n, 1, threads));
   kernels().softmax({rows[0], rows[1], log, scratch.as<float>(), threads});
@@ -57,7 +58,7 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
     const auto rows = rows_along(op, x.rank() - 1, {&x, &y, &residual, &sum});
     std::vector<std::vector<float>> keep;
     const float *w = as_floats(weight, &keep), *b = as_floats(bias, &keep);
-    const py::gil_scoped_release unlocked;
+    const Unlocked unlocked;
     const int threads = num_threads();
     const Scratch scratch(row_bytes(n, 2, threads));
     kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, static_cast<float>(eps), rms, scratch.as<float>(), threads});
@@ -80,7 +81,7 @@ py::object activation(const std::string& op, py::handle x_in, Activation a) {
       r.rows = 1;
       r.rank = 0;
     }
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   kernels().activation({a, rows[0], rows[1], num_threads()});
   return std::move(out);
 }
@@ -113,7 +114,7 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   a.ids = ids.data();
   a.count = static_cast<int64_t>(ids.size());
   a.y = static_cast<char*>(out.mutable_data());
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   a.threads = num_threads();
   kernels().embedding(a);
   return std::move(out);
@@ -142,7 +143,7 @@ py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t 
     }
   }
   const auto rows = rows_along("rotary", x.rank() - 1, {&ordered, &y, &angles});
-  const py::gil_scoped_release unlocked;
+  const Unlocked unlocked;
   const int threads = num_threads();
   const Scratch scratch(row_bytes(dim + rows[0].n, 1, threads));
   kernels().rotary({rows[0], rows[1], rows[2], static_cast<float>(factor), dim, interleaved, scratch.as<float>(), threads});

@@ -1,15 +1,52 @@
 // ISA, threads and buffers.
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <iterator>
+
+#include "bind/array.h"
 #include "bind/bind.h"
+#include "bind/gil.h"
 #include "core/buffer.h"
 #include "core/cpu_count.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
-namespace py = pybind11;
-
 namespace qkv {
+
+namespace {
+
+Limit limit_of(const std::string& name) {
+  const char* const names[] = {"fma", "bf16_dot", "int8_dot", "read", "copy", "stream"};
+  for (size_t i = 0; i < std::size(names); ++i)
+    if (name == names[i]) return static_cast<Limit>(i);
+  throw std::invalid_argument("limit: unknown name '" + name + "'");
+}
+
+// Operations or bytes per second, the best of `repeats` passes.
+double limit(const std::string& name, int64_t chunks, int repeats) {
+  const Limit which = limit_of(name);
+  if (chunks < 1 || chunks > 1 << 20) throw std::invalid_argument("limit: chunks must lie in 1 ... 2^20, got " + std::to_string(chunks));
+  const Unlocked unlocked;
+  const size_t bytes = which < Limit::read ? 0 : static_cast<size_t>(chunks * kLimitChunk) * sizeof(float);
+  const Scratch x(bytes), y(which == Limit::read ? 0 : bytes);
+  // Untouched pages would all be the same page of zeros.
+  if (x.data()) std::memset(x.data(), 0, bytes);
+  if (y.data()) std::memset(y.data(), 0, bytes);
+  double best = 0;
+  for (int i = 0; i < repeats; ++i) {
+    int64_t done = 0;
+    const auto start = std::chrono::steady_clock::now();
+    kernels().limits({which, chunks, x.as<float>(), y.as<float>(), &done, num_threads()});
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    best = std::max(best, static_cast<double>(done) / seconds.count());
+  }
+  return best;
+}
+
+}  // namespace
 
 void bind_runtime(py::module_& m) {
   m.def("isas", usable_isas);
@@ -34,6 +71,17 @@ void bind_runtime(py::module_& m) {
     d["limit_bytes"] = s.limit_bytes;
     return d;
   });
+  m.def("limit", limit, py::arg("name"), py::arg("chunks"), py::arg("repeats"));
+  m.def(
+      "check_arrays",
+      [](const std::string& op, const py::dict& named) {
+        std::vector<Array> arrays;
+        for (const auto& item : named) arrays.push_back(read_array(op.c_str(), item.first.cast<std::string>().c_str(), item.second));
+        std::vector<const Array*> pointers;
+        for (const Array& x : arrays) pointers.push_back(&x);
+        return check_dtypes(op.c_str(), pointers);
+      },
+      py::arg("op"), py::arg("arrays"));
   m.attr("compiler") = __VERSION__;
 }
 

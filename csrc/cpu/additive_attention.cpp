@@ -29,9 +29,9 @@ static void additive_tile(const AdditiveAttentionArgs& a, int64_t b, int64_t row
 
   for (int64_t key = 0; key < last; key += kKeyBlock) {
     const int64_t n = last - key < kKeyBlock ? last - key : kKeyBlock;
-    pack_panels(keys, DType::f32, a.k + (b * a.t + key) * a.a, 1, a.a, a.a, n);
+    pack_panels(keys, DType::f32, a.k + b * a.k_b + key * a.a, 1, a.a, a.a, n);
     for (int64_t r = 0; r < rows; ++r) {
-      const float* q = a.q + (b * a.s + row0 + r) * a.a;
+      const float* q = a.q + b * a.q_b + (row0 + r) * a.a;
       float* s = f.scores + r * kKeyBlock;
       for (int64_t j = 0; j < n; j += kLanes) {
         const float* k = keys + j / kPanel * kPanel * a.a + j % kPanel;

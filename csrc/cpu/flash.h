@@ -110,7 +110,10 @@ static inline void flash_weights(const FlashTile& f, int64_t r, const float* raw
   const float total = f.total[r], shift = f.maximum[r] == kMinusInfinity ? 0.0f : f.maximum[r];
   with_type(type, (void*)out, [&](auto* to) {
     each(n, [&](int64_t i, auto count) {
-      store(to + i, total == 0 ? zero() : div(exp(sub(load(raw + i, count), set(shift))), set(total)), count);
+      const Vec s = load(raw + i, count);
+      // An excluded key has no part in a row that a NaN spoiled.
+      const Vec p = select(eq(s, set(kMinusInfinity)), zero(), div(exp(sub(s, set(shift))), set(total)));
+      store(to + i, p, count);
     });
   });
 }

@@ -108,7 +108,8 @@ AttentionPlan plan_attention(const AttentionArgs&, int64_t rows);
 // out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j over already projected q (B, S, A) and k (B, T, A).
 struct AdditiveAttentionArgs {
   int64_t batch, s, t, a, dv;
-  const float *q, *k;  // contiguous
+  const float *q, *k;  // rows adjacent; batch entries q_b and k_b apart
+  int64_t q_b, k_b;
   const float* w;      // (A)
   Strided4 v, out;     // h unused
   Strided4 mask;       // bytes (B, S, T), h unused; data == nullptr: none
@@ -164,6 +165,19 @@ struct RotaryArgs {
   int64_t dim;
   bool interleaved;
   float* scratch;  // dim + n floats per thread
+  int threads;
+};
+
+// Peaks of the machine, for the benchmarks.
+enum class Limit : uint8_t { fma, bf16_dot, int8_dot, read, copy, stream };
+constexpr int64_t kLimitChunk = 1 << 16;  // floats
+
+struct LimitArgs {
+  Limit limit;
+  int64_t chunks;  // of work: kLimitChunk floats of the buffers, or a fixed number of instructions
+  const float* x;
+  float* y;       // aligned to 64 bytes; each chunks * kLimitChunk floats, used by the memory limits
+  int64_t* done;  // += operations, or bytes read and written; nothing where the ISA lacks the instruction
   int threads;
 };
 

@@ -51,9 +51,8 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 else:
                     kwargs[name] = array
             result: Any = function(*values, **kwargs)
-            if origin is None:
-                return result
-            result = _convert(result, origin)
+            if origin is not None:
+                result = _convert(result, origin)
             if out is None:
                 return result
             return (out, *result[1:]) if isinstance(result, tuple) else out
@@ -68,7 +67,7 @@ def _as_numpy(op: str, name: str, given: Any) -> Any:
         if type(given).__name__ == "MaskedArray":
             raise TypeError(f"{op}: {name} is a masked array; its mask would be ignored")
         return np.asarray(given)
-    if isinstance(given, (list, tuple, int, float, np.generic)):
+    if isinstance(given, (list, tuple, int, float, np.generic)) and name != "out":
         return np.asarray(given)
     if hasattr(given, "__dlpack__"):
         device = given.__dlpack_device__()
@@ -78,7 +77,10 @@ def _as_numpy(op: str, name: str, given: Any) -> Any:
             capsule = given.__dlpack__()
         except (BufferError, RuntimeError) as error:  # torch: requires_grad, conjugate views
             raise TypeError(f"{op}: {name} cannot be shared: {error}") from error
-        return _cpu.from_dlpack(capsule)
+        try:
+            return _cpu.from_dlpack(capsule)
+        except TypeError as error:
+            raise TypeError(f"{op}: {name}: {error}") from error
     if hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
         return np.asarray(given)
     raise TypeError(f"{op}: {name} must be an array, got {type(given).__name__}")

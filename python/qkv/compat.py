@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from . import _cpu
 from .arrays import accepts_arrays
 from .ops import Array, Window, attention, attention_varlen
 
@@ -90,8 +91,8 @@ def flash_attn_varlen_func(
     op = "flash_attn_varlen_func"
     _no_dropout(op, dropout_p)
     for name, starts, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
-        if starts.dtype.kind not in "iu":
-            raise TypeError(f"{op}: cu_seqlens_{name} must hold integers, got {starts.dtype}")
+        if not isinstance(starts, np.ndarray) or starts.dtype.kind not in "iu":
+            raise TypeError(f"{op}: cu_seqlens_{name} must hold integers, got {getattr(starts, 'dtype', starts)}")
         longest = int(np.diff(starts.astype(np.int64)).max(initial=0))
         if longest > most:
             raise ValueError(f"{op}: a sequence of {longest} tokens exceeds max_seqlen_{name} = {most}")
@@ -142,11 +143,16 @@ def scaled_dot_product_attention(
     if attn_mask is not None and is_causal:
         raise ValueError(f"{op}: attn_mask must be None when is_causal is set")
     arrays = {"query": query, "key": key, "value": value}
+    _cpu.check_arrays(op, arrays)
     for name, x in arrays.items():
         if x.ndim < (3 if enable_gqa else 2):
             raise ValueError(
                 f"{op}: {name} must be (..., {'heads, ' if enable_gqa else ''}tokens, width), got {x.shape}"
             )
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(f"{op}: key has width {key.shape[-1]}, query has {query.shape[-1]}")
+    if value.shape[-2] != key.shape[-2]:
+        raise ValueError(f"{op}: value has {value.shape[-2]} tokens, key has {key.shape[-2]}")
     if enable_gqa:
         heads, most = query.shape[-3], max(key.shape[-3], value.shape[-3])
         for name, x in (("key", key), ("value", value)):
@@ -173,6 +179,8 @@ def scaled_dot_product_attention(
     shape = (*lead, *((query.shape[-3],) if enable_gqa else ()), query.shape[-2])
     mask = bias = None
     if attn_mask is not None:
+        if attn_mask.dtype != np.bool_ and attn_mask.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+            raise TypeError(f"{op}: attn_mask must be bool (True: attend) or float (added), got {attn_mask.dtype}")
         if attn_mask.ndim < 2:
             raise ValueError(f"{op}: attn_mask must have at least 2 dimensions, got shape {attn_mask.shape}")
         try:

@@ -10,15 +10,15 @@ npz is a zip of .npy members, https://numpy.org/doc/stable/reference/generated/n
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
-import mmap
 import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,13 +86,11 @@ class Checkpoint:
     def file(self, name: str) -> bytes | None:
         """The bytes of a small file, by its path relative to the folder; None if there is none."""
         if name not in self.files and self.folder is not None:
-            path = inside(self.folder, name)
+            path = inside(self.folder, name) if "/" in name else self.folder / name
             if path.is_file():
                 size = path.stat().st_size
                 if size > MAX_FILE:
-                    raise ValueError(
-                        f"{path}: {size} bytes are too many for this kind of file (limit {MAX_FILE})"
-                    )
+                    raise ValueError(f"{path}: {size} bytes are too many for this kind of file (limit {MAX_FILE})")
                 self.files[name] = path.read_bytes()
         return self.files.get(name)
 
@@ -158,15 +156,12 @@ def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:
     checkpoint = Checkpoint(where, tensors, META in files, files)
     if checkpoint.canonical:
         meta = checkpoint.json(META)
+        del files[META]
         if meta.get("format") != 1:
-            raise ValueError(
-                f"{where}: {META} has format {meta.get('format')!r}; this version reads format 1"
-            )
+            raise ValueError(f"{where}: {META} has format {meta.get('format')!r}; this version reads format 1")
         for name, dtype in _string_map(meta.get("dtypes", {}), f"{where}: {META}: dtypes").items():
             if dtype != "bfloat16" or name not in tensors or tensors[name].dtype != np.uint16:
-                raise ValueError(
-                    f"{where}: {name} must be a uint16 array that holds bfloat16; {META} says {dtype!r}"
-                )
+                raise ValueError(f"{where}: {name} must be a uint16 array that holds bfloat16; {META} says {dtype!r}")
             tensors[name] = _view(tensors[name], _bfloat16())
         for alias, name in _string_map(meta.get("ties", {}), f"{where}: {META}: ties").items():
             if name not in tensors or alias in tensors:
@@ -185,9 +180,7 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
     pickles = sorted(p.name for p in folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
     if pickles:
         raise ValueError(f"{folder}: the weights are only there as {pickles[0]}; {PICKLE_ADVICE}")
-    raise FileNotFoundError(
-        f"{folder}: there is no model.safetensors and no model.safetensors.index.json here"
-    )
+    raise FileNotFoundError(f"{folder}: there is no model.safetensors and no model.safetensors.index.json here")
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -196,7 +189,7 @@ def inside(folder: Path, name: str) -> Path:
     The Hugging Face cache is the one exception: its snapshots link to the blobs of the same repository.
     """
     parts = PurePosixPath(name)
-    if not name or "\0" in name or "\\" in name or parts.is_absolute() or ".." in parts.parts or parts.drive:
+    if not name or "\0" in name or "\\" in name or parts.is_absolute() or ".." in parts.parts:
         raise ValueError(f"{folder}: the file name {name!r} leads out of the folder")
     root = folder.resolve()
     path = folder / name
@@ -237,7 +230,11 @@ def parse_json(data: bytes | memoryview, where: str, *, unique: bool = False) ->
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of one file, memory-mapped: reading one gives a read-only view, possibly unaligned."""
+    """All tensors of one file. Each is read on demand, into an array of its own.
+
+    Not memory-mapped: mapped pages count as the process's memory until the map goes, and a file that is cut short
+    while it is mapped kills the process instead of raising an error. Reading is as fast.
+    """
     size = path.stat().st_size
     if size < 8:
         raise ValueError(f"{path}: {size} bytes are too few for a safetensors file")
@@ -246,11 +243,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         if header_size > MAX_HEADER:
             raise ValueError(f"{path}: the header claims {header_size} bytes; the limit is {MAX_HEADER}")
         if 8 + header_size > size:
-            raise ValueError(
-                f"{path}: truncated, the header claims {header_size} bytes and the file has {size}"
-            )
+            raise ValueError(f"{path}: truncated, the header claims {header_size} bytes and the file has {size}")
         header = parse_json(file.read(header_size), f"{path}: header", unique=True)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if not isinstance(header, dict):
         raise ValueError(f"{path}: the header must be a JSON object")
     _string_map(header.pop("__metadata__", {}), f"{path}: __metadata__")
@@ -260,10 +254,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     for name, entry in header.items():
         shape, dtype, begin, end = _check_entry(entry, f"{path}: tensor {name!r}", size - start)
         extents.append((begin, end, name))
-
-        def read(shape: Any = shape, dtype: Any = dtype, offset: int = start + begin) -> np.ndarray:
-            return np.ndarray(shape, dtype, buffer=mapped, offset=offset)
-
+        read = functools.partial(_read_at, path, start + begin, shape, dtype)
         tensors[name] = Tensor((name,), shape, dtype, read)
     covered = 0
     for begin, end, name in sorted(extents):
@@ -274,10 +265,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             )
         covered = end
     if covered != size - start:
-        raise ValueError(
-            f"{path}: oversized, {size - start - covered} bytes after the last tensor belong to none"
-        )
+        raise ValueError(f"{path}: oversized, {size - start - covered} bytes after the last tensor belong to none")
     return tensors
+
+
+def _read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    array = np.empty(shape, dtype)
+    rest = array.reshape(-1).view(np.uint8).data
+    with open(path, "rb", buffering=0) as file:
+        file.seek(offset)
+        while len(rest):  # one call reads 2 GiB at most
+            count = file.readinto(rest)
+            if not count:
+                raise ValueError(f"{path}: the file has become shorter while it was read")
+            rest = rest[count:]
+    return array
 
 
 def _check_entry(entry: Any, where: str, available: int) -> tuple[tuple[int, ...], np.dtype, int, int]:
@@ -302,9 +304,7 @@ def _check_entry(entry: Any, where: str, available: int) -> tuple[tuple[int, ...
         )
     needed = math.prod(shape) * dtype.itemsize
     if needed != end - begin:
-        raise ValueError(
-            f"{where}: shape {shape} of {name} takes {needed} bytes; data_offsets hold {end - begin}"
-        )
+        raise ValueError(f"{where}: shape {shape} of {name} takes {needed} bytes; data_offsets hold {end - begin}")
     return tuple(shape), dtype, begin, end
 
 
@@ -338,25 +338,33 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     """All arrays of an .npz, each read (and its CRC checked) on demand. Pickled objects are refused."""
     tensors: dict[str, Tensor] = {}
     size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                name = info.filename.removesuffix(".npy")
-                if name == info.filename:
-                    raise ValueError(f"{path}: {name!r} is no .npy member, so this is no .npz file")
-                if name in tensors:
-                    raise ValueError(f"{path}: {name!r} is there twice")
-                # deflate shrinks by 1032 at most, and nothing can be larger than the file that holds it
-                if info.compress_size > size or info.file_size > 1040 * (info.compress_size + 1):
-                    raise ValueError(
-                        f"{path}: {name!r} claims {info.file_size} bytes, which the file cannot hold"
-                    )
-                with archive.open(info) as member:
-                    shape, dtype = _npy_header(member, f"{path}: {name!r}", info.file_size)
-                tensors[name] = Tensor((name,), shape, dtype, functools.partial(_read_npy, path, info))
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
-        raise ValueError(f"{path}: not a readable .npz file ({error})") from None
+    with _zip_errors(f"{path}: not a readable .npz file"):
+        archive = zipfile.ZipFile(path)  # closed with the last tensor that reads from it
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename:
+            raise ValueError(f"{path}: {name!r} is no .npy member, so this is no .npz file")
+        where = f"{path}: {name!r}"
+        if name in tensors:
+            raise ValueError(f"{where} is there twice")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{where} is compressed in a way that NumPy does not use")
+        # deflate shrinks by 1032 at most, and nothing can be larger than the file that holds it
+        if info.compress_size > size or info.file_size > 1040 * (info.compress_size + 1):
+            raise ValueError(f"{where} claims {info.file_size} bytes, which the file cannot hold")
+        with _zip_errors(where), archive.open(info) as member:
+            shape, dtype = _npy_header(member, where, info.file_size)
+        tensors[name] = Tensor((name,), shape, dtype, functools.partial(_read_npy, archive, info, where))
     return tensors
+
+
+@contextlib.contextmanager
+def _zip_errors(where: str) -> Iterator[None]:
+    """What zipfile raises for broken, truncated, encrypted or exotic archives, as a ValueError."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _npy_header(member: Any, where: str, size: int) -> tuple[tuple[int, ...], np.dtype]:
@@ -381,28 +389,15 @@ def _npy_header(member: Any, where: str, size: int) -> tuple[tuple[int, ...], np
         raise ValueError(f"{where}: shape {shape!r:.99} is not one")
     needed = math.prod(shape) * dtype.itemsize
     if needed != size - member.tell():
-        raise ValueError(
-            f"{where}: shape {shape} of {dtype} takes {needed} bytes; there are {size - member.tell()}"
-        )
+        raise ValueError(f"{where}: shape {shape} of {dtype} takes {needed} bytes; there are {size - member.tell()}")
     return tuple(shape), dtype
 
 
-def _read_npy(path: Path, info: zipfile.ZipInfo) -> np.ndarray:
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open(info) as member:
-            array = np.lib.format.read_array(member, allow_pickle=False)
-            member.read(1)  # at the end zipfile compares the CRC
-            return array
-    except (
-        ValueError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        OSError,
-    ) as error:
-        raise ValueError(f"{path}: {info.filename} cannot be read ({error})") from None
+def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np.ndarray:
+    with _zip_errors(where), archive.open(info) as member:
+        array: np.ndarray = np.lib.format.read_array(member, allow_pickle=False)
+        member.read(1)  # at the end zipfile compares the CRC
+    return array
 
 
 def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndarray]]) -> None:

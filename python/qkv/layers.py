@@ -32,9 +32,7 @@ class Run:
     inside."""
 
     cu_seqlens: Array  # (B + 1,)
-    hidden_states: list[Array] | None = (
-        None  # collects (total, C): what goes into each block, and the last result
-    )
+    hidden_states: list[Array] | None = None  # collects (total, C): what goes into each block, and the last result
     attentions: list[list[Array]] | None = None  # collects per block a list of B arrays (H, S_b, S_b)
 
 
@@ -57,7 +55,8 @@ class Linear:
         self.bias = w.vector("bias", (n_out,)) if bias else None
 
     def __call__(self, x: Array, *, activation: str | None = None, residual: Array | None = None) -> Array:
-        return ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+        y: Array = ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+        return y
 
 
 class LayerNorm:
@@ -69,11 +68,13 @@ class LayerNorm:
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        y: Array = ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return y
 
     def of_sum(self, x: Array, y: Array) -> Array:
         """The norm of x + y, in one pass over both."""
-        return ops.layer_norm(x, self.weight, self.bias, self.eps, residual=y)[0]
+        result: Array = ops.layer_norm(x, self.weight, self.bias, self.eps, residual=y)[0]
+        return result
 
 
 class RMSNorm:
@@ -85,7 +86,8 @@ class RMSNorm:
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
-        return ops.rms_norm(x, self.weight, self.eps)
+        y: Array = ops.rms_norm(x, self.weight, self.eps)
+        return y
 
 
 class Embedding:
@@ -96,7 +98,8 @@ class Embedding:
         self.weight = w.table("weight", (rows, width))
 
     def __call__(self, ids: Array) -> Array:
-        return ops.embedding(ids, self.weight)  # (total, width)
+        rows: Array = ops.embedding(ids, self.weight)  # (total, width)
+        return rows
 
 
 class Attention:

@@ -14,7 +14,7 @@ Results do not depend, to the bit, on the other rows of a batch, on their number
 from __future__ import annotations
 
 import math
-import os
+import operator
 from typing import Any, Literal
 
 import numpy as np
@@ -54,21 +54,21 @@ Window = tuple[int | None, int | None]
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "tanh")
 
 
-def _configure() -> None:
-    """QKV_ISA and QKV_NUM_THREADS."""
-    isa, threads = os.environ.get("QKV_ISA"), os.environ.get("QKV_NUM_THREADS")
-    if isa:
-        try:
-            _cpu.set_isa(isa)
-        except ValueError as error:
-            raise ValueError(f"QKV_ISA: {error}") from None
-    if threads:
-        if not threads.strip().isdecimal() or int(threads) < 1:
-            raise ValueError(f"QKV_NUM_THREADS must be a positive integer, got {threads!r}")
-        _cpu.set_num_threads(min(int(threads), 2**30))
+def _number(op: str, name: str, value: Any) -> float:
+    """A real number as a float; TypeError in the user's words for anything else."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+        raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
+    return float(value)
 
 
-_configure()
+def _optional_number(op: str, name: str, value: Any) -> float | None:
+    return None if value is None else _number(op, name, value)
+
+
+def _axis(op: str, axis: Any) -> int:
+    if isinstance(axis, bool) or not hasattr(axis, "__index__"):
+        raise TypeError(f"{op}: axis must be an integer, got {type(axis).__name__}")
+    return max(min(operator.index(axis), 2**62), -(2**62))
 
 
 # ---- matrix products ----------------------------------------------------------------------------
@@ -99,7 +99,7 @@ def pack_weight(w: Array, dtype: str = "float32", group_size: int | None = None)
         raise ValueError("pack_weight: group_size is for quantised dtypes; float32 has none")
     if isinstance(w, PackedWeight):
         raise TypeError("pack_weight: w is packed already")
-    if w.dtype == np.float64:
+    if _cpu.check_arrays("pack_weight", {"w": w}):
         w = w.astype(np.float32)
     return _cpu.pack_weight(w)
 
@@ -145,14 +145,14 @@ def embedding(ids: Array, table: Array | PackedWeight) -> Array:
 @accepts_arrays("x")
 def softmax(x: Array, axis: int = -1) -> Array:
     """exp(x - max x) / sum exp(x - max x) along `axis`."""
-    out = _cpu.softmax(x, axis, False)
+    out = _cpu.softmax(x, _axis("softmax", axis), False)
     return reference.softmax(x, axis) if out is None else out
 
 
 @accepts_arrays("x")
 def log_softmax(x: Array, axis: int = -1) -> Array:
     """x - max x - log sum exp(x - max x) along `axis`."""
-    out = _cpu.softmax(x, axis, True)
+    out = _cpu.softmax(x, _axis("log_softmax", axis), True)
     return reference.log_softmax(x, axis) if out is None else out
 
 
@@ -169,7 +169,7 @@ def layer_norm(
 
     x (..., C), weight and bias (C,). With a residual of x's shape: (layer_norm(x + residual), x + residual).
     """
-    out = _cpu.norm(x, weight, bias, eps, False, residual)
+    out = _cpu.norm(x, weight, bias, _number("layer_norm", "eps", eps), False, residual)
     return reference.layer_norm(x, weight, bias, eps, residual=residual) if out is None else out
 
 
@@ -179,7 +179,7 @@ def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6, *, residu
 
     x (..., C), weight (C,). With a residual of x's shape: (rms_norm(x + residual), x + residual).
     """
-    out = _cpu.norm(x, weight, None, eps, True, residual)
+    out = _cpu.norm(x, weight, None, _number("rms_norm", "eps", eps), True, residual)
     return reference.rms_norm(x, weight, eps, residual=residual) if out is None else out
 
 
@@ -240,6 +240,7 @@ def rotary(
     dim: how many leading features turn (even, default all). Pairs are i and i + dim/2, or interleaved 2i and 2i + 1.
     scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
     """
+    _cpu.check_arrays("rotary", {"x": x})
     options: dict[str, Any] = {"base": base, "scaling": scaling, "layout": layout}
     dim = rotary_width(x.shape[-1] if x.ndim else 0, dim, scaling)
     angles, factor = rotary_angles(x.shape, positions, dim, **options)
@@ -316,9 +317,11 @@ def attention(
         raise ValueError(f"attention: layout must be 'bhsd' or 'bshd', got {layout!r}")
     _precision("attention", precision)
     left, right = _window("attention", window)
+    scale = _optional_number("attention", "scale", scale)
+    softcap = _optional_number("attention", "softcap", softcap)
     result = _cpu.attention(
         q, k, v, causal, mask, bias, relative_bias, alibi_slopes, scale, softcap, left, right, sinks, kv_lengths,
-        layout == "bshd", return_lse, return_weights, out,
+        layout == "bshd", bool(return_lse), bool(return_weights), out,
     )  # fmt: skip
     if result is None:
         result = reference.attention(
@@ -373,9 +376,11 @@ def attention_varlen(
     """
     _precision("attention_varlen", precision)
     left, right = _window("attention_varlen", window)
+    scale = _optional_number("attention_varlen", "scale", scale)
+    softcap = _optional_number("attention_varlen", "softcap", softcap)
     result = _cpu.attention_varlen(
         q, k, v, cu_seqlens_q, cu_seqlens_k, causal, relative_bias, alibi_slopes, scale, softcap, left, right, sinks,
-        return_lse, return_weights, out,
+        bool(return_lse), bool(return_weights), out,
     )  # fmt: skip
     if result is None:
         result = reference.attention_varlen(
@@ -414,21 +419,23 @@ def additive_attention(
     """softmax(score) v with score[i, j] = w_v . tanh(W_q q_i + W_k k_j) (Bahdanau et al. 2015).
 
     q (..., S, Dq), k (..., T, Dk), v (..., T, Dv), leading dimensions broadcast; w_q (A, Dq), w_k (A, Dk), w_v (A,) or
-    (1, A). mask: bool, True where attention is allowed, broadcasts to (..., S, T); kv_lengths: integers that broadcast to
-    the leading dimensions. Returns out (..., S, Dv), with return_weights (out, weights (..., S, T)). A row without keys
-    gives 0. No S x T matrix is held unless the weights are asked for.
+    (1, A). mask: bool, True where attention is allowed, broadcasts to (..., S, T); kv_lengths: integers that broadcast
+    to the leading dimensions. Returns out (..., S, Dv), with return_weights (out, weights (..., S, T)). A row without
+    keys gives 0. No S x T matrix is held unless the weights are asked for.
     """
+    op = "additive_attention"
     arrays = {"q": q, "k": k, "v": v, "w_q": w_q, "w_k": w_k, "w_v": w_v}
-    if any(isinstance(x, np.ndarray) and x.dtype == np.float64 for x in arrays.values()):
+    _cpu.check_arrays(op, {name: arrays[name] for name in ("q", "k", "v")})
+    for name in ("w_q", "w_k", "w_v"):
+        if not (isinstance(arrays[name], np.ndarray) and arrays[name].dtype == np.float32):
+            _cpu.check_arrays(op, {"q": q, name: arrays[name]})
+    if any(x.dtype == np.float64 for x in arrays.values()):
         return reference.additive_attention(
             q, k, v, w_q, w_k, w_v, mask=mask, kv_lengths=kv_lengths, return_weights=return_weights
         )
-    op = "additive_attention"
     for name in ("q", "k", "v"):
         if arrays[name].ndim < 2:
             raise ValueError(f"{op}: {name} must be (..., tokens, width), got shape {arrays[name].shape}")
-        if arrays[name].dtype != q.dtype:
-            raise TypeError(f"{op}: {name} is {arrays[name].dtype} but q is {q.dtype}")
     width = w_q.shape[0] if w_q.ndim else 0
     for name, shape in (("w_q", (width, q.shape[-1])), ("w_k", (width, k.shape[-1]))):
         if arrays[name].shape != shape:
@@ -437,7 +444,11 @@ def additive_attention(
         raise ValueError(f"{op}: w_v must be {(width,)} or {(1, width)}, got {w_v.shape}")
     if v.shape[-2] != k.shape[-2]:
         raise ValueError(f"{op}: v has {v.shape[-2]} keys, k has {k.shape[-2]}")
-    lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    try:
+        lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except ValueError:
+        shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
+        raise ValueError(f"{op}: leading dimensions of {shapes} do not broadcast") from None
     batch, s, t = math.prod(lead), q.shape[-2], k.shape[-2]
 
     def flat(x: Any) -> Any:
@@ -459,11 +470,14 @@ def additive_attention(
             raise ValueError(f"{op}: kv_lengths of shape {kv_lengths.shape} does not broadcast to {lead}") from None
         if np.any((kv_lengths < 0) | (kv_lengths > t)):
             raise ValueError(f"{op}: kv_lengths must lie in 0 to {t}")
-    projected = [
+    if batch * s == 0:
+        empty = np.zeros((*lead, s, v.shape[-1]), v.dtype)
+        return (empty, np.zeros((*lead, s, t), v.dtype)) if return_weights else empty
+    query, key = (
         flat(linear(x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)))
         for x, w in ((q, w_q), (k, w_k))
-    ]
-    result = _cpu.additive_attention(*projected, w_v.reshape(width), flat(v), mask, kv_lengths, return_weights)
+    )
+    result = _cpu.additive_attention(query, key, w_v.reshape(width), flat(v), mask, kv_lengths, return_weights)
     if return_weights:
         return result[0].reshape(*lead, s, v.shape[-1]), result[1].reshape(*lead, s, t)
     return result.reshape(*lead, s, v.shape[-1])

@@ -77,9 +77,7 @@ class Packed:
                 raise ValueError(f"attention_mask: row {int(lengths.argmin())} has no real token")
         if position_ids is None and lengths.max(initial=0) > positions:
             row = int(lengths.argmax())
-            raise ValueError(
-                f"input_ids: row {row} has {lengths[row]} tokens; the model has {positions} positions"
-            )
+            raise ValueError(f"input_ids: row {row} has {lengths[row]} tokens; the model has {positions} positions")
 
         def pick(name: str, value: Any, limit: int, unit: str) -> Array | None:
             if value is None:
@@ -152,9 +150,7 @@ def _integers(name: str, value: Any) -> Array:
     try:
         array = np.asarray(value)
     except ValueError:
-        raise ValueError(
-            f"{name}: the rows have different lengths; pad them and pass attention_mask"
-        ) from None
+        raise ValueError(f"{name}: the rows have different lengths; pad them and pass attention_mask") from None
     if array.size == 0 and array.dtype == np.float64:  # what an empty list becomes
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":

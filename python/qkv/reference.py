@@ -15,7 +15,6 @@ width.
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,9 @@ from .reference_attention import (
 from .reference_rules import (
     Array,
     ArrayLike,
+    broadcast,
     deliver,
+    integer,
     integers,
     one_of,
     quiet,
@@ -137,7 +138,7 @@ def linear(
 ) -> Array:
     """act(x W^T + bias) * gate + residual.
 
-    x (..., in), weight (out, in) as an array or a PackedWeight, bias (out,), gate and residual (..., out).
+    x (..., in), weight (out, in) as an array or a PackedWeight, bias (out,); gate and residual broadcast to (..., out).
     activation: gelu, gelu_tanh, relu, silu, quick_gelu or tanh. Raises ValueError for another one or a shape.
     """
     op = "linear"
@@ -154,10 +155,8 @@ def linear(
     if activation is not None:
         one_of(op, "activation", activation, tuple(_ACTIVATIONS))
         y = _ACTIVATIONS[activation](y)
-    for name, other in (("gate", gate), ("residual", residual)):
-        require(other is None or other.shape == shape, f"{op}: {name} must have shape {shape}")
-    y = y if gate is None else y * gate
-    y = y if residual is None else y + residual
+    y = y if gate is None else y * broadcast(op, "gate", gate, shape)
+    y = y if residual is None else y + broadcast(op, "residual", residual, shape)
     return deliver(op, y, dtype, out)
 
 
@@ -370,6 +369,7 @@ def sinusoidal_positions(n: int, dim: int, *, interleaved: bool = True) -> Array
     Columns are sin, cos, sin, cos, ... (Vaswani et al. 2017, section 3.5) or, with interleaved=False, all
     sines and then all cosines. An odd dim has one sine more.
     """
+    n, dim = integer("sinusoidal_positions", "n", n), integer("sinusoidal_positions", "dim", dim)
     require(n >= 0 and dim >= 0, f"sinusoidal_positions: n and dim must not be negative, got {n} and {dim}")
     half = (dim + 1) // 2
     angle = np.arange(n)[:, None] * 10000.0 ** (-2 * np.arange(half) / max(dim, 1))
@@ -384,7 +384,7 @@ def alibi_slopes(heads: int) -> Array:
 
     Otherwise, as in the authors' code, those of the next smaller power of two n, then every other one of 2n.
     """
-    heads = operator.index(heads)
+    heads = integer("alibi_slopes", "heads", heads)
     require(heads >= 1, f"alibi_slopes: heads must be at least 1, got {heads}")
     n = 1 << (heads.bit_length() - 1)
 

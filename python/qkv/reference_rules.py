@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -29,6 +30,12 @@ def quiet(op: Callable[P, R]) -> Callable[P, R]:
 def require(condition: Any, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def integer(op: str, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{op}: {name} must be an integer, got {type(value).__name__}")
+    return operator.index(value)
 
 
 def one_of(op: str, name: str, value: Any, allowed: tuple[Any, ...]) -> None:

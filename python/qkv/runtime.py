@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+import os
 import platform
 import sys
 from typing import Any
@@ -11,11 +13,12 @@ from . import _cpu
 
 def set_num_threads(n: int) -> None:
     """How many threads an op may use, the calling one included. Also set by the environment's QKV_NUM_THREADS."""
-    if isinstance(n, bool) or not isinstance(n, int):
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}")
-    if n < 1:
-        raise ValueError(f"set_num_threads: n must be at least 1, got {n}")
-    _cpu.set_num_threads(min(n, 2**30))
+    n = operator.index(n)
+    if not 1 <= n < 2**31:
+        raise ValueError(f"set_num_threads: n must lie in 1 to {2**31 - 1}, got {n}")
+    _cpu.set_num_threads(n)
 
 
 def get_num_threads() -> int:
@@ -30,12 +33,30 @@ def isas() -> list[str]:
 
 def set_isa(name: str) -> None:
     """Runs the kernels of one instruction set from `isas()`; ValueError names them. Also set by QKV_ISA."""
+    if not isinstance(name, str):
+        raise TypeError(f"set_isa: name must be a string, got {type(name).__name__}")
+    if name not in _cpu.isas():
+        possible = ", ".join(_cpu.isas())
+        raise ValueError(f"{name!r} is not an instruction set that this machine can run; possible: {possible}")
     _cpu.set_isa(name)
 
 
 def trim() -> None:
     """Returns the memory that waits for reuse to the system."""
     _cpu.trim()
+
+
+def _read_environment() -> None:
+    isa, threads = os.environ.get("QKV_ISA"), os.environ.get("QKV_NUM_THREADS")
+    if isa:
+        try:
+            set_isa(isa)
+        except ValueError as error:
+            raise ValueError(f"QKV_ISA: {error}") from None
+    if threads:
+        if not threads.strip().isdecimal() or int(threads) < 1:
+            raise ValueError(f"QKV_NUM_THREADS must be a positive integer, got {threads!r}")
+        set_num_threads(min(int(threads), 2**31 - 1))
 
 
 def config() -> dict[str, Any]:
@@ -62,3 +83,6 @@ def show_config() -> None:
     """Prints version, instruction sets, threads and memory."""
     for key, value in config().items():
         sys.stdout.write(f"{key}: {', '.join(value) if isinstance(value, list) else value}\n")
+
+
+_read_environment()

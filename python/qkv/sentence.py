@@ -62,17 +62,13 @@ def encode(
     TypeError: a sentence is no string. ValueError: no tokenizer, or a module that is not implemented.
     """
     for name, value in (("batch_size", batch_size), ("truncate_dim", truncate_dim)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1
-        ):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
             raise ValueError(f"encode: {name} must be a positive integer; got {value!r}")
     single = isinstance(sentences, str)
     texts = [sentences] if single else list(sentences)
     for text in texts:
         if not isinstance(text, str):
-            raise TypeError(
-                f"encode: expected a string or a sequence of strings; found {type(text).__name__}"
-            )
+            raise TypeError(f"encode: expected a string or a sequence of strings; found {type(text).__name__}")
     pipeline, tokenizer = model.pipeline, model.tokenizer
     if isinstance(pipeline, ValueError):
         raise ValueError(f"encode: {pipeline}")
@@ -142,9 +138,7 @@ class Pipeline:
                 raise ValueError(f"modules.json: module {kind!r} is not supported")
             place = {0: "Transformer", 1: "Pooling"}
             if place.get(k, name) != name or (k > 1 and name in place.values()):
-                raise ValueError(
-                    f"modules.json: {kind!r} cannot be module {k}; expected Transformer, Pooling, others"
-                )
+                raise ValueError(f"modules.json: {kind!r} cannot be module {k}; expected Transformer, Pooling, others")
             if not isinstance(path, str) or (k == 0 and path):
                 raise ValueError(f"modules.json: path {path!r} of {kind!r} is not supported")
             values = checkpoint.json(f"{path}/config.json") if k else None
@@ -238,15 +232,14 @@ class Pipeline:
 
 def _normalize(x: Array) -> Array:
     """Rows scaled to length 1; a row of zeros stays."""
-    length = np.sqrt((x * x).sum(axis=-1, keepdims=True))
-    return x / np.maximum(length, np.float32(1e-12))
+    length: Array = np.sqrt((x * x).sum(axis=-1, keepdims=True))
+    np.maximum(length, np.float32(1e-12), out=length)
+    return x / length
 
 
 def _prompts(settings: Config) -> dict[str, str]:
     prompts = settings.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(
-        isinstance(text, (str, type(None))) for text in prompts.values()
-    ):
+    if not isinstance(prompts, dict) or not all(isinstance(text, (str, type(None))) for text in prompts.values()):
         raise settings.error("prompts", "an object of strings")
     return {name: text or "" for name, text in prompts.items()}
 

@@ -29,14 +29,10 @@ class Tokenizer:
     ids. max_length: special tokens included; None for no limit.
     """
 
-    def __init__(
-        self, backend: Any, max_length: int | None, *, side: str = "right", pad_token: str = "[PAD]"
-    ):
+    def __init__(self, backend: Any, max_length: int | None, *, side: str = "right", pad_token: str = "[PAD]"):
         special = backend.num_special_tokens_to_add(False)
         if max_length is not None and max_length < special:
-            raise ValueError(
-                f"tokenizer: a limit of {max_length} tokens has no room for {special} special ones"
-            )
+            raise ValueError(f"tokenizer: a limit of {max_length} tokens has no room for {special} special ones")
         self.backend = backend
         self.max_length = max_length
         self.pad_id = backend.token_to_id(pad_token) or 0
@@ -90,9 +86,7 @@ class Tokenizer:
         """The ids of each text, special tokens included. TypeError: a text is no string."""
         return [encoding.ids for encoding in self._encode(list(texts))]
 
-    def __call__(
-        self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None
-    ) -> dict[str, Array]:
+    def __call__(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> dict[str, Array]:
         """input_ids, attention_mask and token_type_ids, (B, S) int64, for texts or pairs of texts."""
         first = [texts] if isinstance(texts, str) else list(texts)
         if pairs is None:
@@ -124,9 +118,7 @@ class Tokenizer:
         try:
             return list(self.backend.encode_batch(texts))
         except TypeError:  # all are strings, so one of them cannot be written as UTF-8
-            raise ValueError(
-                "tokenizer: a text has a lone surrogate, which is no Unicode character"
-            ) from None
+            raise ValueError("tokenizer: a text has a lone surrogate, which is no Unicode character") from None
 
 
 def _settings(files: Mapping[str, bytes], name: str) -> Config:

@@ -67,9 +67,7 @@ class Rule:
             for name in pool:
                 match = pattern.fullmatch(name)
                 if match:
-                    group = groups.setdefault(
-                        tuple(sorted(match.groupdict().items())), [None] * len(self.sources)
-                    )
+                    group = groups.setdefault(tuple(sorted(match.groupdict().items())), [None] * len(self.sources))
                     group[k] = name
         return [
             (dict(key), [name for name in group if name is not None])
@@ -150,7 +148,7 @@ def reshape(source: str, target: str, shape: tuple[int, ...]) -> Rule:
     def make(t: Tensor) -> Tensor:
         try:
             # an array without memory: NumPy's own rules decide, and nothing is allocated
-            new = np.broadcast_to(np.uint8(0), t.shape).reshape(shape).shape if 0 not in t.shape else shape
+            new = np.broadcast_to(np.uint8(0), t.shape).reshape(shape).shape
         except ValueError:
             raise ValueError(f"{t.names[0]} {t.shape} cannot be reshaped to {shape}") from None
         return replace(t, shape=new, read=lambda: t.read().reshape(new))
@@ -275,6 +273,13 @@ class _Store:
         self.asked: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.values: dict[str, Any] | None = None  # None: planning
         self._loaded: dict[int, Any] = {}  # by identity of the tensor: tied parameters are loaded once
+        self._packed: set[int] = set()
+
+    def start_loading(self) -> None:
+        """From now on `take` returns values."""
+        self.values = {}
+        # a table that is also a head's matrix is packed as the matrix; ops.embedding takes it so too
+        self._packed = {id(self.tensors[name]) for name, (kind, _) in self.asked.items() if kind == "matrix"}
 
     def take(self, kind: str, name: str, shape: tuple[int, ...]) -> Any:
         if self.values is None:
@@ -282,15 +287,13 @@ class _Store:
             return None
         tensor = self.tensors[name]
         if id(tensor) not in self._loaded:
-            # a table that is also a head's matrix is packed as the matrix; ops.embedding takes it so too
-            kinds = {kind for other, (kind, _) in self.asked.items() if self.tensors[other] is tensor}
-            self._loaded[id(tensor)] = self._load(tensor, "matrix" in kinds)
+            self._loaded[id(tensor)] = self._load(tensor)
         self.values[name] = self._loaded[id(tensor)]
         return self.values[name]
 
-    def _load(self, tensor: Tensor, pack: bool) -> Any:
+    def _load(self, tensor: Tensor) -> Any:
         array = tensor.read()
-        if pack:
+        if id(tensor) in self._packed:
             return ops.pack_weight(np.require(array, np.float32, ["C", "A"]), dtype=self.dtype)
         return np.array(array, np.float32, order="C")  # a copy: the file may change or go away
 
@@ -318,8 +321,9 @@ def load_parameters(
     store = _Store(pool, dtype)
     build(Weights(store))
     _check(store, rules, present, prefix, problems, where)
-    store.values = {}
+    store.start_loading()
     model = build(Weights(store))
+    assert store.values is not None
     return model, store.values
 
 
@@ -366,7 +370,8 @@ def _check(
             misshaped.append(f"{' + '.join(tensor.names)} is {tensor.shape}, expected {shape}")
         elif tensor.dtype.kind != "f" and tensor.dtype.name != "bfloat16":
             misshaped.append(f"{' + '.join(tensor.names)} is {tensor.dtype}, expected floats")
-    surplus = [t for name, t in store.tensors.items() if name not in store.asked and name not in expected]
+    used = {id(store.tensors[name]) for name in store.asked if name in store.tensors}
+    surplus = [t for name, t in store.tensors.items() if id(t) not in used and name not in expected]
     unexpected = list(dict.fromkeys(name for tensor in surplus for name in tensor.names))
     if not (missing or unexpected or misshaped or problems):
         return

@@ -6,6 +6,7 @@
 //   store(p, v, count)       p may be float, f16 or bf16, at any alignment; halves round to nearest even.
 //   add sub mul div          fma(a, b, c) = a*b + c and fnma(a, b, c) = c - a*b: one rounding where the ISA has it
 //   max(a, b), min(a, b)     b where either is NaN (as x86 does): put the value that must survive second
+//   copysign(a, b)         |a| with b's sign
 //   neg abs sqrt round       round: to nearest even, |x| < 2^22
 //   Mask: lt le gt ge eq     false where either is NaN; select(m, a, b); first(n): lanes below n; mask_and(a, b)
 //   scale2(v, n)             v * 2^n for integral n in [-300, 300], graceful into denormals and infinity

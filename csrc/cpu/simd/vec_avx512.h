@@ -59,6 +59,10 @@ QKV_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
 QKV_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
 QKV_INLINE Vec neg(Vec a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
 QKV_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
+QKV_INLINE Vec copysign(Vec a, Vec b) {
+  const __m512i sign = _mm512_set1_epi32(INT32_MIN);  // bits of b where sign is set, of a elsewhere: (s & b) | (~s & a)
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b.v), _mm512_castps_si512(a.v), 0xca))};
+}
 QKV_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 QKV_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 

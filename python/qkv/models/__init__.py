@@ -66,9 +66,9 @@ def from_weights(
     """
     _check_options(dtype, device)
     if not isinstance(config, Mapping):
-        raise TypeError(
-            f"from_weights: config must be a mapping as in config.json; got {type(config).__name__}"
-        )
+        raise TypeError(f"from_weights: config must be a mapping as in config.json; got {type(config).__name__}")
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"from_weights: weights must be a mapping of names to arrays; got {type(weights).__name__}")
     tensors = {name: Tensor.of(name, np.asarray(weights[name])) for name in weights}
     checkpoint = Checkpoint("weights", tensors)
     if tokenizer is not None:
@@ -102,7 +102,7 @@ def _build(checkpoint: Checkpoint, dtype: str, config: Config | None = None) -> 
         rules,
         prefixes=() if checkpoint.canonical else architecture.prefixes,
         dtype=dtype,
-        where=f"{checkpoint.where} does not fit {name}",
+        where=f"{checkpoint.where}, as {name}",
     )
     model.attach(checkpoint, config, name, dtype, parameters)
     return model

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..config import MAX_LAYERS, Config
 from ..layers import Attention, Block, FeedForward, LayerNorm, Stack, Sublayer
@@ -76,9 +77,7 @@ def _next_sentence(w: Weights, config: Config, field: str = "logits") -> PooledH
 
 
 def _pretraining(w: Weights, config: Config) -> BothHeads:
-    return BothHeads(
-        _masked_lm(w, config, "prediction_logits"), _next_sentence(w, config, "seq_relationship_logits")
-    )
+    return BothHeads(_masked_lm(w, config, "prediction_logits"), _next_sentence(w, config, "seq_relationship_logits"))
 
 
 @dataclass(frozen=True)
@@ -86,17 +85,20 @@ class Bert:
     """One class of the family: its head, the head's names, and whether it has a pooler ("maybe": if the
     file has)."""
 
-    pooler: bool | str = False
+    pooler: Literal[True, False, "maybe"] = False
     head: Callable[[Weights, Config], object] | None = None
     names: Sequence[Rule] = ()
     prefixes = PREFIXES
 
     def rules(self, config: Config) -> list[Rule | Tie]:
-        tied = tie(
-            "embeddings.word.weight", "head.lm.decoder.weight", when=config.flag("tie_word_embeddings", True)
-        )
-        lm = [tied] if any("decoder" in target for rule in self.names for target in rule.targets) else []
-        return [*BODY, *(POOLER if self.pooler else []), *self.names, *LEFT_OVER, *lm]
+        tied = config.flag("tie_word_embeddings", True)
+        return [
+            *BODY,
+            *(POOLER if self.pooler else []),
+            *self.names,
+            *LEFT_OVER,
+            tie("embeddings.word.weight", "head.lm.decoder.weight", when=tied),
+        ]
 
     def build(self, config: Config, w: Weights) -> Encoder:
         for name, supported in (

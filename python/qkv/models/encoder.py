@@ -78,9 +78,7 @@ class SpanHead:
 class MaskedLMHead:
     """A token for each position: decoder(norm(activation(dense(x))))."""
 
-    def __init__(
-        self, w: Weights, width: int, vocabulary: int, activation: str, eps: float, field: str = "logits"
-    ):
+    def __init__(self, w: Weights, width: int, vocabulary: int, activation: str, eps: float, field: str = "logits"):
         self.field = field
         self.activation = activation
         self.dense = Linear(w.at("dense"), width, width)

@@ -1,0 +1,182 @@
+"""The command line: `qkv info`, `qkv embed`, `qkv bench`; also `python -m qkv`.
+
+Results go to standard output. What a user got wrong is one sentence on standard error and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+PEERS = ("torch", "onnxruntime", "ctranslate2", "openvino", "llama_cpp", "transformers", "sentence_transformers")
+DISTRIBUTIONS = {"llama_cpp": "llama_cpp_python"}  # where it is not the module's name
+BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    try:
+        parsed = _parse(arguments)
+        parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return 128 + 2
+    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
+        print(f"qkv: {_sentence(error)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """argparse takes a list of positionals in one piece only; here options may stand between them."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        if "many" not in parsed or any(item.startswith("-") for item in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        getattr(parsed, parsed.many).extend(rest)
+    return parsed
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+    from .bench import run
+
+    parser = argparse.ArgumentParser(prog="qkv", description="Transformer inference: NumPy in, NumPy out.")
+    parser.add_argument("--version", action="version", version=f"qkv {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="version, instruction sets, cores, caches, other libraries found")
+    info.add_argument("--json", action="store_true", help="as a JSON object")
+    info.set_defaults(run=_info)
+
+    embed = commands.add_parser("embed", help="embed texts with an encoder from a Hugging Face folder or an .npz")
+    embed.add_argument(
+        "model", metavar="MODEL", help="folder with config.json, safetensors and tokenizer.json, or .npz"
+    )
+    embed.add_argument("texts", metavar="TEXT", nargs="*", help="texts; none or '-': the lines of standard input")
+    embed.add_argument("--similarity", action="store_true", help="print the cosine of every pair instead")
+    embed.add_argument("--output", metavar="FILE.npy", help="write the embeddings (texts, width) there instead")
+    embed.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
+    embed.add_argument(
+        "--batch-size", type=run.positive(int), default=32, metavar="N", help="texts at once (default 32)"
+    )
+    embed.set_defaults(run=_embed, many="texts")
+
+    bench = commands.add_parser("bench", help="limits of this machine, then ops and a model against NumPy")
+    bench.add_argument("ops", metavar="OP", nargs="*", help=f"limits, {', '.join(run.available())}; default all")
+    bench.add_argument("--model", metavar="FOLDER", help="also run this BERT folder")
+    run.add_options(bench)
+    bench.set_defaults(run=run.command, many="ops")
+    return parser
+
+
+# ---- info -----------------------------------------------------------------------------------------
+
+
+def information() -> dict[str, Any]:
+    """What `qkv info` prints."""
+    from . import runtime
+    from .bench import machine
+
+    present = [name for name in ("_cpu", "_cuda") if importlib.util.find_spec(f"qkv.{name}")]
+    return {
+        **runtime.config(),
+        "cpu": machine.cpu_name(),
+        "caches": [_cache(cache) for cache in machine.caches()],
+        "extensions": present,
+        "numpy": np.__version__,
+        "numpy's BLAS": _blas(),
+        "peers": {name: version for name in PEERS if (version := _version(name))},
+    }
+
+
+def _cache(cache: Any) -> str:
+    size = f"{cache.nbytes >> 10} KiB" if cache.nbytes < 1 << 20 else f"{cache.nbytes / (1 << 20):g} MiB"
+    return f"L{cache.level} {cache.kind.lower()} {size}"
+
+
+def _blas() -> str | None:
+    """Name and version of the library under NumPy's products, where NumPy tells (from 1.26)."""
+    try:
+        config: Any = np.show_config(mode="dicts")  # type: ignore[call-overload, unused-ignore]
+        blas = config["Build Dependencies"]["blas"]
+        return f"{blas['name']} {blas['version']}"
+    except (TypeError, KeyError):
+        return None
+
+
+def _version(module: str) -> str | None:
+    """Of an installed library, without importing it."""
+    if importlib.util.find_spec(module) is None:
+        return None
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS.get(module, module))
+    except importlib.metadata.PackageNotFoundError:
+        return "version unknown"
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    found = information()
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return
+    for key, value in found.items():
+        if isinstance(value, dict):
+            value = [f"{name} {version}" for name, version in value.items()]
+        if isinstance(value, list):
+            value = ", ".join(value)
+        print(f"{key}: {'none' if value in (None, '') else value}")
+
+
+# ---- embed ----------------------------------------------------------------------------------------
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from . import load
+
+    if arguments.output and not arguments.output.endswith(".npy"):
+        raise ValueError(f"--output: {arguments.output!r} must end in .npy")
+    model = load(arguments.model)
+    if not hasattr(model, "encode"):
+        raise ValueError(f"{arguments.model}: a {model.architecture} does not embed texts")
+    texts = arguments.texts if arguments.texts not in ([], ["-"]) else _lines()
+    x = model.encode(texts, batch_size=arguments.batch_size, normalize_embeddings=arguments.normalize)  # (N, C)
+    if arguments.output:
+        np.save(arguments.output, x)
+    if arguments.similarity:
+        unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for row in unit @ unit.T:
+            print(" ".join(f"{value:7.4f}" for value in row))
+    elif not arguments.output:
+        for text, row in zip(texts, x, strict=True):
+            print(json.dumps({"text": text, "embedding": [round(float(value), 7) for value in row]}))
+
+
+def _lines() -> list[str]:
+    """The lines of standard input, without their ends; the last need not have one."""
+    try:
+        content = sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from None
+    lines = content.split("\n")
+    if lines[-1] == "":
+        lines.pop()
+    return [line.removesuffix("\r") for line in lines]
