@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import qkv
 
 # How an argument may be spoiled depends on what it is.
 FLOAT, PARAMETER, MASK, INTEGERS = "float", "parameter", "mask", "integers"
@@ -96,4 +97,4 @@ def flat(result: Any) -> list[Any]:
     """The arrays of a result, whether it is an array, a PackedWeight, or tuples and lists of them."""
     if isinstance(result, (tuple, list)):
         return [a for part in result for a in flat(part)]
-    return [result.dequantize() if hasattr(result, "dequantize") else result]
+    return [result.dequantize() if isinstance(result, qkv.PackedWeight) else result]

@@ -197,3 +197,16 @@ def test_length_dependent_scaling_looks_at_each_row_alone(rng: np.random.Generat
         for row in (0, 1):
             alone = qkv.rotary(x[row : row + 1], positions[row : row + 1], scaling=SCALINGS[kind])
             assert same_bits(both[row : row + 1], alone)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_positions_that_are_not_finite(value: float, rng: np.random.Generator) -> None:
+    """Their sines are NaN, so their tokens are, or the call is refused in words."""
+    x = normal(rng, (3, 8), FLOAT32)
+    for scaling in (None, SCALINGS["dynamic"]):
+        try:
+            out = qkv.rotary(x, np.array([1.0, value, 2.0]), scaling=scaling)
+        except ValueError as error:
+            assert str(error).startswith("rotary: positions")
+        else:
+            assert np.isnan(out[1]).all() and np.isfinite(out[[0, 2]]).all()

@@ -1,4 +1,4 @@
-"""The thread pool: several Python threads at once, the GIL, fork and spawn, Ctrl-C, a clean exit, the number of threads."""
+"""The thread pool: Python threads, the GIL, fork and spawn, Ctrl-C, a clean exit, and how many threads there are."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 given = values[i] if i < len(values) else kwargs.get(name)
                 if given is None or type(given) is np.ndarray or type(given) is _cpu.PackedWeight:
                     continue
-                array = _as_numpy(op, name, given)
+                array = as_numpy(op, name, given)
                 if origin is None and not isinstance(given, (np.ndarray, np.generic)):
                     origin = _exporter(given)
                 if i < len(values):
@@ -62,7 +62,8 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def _as_numpy(op: str, name: str, given: Any) -> Any:
+def as_numpy(op: str, name: str, given: Any) -> Any:
+    """`given` as a NumPy array, in place where it can be; TypeError in the op's words for what is no array."""
     if isinstance(given, np.ndarray):
         if type(given).__name__ == "MaskedArray":
             raise TypeError(f"{op}: {name} is a masked array; its mask would be ignored")
@@ -70,17 +71,13 @@ def _as_numpy(op: str, name: str, given: Any) -> Any:
     if isinstance(given, (list, tuple, int, float, np.generic)) and name != "out":
         return np.asarray(given)
     if hasattr(given, "__dlpack__"):
-        device = given.__dlpack_device__()
-        if device[0] != _CPU_DEVICE:
-            raise TypeError(f"{op}: {name} lives on DLPack device type {int(device[0])}; only the CPU (1) is supported")
         try:
-            capsule = given.__dlpack__()
-        except (BufferError, RuntimeError) as error:  # torch: requires_grad, conjugate views
+            device = int(given.__dlpack_device__()[0])
+            if device == _CPU_DEVICE:
+                return _cpu.from_dlpack(given.__dlpack__())
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:  # torch: requires_grad, sparse, meta ...
             raise TypeError(f"{op}: {name} cannot be shared: {error}") from error
-        try:
-            return _cpu.from_dlpack(capsule)
-        except TypeError as error:
-            raise TypeError(f"{op}: {name}: {error}") from error
+        raise TypeError(f"{op}: {name} lives on DLPack device type {device}; only the CPU (1) is supported")
     if hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
         return np.asarray(given)
     raise TypeError(f"{op}: {name} must be an array, got {type(given).__name__}")

@@ -39,13 +39,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """argparse takes a list of positionals in one piece only; here options may stand between them."""
+    """argparse takes a list of positionals in one piece only; here options may stand between them. After '--' there are
+    no options."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    end = given.index("--") if "--" in given else len(given)
     parser = _parser()
-    parsed, rest = parser.parse_known_args(arguments)
-    if rest:
-        if "many" not in parsed or any(item.startswith("-") for item in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        getattr(parsed, parsed.many).extend(rest)
+    parsed, rest = parser.parse_known_args(given[:end])
+    if any(item.startswith("-") for item in rest) or (rest + given[end + 1 :] and "many" not in parsed):
+        parser.error(f"unrecognized arguments: {' '.join(rest + given[end + 1 :])}")
+    if "many" in parsed:
+        getattr(parsed, parsed.many).extend(rest + given[end + 1 :])
     return parsed
 
 

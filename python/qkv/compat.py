@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -173,7 +174,7 @@ def scaled_dot_product_attention(
         x = np.broadcast_to(x, (*lead, *own))
         if x.ndim <= 4:
             return x.reshape((1,) * (4 - x.ndim) + x.shape)
-        return x.reshape(-1, *x.shape[-3:])
+        return x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
 
     q, k, v = four_axes(query), four_axes(key), four_axes(value)
     shape = (*lead, *((query.shape[-3],) if enable_gqa else ()), query.shape[-2])

@@ -93,15 +93,19 @@ def final_limits(first: Limits, out: Say = say) -> Limits:
 
 
 def finish(
-    arguments: argparse.Namespace, first: Limits, results: Sequence[Measurement], out: Say = say
-) -> dict[str, Any]:
-    """The document of the run, written if the options ask for it."""
-    content = document(describe(), final_limits(first, out) if results else first, results)
+    arguments: argparse.Namespace,
+    first: Limits,
+    results: Sequence[Measurement],
+    more: Mapping[str, Any] | None = None,
+    out: Say = say,
+) -> Limits:
+    """Measures the limits again and writes the JSON if the options ask for it. more: further entries of it."""
+    limits = final_limits(first, out) if results else first
     if arguments.json:
-        write_json(arguments.json, content)
+        write_json(arguments.json, {**document(describe(), limits, results), **(more or {})})
         out("")
         out(f"written: {arguments.json}")
-    return content
+    return limits
 
 
 def available() -> Mapping[str, Suite]:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 from .. import files
+from ..arrays import as_numpy
 from ..config import Config
 from ..files import Checkpoint, Tensor
 from ..weights import Rule, Tie, Weights, load_parameters
@@ -69,7 +68,7 @@ def from_weights(
         raise TypeError(f"from_weights: config must be a mapping as in config.json; got {type(config).__name__}")
     if not isinstance(weights, Mapping):
         raise TypeError(f"from_weights: weights must be a mapping of names to arrays; got {type(weights).__name__}")
-    tensors = {name: Tensor.of(name, np.asarray(weights[name])) for name in weights}
+    tensors = {name: Tensor.of(name, as_numpy("from_weights", name, weights[name])) for name in weights}
     checkpoint = Checkpoint("weights", tensors)
     if tokenizer is not None:
         checkpoint.files["tokenizer.json"] = _tokenizer_json(tokenizer)

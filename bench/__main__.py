@@ -1,0 +1,78 @@
+"""python -m bench limits|gemm|...|bert|import [--peers numpy,torch,onnxruntime]: see README.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qkv.bench import Case, Measurement, Sides, Suite, run
+
+from . import bert, startup
+from .peers import PEERS
+
+OPS = ("gemm", "softmax", "norm", "activation", "embedding", "rotary", "attention", "additive_attention", "bert")
+SUBJECTS = ("limits", *OPS, "import")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="qkv beside other libraries")
+    parser.add_argument("subjects", nargs="+", choices=[*SUBJECTS, "all"], help="what to measure", metavar="SUBJECT")
+    parser.add_argument("--peers", default="numpy", help=f"of {','.join(PEERS)}, separated by commas (default numpy)")
+    parser.add_argument("--python", metavar="PATH", help="interpreter of the peers other than numpy (default this one)")
+    parser.add_argument("--model", metavar="FOLDER", help="bert: this folder instead of random weights")
+    parser.add_argument("--only", metavar="TEXT", help="cases whose name contains it")
+    parser.add_argument("--plot", metavar="FOLDER", help="write a picture for each suite there")
+    run.add_options(parser)
+    parsed = parser.parse_args(arguments)
+    parsed.peers = [name for name in parsed.peers.split(",") if name]
+    for name in parsed.peers:
+        if name not in PEERS:
+            parser.error(f"no peer {name!r}; there are {', '.join(PEERS)}")
+    parsed.subjects = SUBJECTS if "all" in parsed.subjects else tuple(dict.fromkeys(parsed.subjects))
+    return parsed
+
+
+def chosen(arguments: argparse.Namespace) -> list[tuple[Suite, list[Case]]]:
+    plan = []
+    for subject in arguments.subjects:
+        if subject not in OPS:
+            continue
+        for suite in importlib.import_module(f"{__package__}.{subject}").SUITES.values():
+            cases = bert.cases(arguments.model) if subject == "bert" else suite.cases()
+            plan.append((suite, [case for case in cases if not arguments.only or arguments.only in case.name]))
+    return plan
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parsed = parse(arguments)
+    pythons = {peer: parsed.python for peer in parsed.peers if parsed.python and peer != "numpy"}
+    run.set_threads(parsed.threads)
+    names = ["qkv", *dict.fromkeys(parsed.peers)]
+    results: list[Measurement] = []
+    try:
+        first = run.first_limits()
+        plan = chosen(parsed)
+        if plan:
+            root = str(Path(__file__).resolve().parents[1])
+            with Sides(names, pythons=pythons, paths=[root], threads=parsed.threads) as sides:
+                results = run.run_suites(plan, sides, first, rounds=parsed.rounds, seconds=parsed.seconds)
+        imports = startup.report(names, pythons, parsed.rounds) if "import" in parsed.subjects else None
+        limits = run.finish(parsed, first, results, {"import": imports} if imports else {})
+        if parsed.plot:
+            from .plots import plot
+
+            for path in plot(results, limits, Path(parsed.plot)):
+                print(f"written: {path}")
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

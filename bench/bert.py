@@ -1,0 +1,85 @@
+"""BERT encoders end to end: BERT-base with random weights, or a folder given by --model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from qkv.bench import Case
+from qkv.bench import bert as core
+
+from .peers import Array, Call, onnx_session, tensors
+
+MIXED = tuple(int(n) for n in np.random.default_rng(0).integers(8, 201, 32))  # tokens of 32 texts
+
+
+def cases(path: str | None = None) -> list[Case]:
+    batches = ([16], [128], [128] * 8, [512])
+    return [core.case(path, lengths) for lengths in batches] + [core.case(path, MIXED, "32 mixed")]
+
+
+def torch_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+    """transformers' own model."""
+    import torch
+    from transformers import AutoModel, BertConfig, BertModel
+
+    config = core.read_config(path)
+    if path is None:
+        model = BertModel(BertConfig(**{k: v for k, v in config.items() if k != "architectures"}))
+        weights = {name: torch.from_numpy(x) for name, x in core.weights_of(None).items()}
+        model.load_state_dict(weights, strict=False)
+    else:
+        model = AutoModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
+    model.eval()
+    ids, *rest = tensors(ids, *([] if mask is None else [mask.astype(np.int64)]))
+    attention_mask = rest[0] if rest else None
+    return lambda: model(ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+
+
+def onnxruntime_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+    """The graph that its optimiser makes of an exported BERT: fused attention, norms and gelu."""
+    config, w = core.read_config(path), core.weights_of(path)
+    fused: dict[str, Any] = {"domain": "com.microsoft"}
+    norm = {"epsilon": float(config["layer_norm_eps"])}
+    constants: dict[str, Array] = {}
+    nodes: list[tuple[Any, ...]] = []
+
+    def constant(name: str, x: Array) -> str:
+        constants[name] = np.ascontiguousarray(x)
+        return name
+
+    def matmul(x: str, name: str, out: str) -> str:
+        nodes.append(("MatMul", [x, constant(f"{name}.w", w[f"{name}.weight"].T)], [out], {}))
+        return constant(f"{name}.b", w[f"{name}.bias"])
+
+    def skip_norm(x: str, skip: str, bias: str, name: str, out: str) -> None:
+        names = [x, skip, constant(f"{name}.w", w[f"{name}.weight"]), constant(f"{name}.b", w[f"{name}.bias"]), bias]
+        nodes.append(("SkipLayerNormalization", names, [out], {**norm, **fused}))
+
+    inputs = {"ids": ids}
+    if mask is not None:
+        inputs["mask"] = mask.astype(np.int32)
+    extra = w["embeddings.position_embeddings.weight"][: ids.shape[1]] + w["embeddings.token_type_embeddings.weight"][0]
+    nodes.append(("Gather", [constant("words", w["embeddings.word_embeddings.weight"]), "ids"], ["e0"], {}))
+    nodes.append(("Add", ["e0", constant("extra", extra)], ["e1"], {}))
+    weight, bias = (constant(f"e.{kind}", w[f"embeddings.LayerNorm.{kind}"]) for kind in ("weight", "bias"))
+    nodes.append(("LayerNormalization", ["e1", weight, bias], ["x0"], norm))
+    for i in range(config["num_hidden_layers"]):
+        layer, x = f"encoder.layer.{i}.", f"x{i}"
+        parts = [f"{layer}attention.self.{name}" for name in ("query", "key", "value")]
+        qkv_weight = constant(f"qkv{i}.w", np.concatenate([w[f"{part}.weight"].T for part in parts], axis=1))
+        qkv_bias = constant(f"qkv{i}.b", np.concatenate([w[f"{part}.bias"] for part in parts]))
+        names = [x, qkv_weight, qkv_bias, *(["mask"] if mask is not None else [])]
+        nodes.append(("Attention", names, [f"a{i}"], {"num_heads": config["num_attention_heads"], **fused}))
+        bias = matmul(f"a{i}", layer + "attention.output.dense", f"o{i}")
+        skip_norm(f"o{i}", x, bias, layer + "attention.output.LayerNorm", f"h{i}")
+        bias = matmul(f"h{i}", layer + "intermediate.dense", f"u{i}")
+        nodes.append(("BiasGelu", [f"u{i}", bias], [f"g{i}"], fused))
+        bias = matmul(f"g{i}", layer + "output.dense", f"d{i}")
+        skip_norm(f"d{i}", f"h{i}", bias, layer + "output.LayerNorm", f"x{i + 1}")
+    run = onnx_session(nodes, inputs, constants, output=f"x{config['num_hidden_layers']}", opset=20)
+    return lambda: run()[0][:, 0]
+
+
+SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side}
+SUITES = {"bert": core.SUITES["bert"].extended(__name__, SIDES, cases)}

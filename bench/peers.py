@@ -1,0 +1,54 @@
+"""Other libraries as sides: what several op files need of them. Imported in the processes of those sides only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Array = Any
+Call = Callable[[], Any]
+
+PEERS = ("numpy", "torch", "onnxruntime")
+
+
+def tensors(*arrays: Array) -> list[Any]:
+    """Torch tensors over the same memory; the process records no gradients from here on."""
+    import torch
+
+    torch.set_grad_enabled(False)
+    return [torch.from_numpy(x) for x in arrays]
+
+
+def onnx_session(
+    nodes: Sequence[tuple[Any, ...]],
+    inputs: dict[str, Array],
+    constants: dict[str, Array] | None = None,
+    output: str = "y",
+    opset: int = 23,
+) -> Call:
+    """An ONNX Runtime session of nodes (op, input names, output names, attributes) and the call that runs it.
+
+    inputs: name -> array that each run is given, shapes fixed; constants: known to the session, which may lay them out as
+    it likes. Attributes may hold "domain" for ONNX Runtime's own ops (com.microsoft).
+    """
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    made = [helper.make_node(op, list(into), list(out), **attributes) for op, into, out, attributes in nodes]
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(x.dtype), x.shape)
+        for name, x in inputs.items()
+    ]
+    graph = helper.make_graph(
+        made,
+        "bench",
+        values,
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(x, name) for name, x in (constants or {}).items()],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+    return lambda: session.run([output], inputs)
