@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from qkv.bench import Case, Suite, numpy_ops, suites
 
 from .peers import Array, Call, onnx_session, tensors
 
-NODES = {"gelu": ("Gelu", ["x"], ["y"], {}), "tanh": ("Tanh", ["x"], ["y"], {}), "relu": ("Relu", ["x"], ["y"], {})}
+NODES = {"gelu": "Gelu", "tanh": "Tanh", "relu": "Relu"}  # from opset 20
 
 
 def cases() -> list[Case]:
@@ -33,10 +34,14 @@ def qkv_side(name: str, x: Array) -> Call:
 
 
 def numpy_side(name: str, x: Array) -> Call:
-    if name == "silu":
-        return lambda: x / (1 + np.exp(-x))
-    ops = {"gelu": numpy_ops.gelu, "tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
-    return lambda: ops[name](x)
+    ops: dict[str, Callable[[Array], Array]] = {
+        "gelu": numpy_ops.gelu,
+        "silu": lambda x: x / (1 + np.exp(-x)),
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+    }
+    op = ops[name]
+    return lambda: op(x)
 
 
 def torch_side(name: str, x: Array) -> Call:
@@ -51,7 +56,7 @@ def torch_side(name: str, x: Array) -> Call:
 def onnxruntime_side(name: str, x: Array) -> Call:
     if name == "silu":  # the runtime's own op, which its optimiser makes of x * Sigmoid(x)
         return onnx_session([("QuickGelu", ["x"], ["y"], {"alpha": 1.0, "domain": "com.microsoft"})], {"x": x})
-    return onnx_session([NODES[name]], {"x": x})
+    return onnx_session([(NODES[name], ["x"], ["y"], {})], {"x": x})
 
 
 SIDES = {"qkv": qkv_side, "numpy": numpy_side, "torch": torch_side, "onnxruntime": onnxruntime_side}

@@ -28,8 +28,8 @@ def onnx_session(
 ) -> Call:
     """An ONNX Runtime session of nodes (op, input names, output names, attributes) and the call that runs it.
 
-    inputs: name -> array that each run is given, shapes fixed; constants: known to the session, which may lay them out as
-    it likes. Attributes may hold "domain" for ONNX Runtime's own ops (com.microsoft).
+    inputs: name -> array that each run is given, shapes fixed; constants: known to the session, which may lay them out
+    as it likes. Attributes may hold "domain" for ONNX Runtime's own ops (com.microsoft).
     """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import qkv
+from qkv import reference
 
 # How an argument may be spoiled depends on what it is.
 FLOAT, PARAMETER, MASK, INTEGERS = "float", "parameter", "mask", "integers"
@@ -97,4 +98,4 @@ def flat(result: Any) -> list[Any]:
     """The arrays of a result, whether it is an array, a PackedWeight, or tuples and lists of them."""
     if isinstance(result, (tuple, list)):
         return [a for part in result for a in flat(part)]
-    return [result.dequantize() if isinstance(result, qkv.PackedWeight) else result]
+    return [result.dequantize() if isinstance(result, (qkv.PackedWeight, reference.PackedWeight)) else result]

@@ -6,11 +6,9 @@
 #include <stdlib.h>
 
 #include <fstream>
-#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
-#include <vector>
 
 namespace qkv {
 namespace {
@@ -20,24 +18,6 @@ std::string read_line(const std::string& path) {
   std::string line;
   std::getline(file, line);
   return line;
-}
-
-std::vector<int> affinity() {
-  std::vector<int> cpus;
-#if defined(__linux__)
-  // A mask larger than cpu_set_t's 1024 CPUs needs a larger set: grow until the kernel accepts it.
-  for (int capacity = 1024; capacity <= 1 << 18; capacity *= 4) {
-    cpu_set_t* set = CPU_ALLOC(capacity);
-    const size_t bytes = CPU_ALLOC_SIZE(capacity);
-    const bool ok = set && sched_getaffinity(0, bytes, set) == 0;
-    if (ok)
-      for (int c = 0; c < capacity; ++c)
-        if (CPU_ISSET_S(c, bytes, set)) cpus.push_back(c);
-    CPU_FREE(set);
-    if (ok) break;
-  }
-#endif
-  return cpus;
 }
 
 // Quota of one group in CPUs, 0 if unlimited or unreadable. v2: "max 100000" or "150000 100000" in cpu.max.
@@ -95,25 +75,27 @@ double cgroup_cpus(const char* root) {
 }
 
 int affinity_cpus() {
-  const size_t n = affinity().size();
-  if (n > 0) return static_cast<int>(n);
+#if defined(__linux__)
+  // A mask larger than cpu_set_t's 1024 CPUs needs a larger set: grow until the kernel accepts it.
+  for (int capacity = 1024; capacity <= 1 << 18; capacity *= 4) {
+    cpu_set_t* set = CPU_ALLOC(capacity);
+    if (!set) break;
+    const size_t bytes = CPU_ALLOC_SIZE(capacity);
+    const int count = sched_getaffinity(0, bytes, set) == 0 ? CPU_COUNT_S(bytes, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+  }
+#endif
   const unsigned hardware = std::thread::hardware_concurrency();
   return hardware > 0 ? static_cast<int>(hardware) : 1;
 }
 
 int usable_cpus() {
-  // Two hyperthreads share the FMA units, so a core counts once, whichever of its threads are in the mask.
-  std::set<std::string> cores;
-  for (const int cpu : affinity()) {
-    const std::string siblings =
-        read_line("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-    cores.insert(siblings.empty() ? std::to_string(cpu) : siblings);
-  }
-  int n = cores.empty() ? affinity_cpus() : static_cast<int>(cores.size());
+  const int n = affinity_cpus();
   const double quota = cgroup_cpus("");
   // Rounded down: one thread too many is throttled along with all the others.
-  if (quota > 0 && quota < n) n = quota < 1 ? 1 : static_cast<int>(quota);
-  return n < 1 ? 1 : n;
+  if (quota > 0 && quota < n) return quota < 1 ? 1 : static_cast<int>(quota);
+  return n;
 }
 
 }  // namespace qkv

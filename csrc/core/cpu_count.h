@@ -1,9 +1,9 @@
-// How many threads this process should run: affinity mask, physical cores, cgroup quota.
+// How many threads this process should run: affinity mask and cgroup quota.
 #pragma once
 
 namespace qkv {
 
-// Physical cores in the affinity mask, capped by the cgroup CPU quota; at least 1.
+// CPUs in the affinity mask, capped by the cgroup CPU quota; at least 1.
 int usable_cpus();
 
 // The cgroup v1 or v2 CPU quota of this process in CPUs (the tightest of its group and all groups above); 0 if there is none.

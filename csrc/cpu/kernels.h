@@ -23,7 +23,7 @@ struct GemmPlan {
   int64_t grain;                              // chunks worth a thread
   bool copy_a;                                // a must be converted to contiguous float rows
   bool separate_c;                            // sums need a float buffer beside c
-  int64_t a_floats, b_floats, scratch_bytes;  // per thread: [a rows | b panels | sums]
+  int64_t a_floats, b_floats, scratch_bytes;  // per thread: [a rows | a group of b's panels | sums]
 };
 
 // c = act(a b + bias) * gate + residual, over a batch.

@@ -39,7 +39,7 @@ GemmPlan plan_gemm(const GemmArgs& g) {
 
   const int64_t rows = p.rows < g.m ? p.rows : g.m;
   p.a_floats = p.copy_a ? round_up(rows * g.k, 16) : 0;
-  p.b_floats = g.packed ? 0 : p.panels * kPanel * p.k_block;
+  p.b_floats = g.packed ? 0 : kPanelUnit * kPanel * p.k_block;  // one group at a time
   const int64_t c_floats = p.separate_c ? rows * p.panels * kPanel : 0;
   p.scratch_bytes = round_up((p.a_floats + p.b_floats + c_floats) * 4, 64);
   return p;

@@ -131,11 +131,14 @@ def rotary_angles(
     as one row.
     """
     p = rotary_positions(shape, positions, layout)
-    per_row = len(shape) == 4 and p.ndim == 3 and p.shape[0] > 1 and rope_type(scaling) in LENGTH_DEPENDENT
+    kind = rope_type(scaling)
+    per_row = len(shape) == 4 and p.ndim == 3 and p.shape[0] > 1 and kind in LENGTH_DEPENDENT
     rows = list(p) if per_row else [p]
     angles = []
     for row in rows:
-        length = math.floor(row.max()) + 1 if row.size else None
+        if kind in LENGTH_DEPENDENT and not np.isfinite(row).all():
+            raise ValueError(f"rotary: positions must be finite for rope type {kind!r}, which depends on the length")
+        length = math.floor(row.max()) + 1 if row.size and kind in LENGTH_DEPENDENT else None
         inv_freq, factor = rotary_frequencies(dim, base, scaling, length, dtype)
         angles.append(row.astype(dtype)[..., None] * inv_freq.astype(dtype))
     return (np.stack(angles) if per_row else angles[0]), factor

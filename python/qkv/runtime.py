@@ -22,7 +22,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Threads an op may use. By default the physical cores in the affinity mask, capped by the cgroup CPU quota."""
+    """Threads an op may use. By default the CPUs in the affinity mask, capped by the cgroup CPU quota."""
     return _cpu.get_num_threads()
 
 

@@ -19,6 +19,10 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1e9:.0f} ns"
 
 
+def format_ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:.0f}"
+
+
 def limits_lines(limits: Limits) -> list[str]:
     lines = [f"limits of this machine, {limits.threads} threads, buffers of {limits.buffer_bytes >> 20} MiB"]
     for name, unit in limits.UNITS.items():
@@ -30,7 +34,7 @@ def limits_lines(limits: Limits) -> list[str]:
 def header(suite: str, sides: Sequence[str]) -> str:
     """The line above a suite's rows. The first side is the one that the others are compared with."""
     line = f"{suite:<30}{sides[0]:>10}{'rate':>17}{'of limit':>10}"
-    return line + "".join(f"{side:>14}{'ratio':>7}{'least':>7}" for side in sides[1:])
+    return line + "".join(f"{side:>14}{'ratio':>8}{'least':>8}" for side in sides[1:])
 
 
 def row(m: Measurement, sides: Sequence[str], limits: Limits) -> list[str]:
@@ -49,9 +53,9 @@ def row(m: Measurement, sides: Sequence[str], limits: Limits) -> list[str]:
         line += f"{format_seconds(m.least(side)):>14}" if side in m.rounds else f"{'-':>14}"
         if side in m.rounds and first in m.rounds:
             pairs = m.ratios(side, first)
-            line += f"{statistics.median(pairs):7.2f}{min(pairs):7.2f}"
+            line += f"{format_ratio(statistics.median(pairs)):>8}{format_ratio(min(pairs)):>8}"
         else:
-            line += f"{'-':>7}{'-':>7}"
+            line += f"{'-':>8}{'-':>8}"
     return [line.rstrip(), *(f"    {side}: {why}" for side, why in m.errors.items())]
 
 
