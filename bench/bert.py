@@ -22,7 +22,9 @@ def torch_side(path: str | None, ids: Array, mask: Array | None) -> Call:
     """transformers' own model."""
     import torch
     from transformers import AutoModel, BertConfig, BertModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     config = core.read_config(path)
     if path is None:
         model = BertModel(BertConfig(**{k: v for k, v in config.items() if k != "architectures"}))

@@ -1,0 +1,62 @@
+"""A program that checks every kernel against the NumPy reference on the instruction set of its choice.
+
+`python every_kernel.py EXPECTED...` ends with an error unless the machine offers exactly the expected instruction sets.
+tests/test_qemu.py runs it on processors that this machine is not.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import qkv
+from calls import calls, flat
+from checks import DTYPES, each_isa, eps, oracle
+from qkv import reference
+from qkv.ops import _cpu
+
+# Kernel of csrc/cpu/kernels.inc: what reaches it.
+USED_BY = {
+    "gemm": {"matmul", "linear"},
+    "pack_weight": {"pack_weight", "linear"},
+    "attention": {"attention", "attention_varlen", "scaled_dot_product_attention"},
+    "additive_attention": {"additive_attention"},
+    "softmax": {"softmax", "log_softmax"},
+    "norm": {"layer_norm", "rms_norm"},
+    "activation": {"gelu", "relu", "silu", "quick_gelu", "tanh"},
+    "embedding": {"embedding"},
+    "rotary": {"rotary"},
+    "limits": set(),
+}
+LIMITS = ("fma", "bf16_dot", "int8_dot", "read", "copy", "stream")
+
+
+def check_ops() -> int:
+    """Every op in every dtype, within a bound that a wrong lane or a wrong row misses by far; how many there were."""
+    checked = 0
+    for dtype in DTYPES.values():
+        for op, arguments in calls(dtype).items():
+            if not hasattr(reference, op):
+                continue
+            out, expected = flat(getattr(qkv, op)(**arguments)), flat(oracle(op, **arguments))
+            for got, ref in zip(out, expected, strict=True):
+                bound = 64 * eps(dtype) * max(1.0, float(np.abs(ref).max()))
+                np.testing.assert_allclose(got.astype(np.float64), ref, rtol=0, atol=bound, err_msg=f"{op} {dtype}")
+            checked += 1
+    return checked
+
+
+def main(expected: list[str]) -> int:
+    assert qkv.isas() == expected, qkv.isas()
+    assert _cpu.current_isa() == expected[-1]
+    assert set(_cpu.kernel_names()) == set(USED_BY), "a kernel is new or gone: say here which op calls it"
+    assert set().union(*USED_BY.values()) <= set(calls())
+    for isa in each_isa():
+        checked = check_ops()
+        assert all(_cpu.limit(name, 1, 1) >= 0 for name in LIMITS)
+        print(f"{isa}: {checked} calls agree with the reference")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

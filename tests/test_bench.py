@@ -1,0 +1,240 @@
+"""The measuring core: structure, agreement of the sides, broken sides. Speeds are nobody's business here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from qkv.bench import Case, Limits, Measurement, Sides, Suite, bert, machine, measure, numpy_ops, report, run, suites
+
+TINY = {
+    "gemm": suites.gemm_case(3, 8, 5),
+    "attention": suites.attention_case(2, 3, 9, 8, True),
+    "softmax": Case("4x16", {"rows": 4, "width": 16}, nbytes=512.0),
+    "norm": Case("4x16", {"rows": 4, "width": 16}, nbytes=512.0),
+    "activation": Case("4x16", {"rows": 4, "width": 16}, nbytes=512.0),
+    "embedding": Case("5 of 11x16", {"tokens": 5, "vocabulary": 11, "width": 16}, nbytes=640.0),
+    "rotary": suites.rotary_case(2, 3, 5, 8),
+    "additive_attention": suites.additive_attention_case(2, 3, 4, 8, 6),
+}
+LIMITS = Limits(1e11, 0.0, 0.0, 1e10, 2e10, 1e10, threads=2, buffer_bytes=1 << 20)
+
+
+@pytest.mark.parametrize("op", list(suites.SUITES))
+def test_numpy_side_computes_what_qkv_computes(op: str) -> None:
+    suite = suites.SUITES[op]
+    inputs = suite.inputs(**TINY[op].params)
+    ours, theirs = (suite.sides[side](**inputs)() for side in ("qkv", "numpy"))
+    assert ours.dtype == theirs.dtype == np.float32
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_full_attention_and_bias_in_numpy() -> None:
+    import qkv
+
+    q, k, v = (suites.normal(1, 2, 5, 8, seed=i) for i in range(3))
+    bias = suites.normal(5, 5, seed=3)
+    np.testing.assert_allclose(
+        numpy_ops.attention(q, k, v, bias=bias), qkv.attention(q, k, v, bias=bias), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_erf_is_within_its_bound() -> None:
+    x = np.linspace(-5, 5, 10001, dtype=np.float32)
+    expected = np.array([math.erf(value) for value in x.tolist()])
+    assert np.abs(numpy_ops.erf(x) - expected).max() < 5e-7
+
+
+def test_bert_in_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = {**bert.BERT_BASE, **small, "vocab_size": 50, "max_position_embeddings": 16}
+    monkeypatch.setattr(bert, "BERT_BASE", config)
+    inputs = bert.inputs(None, [3, 7])
+    assert inputs["mask"].sum() == 10
+    ours, theirs = bert.qkv_side(**inputs)(), bert.numpy_side(**inputs)()
+    assert ours.shape == (2, 32)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+    # 2 layers, 10 tokens: four (32, 32) and two (32, 48) products, scores and values of 3 and 7 tokens
+    assert bert.flops(config, [3, 7]) == 2 * (10 * 2 * (4 * 32 * 32 + 2 * 32 * 48) + (9 + 49) * 2 * 2 * 32)
+
+
+def test_bert_folder(tmp_path: Path) -> None:
+    golden = Path(__file__).parent / "golden" / "bert_base"
+    inputs = bert.inputs(str(golden), [4])
+    np.testing.assert_allclose(bert.qkv_side(**inputs)(), bert.numpy_side(**inputs)(), rtol=1e-4, atol=1e-4)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="'gpt2'"):
+        bert.cases(str(tmp_path))
+
+
+def test_measure_interleaves_and_compares() -> None:
+    with Sides(["qkv", "numpy"]) as sides:
+        for op in ("gemm", "softmax"):
+            m = measure(suites.SUITES[op], TINY[op], sides, rounds=2, seconds=1e-3)
+            assert not m.errors
+            assert set(m.rounds) == {"qkv", "numpy"}
+            assert all(len(rounds) == 2 and all(0 < a <= b for a, b in rounds) for rounds in m.rounds.values())
+            assert all(ratio > 0 for ratio in m.ratios("numpy"))
+            assert m.rate("qkv") == TINY[op].work / m.least("qkv")
+
+
+SIDES_SOURCE = """
+import os
+import numpy as np
+from qkv.bench import Case, Suite
+
+def cases():
+    return [Case("one", {"n": 3})]
+
+def inputs(n):
+    return {"x": np.ones(n)}
+
+def good(x):
+    print("noise on standard output")
+    return lambda: x
+
+def raises(x):
+    raise KeyError("no such thing")
+
+def differs(x):
+    return lambda: 2 * x
+
+def dies(x):
+    os._exit(3)
+
+SIDES = {"good": good, "other": good, "raises": raises, "differs": differs, "dies": dies}
+SUITES = {"odd": Suite("odd", __name__, cases, inputs, SIDES)}
+"""
+
+
+def test_sides_that_fail_are_reported_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "odd_sides.py").write_text(SIDES_SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    suite: Suite = importlib.import_module("odd_sides").SUITES["odd"]
+    names = ["good", "raises", "differs", "dies", "absent", "missing", "other"]
+    pythons = {"missing": str(tmp_path / "no-python")}
+    with Sides(names, paths=[str(tmp_path)], pythons=pythons) as sides:
+        m = measure(suite, suite.cases()[0], sides, rounds=1, seconds=1e-3, names=names)
+        again = measure(suite, suite.cases()[0], sides, rounds=1, seconds=1e-3, names=["dies", "good"])
+    assert set(m.rounds) == {"good", "other"}
+    assert m.errors["raises"] == "KeyError: 'no such thing'"
+    assert "something else than good" in m.errors["differs"]
+    assert m.errors["dies"] == "the process ended with status 3"
+    assert m.errors["absent"].startswith("KeyError")
+    assert "No such file" in m.errors["missing"]
+    assert set(again.rounds) == {"good"}
+
+
+def test_workers_do_not_stay_behind() -> None:
+    with Sides(["numpy"]) as sides:
+        measure(suites.SUITES["softmax"], TINY["softmax"], sides, rounds=1, seconds=1e-3)
+        process = sides._processes["numpy"]
+        assert process.poll() is None
+    assert process.poll() == 0
+
+
+def measurement() -> Measurement:
+    m = Measurement("gemm", suites.gemm_case(128, 64, 64))
+    m.rounds = {"qkv": [(1e-5, 2e-5), (2e-5, 4e-5)], "numpy": [(2e-5, 3e-5), (3e-5, 3e-5)]}
+    m.errors = {"torch": "ModuleNotFoundError: No module named 'torch'"}
+    return m
+
+
+def test_numbers_of_a_measurement() -> None:
+    m = measurement()
+    flops = 2 * 128 * 64 * 64
+    assert m.least("qkv") == 1e-5
+    assert m.median("qkv") == pytest.approx(3e-5)
+    assert m.ratios("numpy") == pytest.approx([1.5, 0.75])
+    assert m.rate("qkv") == pytest.approx(flops / 1e-5)
+    assert m.share("qkv", LIMITS) == pytest.approx(flops / 1e-5 / 1e11)
+    assert Measurement("x", Case("y", {}, nbytes=1.0)).share("qkv", LIMITS) is None
+
+
+def test_table_and_json(tmp_path: Path) -> None:
+    m = measurement()
+    head, lines = report.header("gemm", ["qkv", "numpy", "torch"]), report.row(m, ["qkv", "numpy", "torch"], LIMITS)
+    assert head.split() == ["gemm", "qkv", "rate", "of", "limit", "numpy", "ratio", "least", "torch", "ratio", "least"]
+    expected = "128x64x64 10 µs 104.9 GFLOP/s 105% 20 µs 1.12 0.75 - - -"
+    assert lines[0].split() == expected.split()
+    assert lines[1].strip() == "torch: ModuleNotFoundError: No module named 'torch'"
+    assert len(lines[0]) <= len(head)
+    path = tmp_path / "result.json"
+    report.write_json(path, report.document(machine.describe(), LIMITS, [m]))
+    content = json.loads(path.read_text())
+    assert content["limits"]["fma"] == 1e11
+    assert content["machine"]["threads"] >= 1
+    (result,) = content["results"]
+    assert result["ratio_to_qkv"]["numpy"] == {"min": pytest.approx(0.75), "median": pytest.approx(1.125)}
+    assert result["sides"]["numpy"]["rounds_s"] == [[2e-5, 3e-5], [3e-5, 3e-5]]
+    assert result["errors"] == m.errors
+
+
+def test_seconds_are_readable() -> None:
+    written = [report.format_seconds(x) for x in (2.5, 0.123, 0.0123, 1.5e-6, 250e-6, 3e-9)]
+    assert written == ["2.5 s", "123 ms", "12.3 ms", "1.5 µs", "250 µs", "3 ns"]
+
+
+def test_final_limits_are_the_higher_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    higher = LIMITS.best(Limits(2e11, 0.0, 0.0, 1e9, 2e10, 1e10, threads=2, buffer_bytes=1 << 20))
+    assert (higher.fma, higher.read) == (2e11, 1e10)
+    monkeypatch.setattr(run, "measure_limits", lambda: higher)
+    said: list[str] = []
+    assert run.final_limits(LIMITS, said.append) == higher
+    assert any("higher now" in line for line in said)
+    said.clear()
+    assert run.final_limits(higher, said.append) == higher
+    assert not said
+
+
+def test_caches_are_read_from_the_system(tmp_path: Path) -> None:
+    for i, content in enumerate([("1", "Data", "48K"), ("3", "Unified", "32M"), ("2", "Unified", "odd"), None]):
+        folder = tmp_path / f"index{i}"
+        folder.mkdir()
+        for name, text in zip(("level", "type", "size"), content or (), strict=False):
+            (folder / name).write_text(text + "\n")
+    found = machine.caches(tmp_path)
+    assert [(c.level, c.kind, c.nbytes) for c in found] == [(1, "Data", 48 << 10), (3, "Unified", 32 << 20)]
+    assert machine.caches(tmp_path / "none") == []
+    assert machine.last_cache() > 0
+
+
+def bench_module(name: str) -> Any:
+    """A file of the repository's bench/."""
+    root = Path(__file__).parents[1]
+    if not (root / "bench" / "__main__.py").exists():
+        pytest.skip("bench/ is not beside the tests")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(name)
+
+
+@pytest.mark.parametrize("stem", ["gemm", "attention", "norm", "activation", "rotary"])
+def test_cases_of_the_op_files_are_plain_values(stem: str) -> None:
+    for suite in bench_module(f"bench.{stem}").SUITES.values():
+        cases = suite.cases()
+        names = [case.name for case in cases]
+        assert len(set(names)) == len(names)
+        for case in cases:
+            assert json.loads(json.dumps(case.params)) == case.params
+            assert case.limit is None or case.limit in Limits.UNITS
+            assert case.work > 0
+
+
+def test_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    main = bench_module("bench.__main__")
+    monkeypatch.setattr(run, "measure_limits", lambda: LIMITS)
+    path = tmp_path / "result.json"
+    options = ["--rounds", "1", "--seconds", "0.001", "--only", "x768x768", "--json", str(path)]
+    assert main.main(["gemm", "import", "--peers", "numpy", *options]) == 0
+    content = json.loads(path.read_text())
+    assert len(content["results"]) == 10
+    assert not any(result["errors"] for result in content["results"])
+    assert content["import"]["seconds"]["qkv"][0] > 0
+    assert "import, beyond numpy" in capsys.readouterr().out
