@@ -111,9 +111,7 @@ def attention(
     return [y, k, v, scores.astype(q.dtype)]
 
 
-def normalization(
-    op: Callable[..., Array], x: Array, parameters: list[Array], axis: int, epsilon: float
-) -> Array:
+def normalization(op: Callable[..., Array], x: Array, parameters: list[Array], axis: int, epsilon: float) -> Array:
     """ONNX normalises over all axes from `axis` on, qkv over the last one."""
     rows = x.reshape(*x.shape[: axis % x.ndim], -1)
     return op(rows, *(p.reshape(-1) for p in parameters), eps=epsilon).reshape(x.shape)
@@ -204,9 +202,7 @@ def load(name: str) -> tuple[onnx.ModelProto, Inputs, dict[str, Array]]:
 
     def tensors(kind: str, values: Any) -> dict[str, Array]:
         files = [data / f"{kind}_{i}.pb" for i in range(len(values))]
-        return {
-            v.name: numpy_helper.to_array(onnx.load_tensor(f)) for v, f in zip(values, files, strict=True)
-        }
+        return {v.name: numpy_helper.to_array(onnx.load_tensor(f)) for v, f in zip(values, files, strict=True)}
 
     given = tensors("input", model.graph.input)
     return model, [given.get(name) for name in node.input], tensors("output", model.graph.output)

@@ -128,9 +128,7 @@ def test_rotary_scaling_details():
         "mscale": 2.0,
         "mscale_all_dim": 1.0,
     }
-    assert rotary_frequencies(D, BASE, yarn)[1] == pytest.approx(
-        (0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1)
-    )
+    assert rotary_frequencies(D, BASE, yarn)[1] == pytest.approx((0.2 * math.log(4) + 1) / (0.1 * math.log(4) + 1))
     assert rotary_frequencies(D, BASE, {**yarn, "attention_factor": 1.25})[1] == 1.25
     assert (rotary_width(80, None, {"partial_rotary_factor": 0.4}), rotary_width(64, 16)) == (32, 16)
     wrong = [
@@ -157,9 +155,7 @@ def test_sinusoids_and_alibi():
             half = (dim + 1) // 2
             i, sine = (c // 2, c % 2 == 0) if interleaved else (c % half, c < half)
             angle = p / 10000 ** (2 * i / dim)
-            assert table[p, c] == pytest.approx(
-                math.sin(angle) if sine else math.cos(angle), abs=2.0**-25 + 1e-14
-            )
+            assert table[p, c] == pytest.approx(math.sin(angle) if sine else math.cos(angle), abs=2.0**-25 + 1e-14)
     np.testing.assert_array_equal(ref.alibi_slopes(8), [2.0**-i for i in range(1, 9)])
     expected = [*(2.0 ** (-2 * i) for i in range(1, 5)), 2.0**-1, 2.0**-3]
     np.testing.assert_array_equal(ref.alibi_slopes(6), np.float32(expected))

@@ -116,9 +116,7 @@ def test_linear_and_packed_weight():
     gate, residual = normal(2, 3, 5), normal(2, 3, 5, seed=1)
     acts = {**ELEMENTS, "gelu_tanh": lambda t: float(ref.gelu(t, "tanh")), None: float}
     for name, f in acts.items():
-        plain = np.array(
-            [[[f(sum(x[i, j] * w[o]) + b[o]) for o in range(5)] for j in range(3)] for i in range(2)]
-        )
+        plain = np.array([[[f(sum(x[i, j] * w[o]) + b[o]) for o in range(5)] for j in range(3)] for i in range(2)])
         got = ref.linear(x, w, b, activation=name, gate=gate, residual=residual)
         np.testing.assert_allclose(got, plain * gate + residual, rtol=1e-12, atol=1e-14)
     packed = ref.pack_weight(w)

@@ -95,9 +95,7 @@ def test_attention_against_loops(name, heads):
     for g, e in zip(got, expected, strict=True):
         np.testing.assert_allclose(g, e, rtol=1e-12, atol=1e-14)
     swapped = [x.swapaxes(1, 2) for x in (q, k, v)]
-    out, lse, weights = ref.attention(
-        *swapped, **options, layout="bshd", return_lse=True, return_weights=True
-    )
+    out, lse, weights = ref.attention(*swapped, **options, layout="bshd", return_lse=True, return_weights=True)
     np.testing.assert_array_equal(out, got[0].swapaxes(1, 2))
     np.testing.assert_array_equal(lse, got[1])
     np.testing.assert_array_equal(weights, got[2])
@@ -116,9 +114,7 @@ def test_excluded_keys_contribute_nothing():
     out = ref.attention(
         q, k, v, mask=[[True, True, False, False], [True, False, True, False], [True, True, False, True]]
     )
-    assert (
-        np.isfinite(out[:, :, 0]).all() and np.isnan(out[:, :, 1]).all() and np.isposinf(out[:, :, 2]).all()
-    )
+    assert np.isfinite(out[:, :, 0]).all() and np.isnan(out[:, :, 1]).all() and np.isposinf(out[:, :, 2]).all()
 
 
 def test_attention_out_and_shapes():
@@ -173,9 +169,7 @@ def test_varlen_is_a_loop_over_sequences():
         for b, (i, j) in enumerate(zip(cu_q, cu_k, strict=True)):
             if b == 4:
                 break
-            parts = [
-                x[None].swapaxes(1, 2) for x in (q[i : cu_q[b + 1]], k[j : cu_k[b + 1]], v[j : cu_k[b + 1]])
-            ]
+            parts = [x[None].swapaxes(1, 2) for x in (q[i : cu_q[b + 1]], k[j : cu_k[b + 1]], v[j : cu_k[b + 1]])]
             e_out, e_lse, e_weights = loops(*parts, **options, alibi_slopes=slopes[b])
             np.testing.assert_allclose(out[i : cu_q[b + 1]], e_out[0].swapaxes(0, 1), rtol=1e-12, atol=1e-14)
             np.testing.assert_allclose(lse[:, i : cu_q[b + 1]], e_lse[0], rtol=1e-12)
@@ -189,17 +183,12 @@ def test_varlen_is_a_loop_over_sequences():
 
 
 def test_flash_attn():
-    names = (
-        "q k v dropout_p softmax_scale causal window_size softcap alibi_slopes deterministic "
-        "return_attn_probs"
-    )
+    names = "q k v dropout_p softmax_scale causal window_size softcap alibi_slopes deterministic return_attn_probs"
     assert list(inspect.signature(ref.flash_attn_func).parameters) == names.split()
     q, k, v = normal(2, 3, 4, 6), normal(2, 5, 2, 6), normal(2, 5, 2, 6)
     heads_first = [x.swapaxes(1, 2) for x in (q, k, v)]
     out, lse, s_dmask = ref.flash_attn_func(q, k, v, 0.0, 0.3, True, (2, -1), 1.5, normal(4), False, True)
-    e_out, e_lse, _ = loops(
-        *heads_first, causal=True, scale=0.3, window=(2, None), softcap=1.5, alibi_slopes=normal(4)
-    )
+    e_out, e_lse, _ = loops(*heads_first, causal=True, scale=0.3, window=(2, None), softcap=1.5, alibi_slopes=normal(4))
     np.testing.assert_allclose(out, e_out.swapaxes(1, 2), rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(lse, e_lse, rtol=1e-12)
     assert s_dmask.shape == (0,)
@@ -253,19 +242,12 @@ def test_additive_attention():
     q, k, v = normal(2, 3, 4), normal(2, 5, 6), normal(2, 5, 7)
     w_q, w_k, w_v = normal(8, 4), normal(8, 6), normal(8)
     mask, lengths = normal(2, 3, 5) > -1, np.array([0, 4])
-    out, weights = ref.additive_attention(
-        q, k, v, w_q, w_k, w_v, mask=mask, kv_lengths=lengths, return_weights=True
-    )
+    out, weights = ref.additive_attention(q, k, v, w_q, w_k, w_v, mask=mask, kv_lengths=lengths, return_weights=True)
     for b, i in itertools.product(range(2), range(3)):
         keys = [j for j in range(lengths[b]) if mask[b, i, j]]
-        e = {
-            j: math.exp(sum(w_v[a] * math.tanh(w_q[a] @ q[b, i] + w_k[a] @ k[b, j]) for a in range(8)))
-            for j in keys
-        }
+        e = {j: math.exp(sum(w_v[a] * math.tanh(w_q[a] @ q[b, i] + w_k[a] @ k[b, j]) for a in range(8))) for j in keys}
         expected = sum((e[j] / sum(e.values()) * v[b, j] for j in keys), np.zeros(7))
         np.testing.assert_allclose(out[b, i], expected, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(
-            weights[b, i], [e.get(j, 0) / (sum(e.values()) or 1) for j in range(5)], rtol=1e-12
-        )
+        np.testing.assert_allclose(weights[b, i], [e.get(j, 0) / (sum(e.values()) or 1) for j in range(5)], rtol=1e-12)
     with pytest.raises(ValueError, match="w_k must have shape"):
         ref.additive_attention(q, k, v, w_q, w_q, w_v)

@@ -22,19 +22,28 @@ bool is_bfloat16(const py::dtype& t) {
 // 0 float32, 1 float16, 2 bfloat16, 3 float64; -1 none of them.
 int kind_of(const py::dtype& t) {
   switch (t.num()) {
-    case py::detail::npy_api::NPY_FLOAT_: return 0;
-    case 23: return 1;  // NPY_HALF
-    case py::detail::npy_api::NPY_DOUBLE_: return 3;
+    case py::detail::npy_api::NPY_FLOAT_:
+      return 0;
+    case 23:
+      return 1;  // NPY_HALF
+    case py::detail::npy_api::NPY_DOUBLE_:
+      return 3;
   }
   return is_bfloat16(t) ? 2 : -1;
 }
 
-std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+std::string type_name(py::handle object) {
+  return Py_TYPE(object.ptr())->tp_name;
+}
 
 }  // namespace
 
-void fail_value(const std::string& message) { throw py::value_error(message); }
-void fail_type(const std::string& message) { throw py::type_error(message); }
+void fail_value(const std::string& message) {
+  throw py::value_error(message);
+}
+void fail_type(const std::string& message) {
+  throw py::type_error(message);
+}
 
 int64_t Array::size() const {
   int64_t n = 1;
@@ -60,8 +69,7 @@ Array read_array(const char* op, const char* name, py::handle object) {
   x.owner = py::reinterpret_borrow<py::array>(object);
   const py::dtype type = x.owner.dtype();
   const int kind = kind_of(type);
-  if (kind < 0)
-    fail_type(x.where + " must be float32, float16, bfloat16 or float64, got " + py::str(type).cast<std::string>());
+  if (kind < 0) fail_type(x.where + " must be float32, float16, bfloat16 or float64, got " + py::str(type).cast<std::string>());
   if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>'))
     fail_type(x.where + " must be in native byte order, got " + py::str(type).cast<std::string>());
   if (!(x.owner.flags() & kAligned)) x.owner = py::reinterpret_steal<py::array>(x.owner.attr("copy")().release());
@@ -105,7 +113,8 @@ bool check_dtypes(const char* op, const std::vector<const Array*>& arrays) {
     if (!*x) continue;
     if (!first) first = x;
     if (x->dtype != first->dtype)
-      fail_type(x->where + " is " + dtype_name(*x) + " but " + first->where.substr(std::strlen(op) + 2) + " is " + dtype_name(*first));
+      fail_type(x->where + " is " + dtype_name(*x) + " but " + first->where.substr(std::strlen(op) + 2) + " is " +
+                dtype_name(*first));
   }
   return false;
 }
@@ -113,7 +122,8 @@ bool check_dtypes(const char* op, const std::vector<const Array*>& arrays) {
 void check_parameter_dtype(const Array& x, const Array& parameter) {
   if (!parameter || parameter.is_double || x.is_double) return;
   if (parameter.dtype != x.dtype && parameter.dtype != DType::f32)
-    fail_type(parameter.where + " is " + dtype_name(parameter) + "; beside " + dtype_name(x) + " it may be " + dtype_name(x) + " or float32");
+    fail_type(parameter.where + " is " + dtype_name(parameter) + "; beside " + dtype_name(x) + " it may be " + dtype_name(x) +
+              " or float32");
 }
 
 const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep) {
@@ -130,7 +140,8 @@ int64_t checked_size(const char* op, const std::vector<int64_t>& shape) {
   int64_t n = 1;
   bool overflow = false;
   for (const int64_t d : shape) overflow = __builtin_mul_overflow(n, d > 1 ? d : 1, &n) || overflow;
-  if (overflow || n > int64_t{1} << 56) fail_value(std::string(op) + ": an array of shape " + shape_text(shape) + " cannot exist");
+  if (overflow || n > int64_t{1} << 56)
+    fail_value(std::string(op) + ": an array of shape " + shape_text(shape) + " cannot exist");
   n = 1;
   for (const int64_t d : shape) n *= d;
   return n;
@@ -179,7 +190,8 @@ std::vector<Rows> rows_along(const char* op, int axis, std::initializer_list<con
       grid.push_back(dim);
   }
   if (grid.size() > kMaxRank)
-    fail_value(lead.where + " has " + std::to_string(grid.size()) + " dimensions that cannot be merged; at most " + std::to_string(kMaxRank) + " are supported (" + op + ")");
+    fail_value(lead.where + " has " + std::to_string(grid.size()) + " dimensions that cannot be merged; at most " +
+               std::to_string(kMaxRank) + " are supported (" + op + ")");
   std::vector<Rows> all;
   size_t i = 0;
   for (const Array* x : arrays) {
@@ -271,6 +283,8 @@ py::array Output::finish() {
   return target_;
 }
 
-py::dtype float32_dtype() { return py::dtype::of<float>(); }
+py::dtype float32_dtype() {
+  return py::dtype::of<float>();
+}
 
 }  // namespace qkv

@@ -1,4 +1,5 @@
-// NumPy arrays as checked views, and fresh arrays on pooled memory. With dlpack.cpp the only place that knows how arrays look to Python.
+// NumPy arrays as checked views, and fresh arrays on pooled memory. With dlpack.cpp the only place that knows how arrays look to
+// Python.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -72,7 +73,8 @@ py::dtype float32_dtype();
 // an input, or whose last dimension is not contiguous, is written at the end from a fresh one.
 class Output {
  public:
-  Output(const char* op, py::handle given, const Array& like, const std::vector<int64_t>& shape, std::initializer_list<const Array*> inputs);
+  Output(const char* op, py::handle given, const Array& like, const std::vector<int64_t>& shape,
+         std::initializer_list<const Array*> inputs);
   const Array& view() const { return view_; }
   py::array finish();
 

@@ -18,10 +18,13 @@ struct Options {
   std::vector<std::vector<float>> keep;
 };
 
-std::string heads_text(int64_t n) { return std::to_string(n) + (n == 1 ? " head" : " heads"); }
+std::string heads_text(int64_t n) {
+  return std::to_string(n) + (n == 1 ? " head" : " heads");
+}
 
 // q (..., H, ..., D), k, v: head counts and widths at the given axes.
-void check_heads(const char* op, const Array& q, const Array& k, const Array& v, size_t head_axis, size_t token_axis, AttentionArgs* a) {
+void check_heads(const char* op, const Array& q, const Array& k, const Array& v, size_t head_axis, size_t token_axis,
+                 AttentionArgs* a) {
   const std::string o(op);
   a->heads = q.shape[head_axis];
   a->kv_heads = k.shape[head_axis];
@@ -42,7 +45,8 @@ void read_window(const char* op, const py::object& left, const py::object& right
   const auto side = [op](const py::object& w, const char* name) {
     if (w.is_none()) return kUnbounded;
     const int64_t n = w.cast<int64_t>();
-    if (n < 0) fail_value(std::string(op) + ": window's " + name + " side must be None or not negative, got " + std::to_string(n));
+    if (n < 0)
+      fail_value(std::string(op) + ": window's " + name + " side must be None or not negative, got " + std::to_string(n));
     return n < kUnbounded ? n : kUnbounded;
   };
   a->window_left = side(left, "left");
@@ -50,11 +54,13 @@ void read_window(const char* op, const py::object& left, const py::object& right
 }
 
 // scale, softcap, relative_bias, alibi_slopes, sinks: checked and stored. True if one of them is float64.
-bool read_common(const char* op, const Array& q, const py::object& relative_bias, const py::object& alibi, const py::object& sinks,
-                 const py::object& scale, const py::object& softcap, int64_t batch, Options* o, AttentionArgs* a) {
+bool read_common(const char* op, const Array& q, const py::object& relative_bias, const py::object& alibi,
+                 const py::object& sinks, const py::object& scale, const py::object& softcap, int64_t batch, Options* o,
+                 AttentionArgs* a) {
   const std::string name(op);
   a->batch = batch;
-  a->scale = static_cast<float>(scale.is_none() ? 1.0 / std::sqrt(static_cast<double>(a->d > 0 ? a->d : 1)) : scale.cast<double>());
+  a->scale =
+      static_cast<float>(scale.is_none() ? 1.0 / std::sqrt(static_cast<double>(a->d > 0 ? a->d : 1)) : scale.cast<double>());
   if (!softcap.is_none()) {
     const double c = softcap.cast<double>();
     if (!(c > 0)) fail_value(name + ": softcap must be positive or None, got " + py::repr(softcap).cast<std::string>());
@@ -72,7 +78,8 @@ bool read_common(const char* op, const Array& q, const py::object& relative_bias
   if (r && (r.rank() != 2 || r.shape[0] != a->heads || r.shape[1] % 2 == 0))
     fail_value(name + ": relative_bias must be (" + std::to_string(a->heads) + ", 2 R + 1), got " + shape_text(r.shape));
   if (s && s.shape != Shape{a->heads} && s.shape != Shape{batch, a->heads})
-    fail_value(name + ": alibi_slopes must be " + shape_text({a->heads}) + " or " + shape_text({batch, a->heads}) + ", got " + shape_text(s.shape));
+    fail_value(name + ": alibi_slopes must be " + shape_text({a->heads}) + " or " + shape_text({batch, a->heads}) + ", got " +
+               shape_text(s.shape));
   if (o->sinks && o->sinks.shape != Shape{a->heads})
     fail_value(name + ": sinks must be " + shape_text({a->heads}) + ", got " + shape_text(o->sinks.shape));
   a->relative_bias = as_floats(r, &o->keep);
@@ -111,10 +118,10 @@ py::object results(const py::array& out, const py::object& lse, const py::object
   return py::make_tuple(out, lse, weights);
 }
 
-py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py::object& causal, py::handle mask_in, py::handle bias_in,
-                     const py::object& relative_bias, const py::object& alibi, const py::object& scale, const py::object& softcap,
-                     const py::object& left, const py::object& right, const py::object& sinks, py::handle kv_lengths_in, bool bshd,
-                     bool return_lse, bool return_weights, py::handle out_in) {
+py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py::object& causal, py::handle mask_in,
+                     py::handle bias_in, const py::object& relative_bias, const py::object& alibi, const py::object& scale,
+                     const py::object& softcap, const py::object& left, const py::object& right, const py::object& sinks,
+                     py::handle kv_lengths_in, bool bshd, bool return_lse, bool return_weights, py::handle out_in) {
   const char* op = "attention";
   const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
   bool serve_double = check_dtypes(op, {&q, &k, &v});
@@ -144,8 +151,9 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   if (!mask_in.is_none()) {
     if (!py::isinstance<py::array>(mask_in) || py::reinterpret_borrow<py::array>(mask_in).dtype().kind() != 'b')
       fail_type("attention: mask must be a bool array (True: attend), got " +
-                (py::isinstance<py::array>(mask_in) ? py::str(py::reinterpret_borrow<py::array>(mask_in).dtype()).cast<std::string>()
-                                                    : std::string(Py_TYPE(mask_in.ptr())->tp_name)));
+                (py::isinstance<py::array>(mask_in)
+                     ? py::str(py::reinterpret_borrow<py::array>(mask_in).dtype()).cast<std::string>()
+                     : std::string(Py_TYPE(mask_in.ptr())->tp_name)));
     mask_owner = py::reinterpret_borrow<py::array>(mask_in);
     Array mask;
     mask.where = "attention: mask";
@@ -163,7 +171,8 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
     kv_lengths = read_ints(op, "kv_lengths", kv_lengths_in, &shape);
     if (shape != Shape{batch}) fail_value("attention: kv_lengths must be " + shape_text({batch}) + ", got " + shape_text(shape));
     for (const int64_t n : kv_lengths)
-      if (n < 0 || n > a.t) fail_value("attention: kv_lengths must lie in 0 to " + std::to_string(a.t) + ", got " + std::to_string(n));
+      if (n < 0 || n > a.t)
+        fail_value("attention: kv_lengths must lie in 0 to " + std::to_string(a.t) + ", got " + std::to_string(n));
     a.kv_lengths = kv_lengths.data();
   }
   Shape out_shape = q.shape;
@@ -188,7 +197,9 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
     weights = made;
   }
   if (batch * a.heads * a.s > 0) {
-    const auto strided = [&](const Array& x) { return Strided4{x.data, x.dtype, x.strides[0], x.strides[h], x.strides[s], x.strides[3]}; };
+    const auto strided = [&](const Array& x) {
+      return Strided4{x.data, x.dtype, x.strides[0], x.strides[h], x.strides[s], x.strides[3]};
+    };
     a.q = strided(q);
     a.k = strided(k);
     a.v = strided(v);
@@ -211,14 +222,15 @@ std::vector<int64_t> read_cu_seqlens(const char* name, py::handle object, int64_
   if (cu.front() != 0) fail_value(where + " must start with 0, got " + std::to_string(cu.front()));
   for (size_t i = 1; i < cu.size(); ++i)
     if (cu[i] < cu[i - 1]) fail_value(where + " falls from " + std::to_string(cu[i - 1]) + " to " + std::to_string(cu[i]));
-  if (cu.back() != total) fail_value(where + " ends with " + std::to_string(cu.back()) + ", the tokens are " + std::to_string(total));
+  if (cu.back() != total)
+    fail_value(where + " ends with " + std::to_string(cu.back()) + ", the tokens are " + std::to_string(total));
   return cu;
 }
 
 py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, py::handle cu_q_in, py::handle cu_k_in,
-                            const py::object& causal, const py::object& relative_bias, const py::object& alibi, const py::object& scale,
-                            const py::object& softcap, const py::object& left, const py::object& right, const py::object& sinks,
-                            bool return_lse, bool return_weights, py::handle out_in) {
+                            const py::object& causal, const py::object& relative_bias, const py::object& alibi,
+                            const py::object& scale, const py::object& softcap, const py::object& left, const py::object& right,
+                            const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in) {
   const char* op = "attention_varlen";
   const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
   bool serve_double = check_dtypes(op, {&q, &k, &v});
@@ -229,7 +241,8 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
   const std::vector<int64_t> cu_q = read_cu_seqlens("cu_seqlens_q", cu_q_in, q.shape[0]),
                              cu_k = read_cu_seqlens("cu_seqlens_k", cu_k_in, k.shape[0]);
   if (cu_q.size() != cu_k.size())
-    fail_value("attention_varlen: cu_seqlens_q has " + std::to_string(cu_q.size()) + " entries, cu_seqlens_k has " + std::to_string(cu_k.size()));
+    fail_value("attention_varlen: cu_seqlens_q has " + std::to_string(cu_q.size()) + " entries, cu_seqlens_k has " +
+               std::to_string(cu_k.size()));
   const int64_t batch = static_cast<int64_t>(cu_q.size()) - 1;
   a.causal = causal_of(op, causal);
   read_window(op, left, right, &a);
@@ -281,7 +294,8 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
 py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in, py::handle v_in, py::handle mask_in,
                               py::handle kv_lengths_in, bool return_weights) {
   const char* op = "additive_attention";
-  const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), w = read_array(op, "w_v", w_in), v = read_array(op, "v", v_in);
+  const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), w = read_array(op, "w_v", w_in),
+              v = read_array(op, "v", v_in);
   AdditiveAttentionArgs a{};
   a.batch = q.shape[0];
   a.s = q.shape[1];
@@ -303,7 +317,8 @@ py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in,
     }
     if (!mask_in.is_none()) {
       const py::array mask = py::reinterpret_borrow<py::array>(mask_in);
-      a.mask = {static_cast<char*>(const_cast<void*>(mask.data())), DType::f32, mask.strides(0), 0, mask.strides(1), mask.strides(2)};
+      a.mask = {
+          static_cast<char*>(const_cast<void*>(mask.data())), DType::f32, mask.strides(0), 0, mask.strides(1), mask.strides(2)};
     }
     std::vector<std::vector<float>> keep;
     a.q = reinterpret_cast<const float*>(q.data);
@@ -330,10 +345,10 @@ void bind_attention(py::module_& m) {
         py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"), py::arg("window_left"),
         py::arg("window_right"), py::arg("sinks"), py::arg("kv_lengths"), py::arg("bshd"), py::arg("return_lse"),
         py::arg("return_weights"), py::arg("out"));
-  m.def("attention_varlen", attention_varlen, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens_q"), py::arg("cu_seqlens_k"),
-        py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"),
-        py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"), py::arg("return_weights"),
-        py::arg("out"));
+  m.def("attention_varlen", attention_varlen, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens_q"),
+        py::arg("cu_seqlens_k"), py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"),
+        py::arg("softcap"), py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"),
+        py::arg("return_weights"), py::arg("out"));
   m.def("additive_attention", additive_attention, py::arg("q"), py::arg("k"), py::arg("w"), py::arg("v"), py::arg("mask"),
         py::arg("kv_lengths"), py::arg("return_weights"));
 }

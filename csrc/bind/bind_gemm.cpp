@@ -103,7 +103,8 @@ py::object matmul(py::handle a_in, py::handle b_in) {
     const int64_t size_a = in_a ? a_shape[a_rank - 3 - d] : 1, size_b = in_b ? b_shape[b_rank - 3 - d] : 1;
     if (size_a != size_b && size_a != 1 && size_b != 1)
       fail_value("matmul: batch dimensions of a " + shape_text(a.shape) + " and b " + shape_text(b.shape) + " do not broadcast");
-    batch.push_back({size_a == 1 ? size_b : size_a, size_a == 1 ? 0 : a_strides[a_rank - 3 - d], size_b == 1 ? 0 : b_strides[b_rank - 3 - d]});
+    batch.push_back({size_a == 1 ? size_b : size_a, size_a == 1 ? 0 : a_strides[a_rank - 3 - d],
+                     size_b == 1 ? 0 : b_strides[b_rank - 3 - d]});
     shape.insert(shape.begin(), batch.back().size);
   }
   if (a.rank() > 1) shape.push_back(g.m);
@@ -134,7 +135,8 @@ py::object matmul(py::handle a_in, py::handle b_in) {
     }
     g.batch *= d.size;
   }
-  if (merged.size() > kMaxRank) fail_value("matmul: more than " + std::to_string(kMaxRank) + " batch dimensions that cannot be merged");
+  if (merged.size() > kMaxRank)
+    fail_value("matmul: more than " + std::to_string(kMaxRank) + " batch dimensions that cannot be merged");
   g.batch_rank = static_cast<int>(merged.size());
   for (int i = 0; i < g.batch_rank; ++i) {
     const size_t d = merged.size() - 1 - static_cast<size_t>(i);
@@ -171,8 +173,10 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
   if (w && w.rank() != 2) fail_value("linear: weight must be (out, in), got " + shape_text(w.shape));
   const int64_t n = packed ? packed->n() : w.shape[0], k = packed ? packed->k() : w.shape[1];
   if (x.shape.back() != k)
-    fail_value("linear: x has " + std::to_string(x.shape.back()) + " features, weight " + shape_text({n, k}) + " takes " + std::to_string(k));
-  if (bias && bias.shape != std::vector<int64_t>{n}) fail_value("linear: bias must be " + shape_text({n}) + ", got " + shape_text(bias.shape));
+    fail_value("linear: x has " + std::to_string(x.shape.back()) + " features, weight " + shape_text({n, k}) + " takes " +
+               std::to_string(k));
+  if (bias && bias.shape != std::vector<int64_t>{n})
+    fail_value("linear: bias must be " + shape_text({n}) + ", got " + shape_text(bias.shape));
   std::vector<int64_t> shape = x.shape;
   shape.back() = n;
   checked_size("linear", shape);
@@ -219,8 +223,10 @@ const float* packed_table(py::handle object, int64_t* rows, int64_t* width) {
 void bind_gemm(py::module_& m) {
   py::class_<PackedWeight>(m, "PackedWeight",
                            "A weight matrix (out, in) in the layout that qkv.linear reads; made by qkv.pack_weight.")
-      .def_property_readonly("shape", [](const PackedWeight& w) { return py::make_tuple(w.n(), w.k()); }, "(out, in)")
-      .def_property_readonly("dtype", [](const PackedWeight&) { return "float32"; }, "Name of the stored type.")
+      .def_property_readonly(
+          "shape", [](const PackedWeight& w) { return py::make_tuple(w.n(), w.k()); }, "(out, in)")
+      .def_property_readonly(
+          "dtype", [](const PackedWeight&) { return "float32"; }, "Name of the stored type.")
       .def_property_readonly("nbytes", &PackedWeight::nbytes, "Bytes held, padding included.")
       .def("dequantize", &PackedWeight::dequantize, "The matrix as a new float32 array (out, in).")
       .def("__repr__",
@@ -240,8 +246,8 @@ void bind_gemm(py::module_& m) {
       },
       py::arg("w"));
   m.def("matmul", matmul, py::arg("a"), py::arg("b"));
-  m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"), py::arg("residual"),
-        py::arg("out"));
+  m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"),
+        py::arg("residual"), py::arg("out"));
 }
 
 }  // namespace qkv

@@ -12,7 +12,9 @@ const float* packed_table(py::handle object, int64_t* rows, int64_t* width);  //
 namespace {
 
 // One float row per thread and `count`, for rows that cannot be worked on in place.
-size_t row_bytes(int64_t n, int64_t count, int threads) { return static_cast<size_t>(n * count * threads * 4); }
+size_t row_bytes(int64_t n, int64_t count, int threads) {
+  return static_cast<size_t>(n * count * threads * 4);
+}
 
 py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const char* op = log ? "log_softmax" : "softmax";
@@ -32,8 +34,8 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
 
 py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, double eps, bool rms, py::handle residual_in) {
   const char* op = rms ? "rms_norm" : "layer_norm";
-  const Array x = read_array(op, "x", x_in), weight = read_optional(op, "weight", weight_in), bias = read_optional(op, "bias", bias_in),
-              residual = read_optional(op, "residual", residual_in);
+  const Array x = read_array(op, "x", x_in), weight = read_optional(op, "weight", weight_in),
+              bias = read_optional(op, "bias", bias_in), residual = read_optional(op, "residual", residual_in);
   const bool serve_double = check_dtypes(op, {&x, &residual}) || (weight && weight.is_double) || (bias && bias.is_double);
   check_parameter_dtype(x, weight);
   check_parameter_dtype(x, bias);
@@ -160,9 +162,14 @@ void bind_rows(py::module_& m) {
   const struct {
     const char* name;
     Activation op;
-  } unary[] = {{"gelu", Activation::gelu},     {"gelu_tanh", Activation::gelu_tanh}, {"relu", Activation::relu},
-               {"silu", Activation::silu},     {"quick_gelu", Activation::quick_gelu}, {"tanh", Activation::tanh},
-               {"exp", Activation::exp},       {"erf", Activation::erf}};
+  } unary[] = {{"gelu", Activation::gelu},
+               {"gelu_tanh", Activation::gelu_tanh},
+               {"relu", Activation::relu},
+               {"silu", Activation::silu},
+               {"quick_gelu", Activation::quick_gelu},
+               {"tanh", Activation::tanh},
+               {"exp", Activation::exp},
+               {"erf", Activation::erf}};
   m.def(
       "unary",
       [unary](const std::string& name, py::handle x) {

@@ -28,7 +28,8 @@ Limit limit_of(const std::string& name) {
 // Operations or bytes per second, the best of `repeats` passes.
 double limit(const std::string& name, int64_t chunks, int repeats) {
   const Limit which = limit_of(name);
-  if (chunks < 1 || chunks > 1 << 20) throw std::invalid_argument("limit: chunks must lie in 1 ... 2^20, got " + std::to_string(chunks));
+  if (chunks < 1 || chunks > 1 << 20)
+    throw std::invalid_argument("limit: chunks must lie in 1 ... 2^20, got " + std::to_string(chunks));
   const Unlocked unlocked;
   const size_t bytes = which < Limit::read ? 0 : static_cast<size_t>(chunks * kLimitChunk) * sizeof(float);
   const Scratch x(bytes), y(which == Limit::read ? 0 : bytes);
@@ -76,7 +77,8 @@ void bind_runtime(py::module_& m) {
       "check_arrays",
       [](const std::string& op, const py::dict& named) {
         std::vector<Array> arrays;
-        for (const auto& item : named) arrays.push_back(read_array(op.c_str(), item.first.cast<std::string>().c_str(), item.second));
+        for (const auto& item : named)
+          arrays.push_back(read_array(op.c_str(), item.first.cast<std::string>().c_str(), item.second));
         std::vector<const Array*> pointers;
         for (const Array& x : arrays) pointers.push_back(&x);
         return check_dtypes(op.c_str(), pointers);

@@ -32,7 +32,9 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-py::dtype bfloat16_dtype() { return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")); }
+py::dtype bfloat16_dtype() {
+  return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
+}
 
 py::dtype to_numpy(const DLDataType& t) {
   if (t.lanes == 1) {
@@ -90,7 +92,11 @@ py::capsule to_dlpack(const py::array& array) {
   t.data = const_cast<void*>(array.data());
   t.device = {1, 0};
   t.ndim = static_cast<int32_t>(array.ndim());
-  t.dtype = {static_cast<uint8_t>(kind == 'f' ? 2 : kind == 'i' ? 0 : kind == 'u' ? 1 : kind == 'b' ? 6 : 4),
+  t.dtype = {static_cast<uint8_t>(kind == 'f'   ? 2
+                                  : kind == 'i' ? 0
+                                  : kind == 'u' ? 1
+                                  : kind == 'b' ? 6
+                                                : 4),
              static_cast<uint8_t>(array.itemsize() * 8), 1};
   t.shape = e->shape.data();
   t.strides = e->strides.data();

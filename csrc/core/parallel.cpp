@@ -55,9 +55,9 @@ struct Pool {
   std::condition_variable wake;      // workers: there is a loop
   std::condition_variable finished;  // callers: a worker left a loop, or a slot came free
   Loop* loops = nullptr;
-  int spawned = 0;                     // workers started so far; worker i has thread index i + 1
-  int sleeping = 0;                    // workers inside wake.wait
-  int running = 0;                     // slots taken
+  int spawned = 0;                      // workers started so far; worker i has thread index i + 1
+  int sleeping = 0;                     // workers inside wake.wait
+  int running = 0;                      // slots taken
   std::atomic<int> callers_waiting{0};  // for a slot
   std::atomic<uint64_t> epoch{0};       // counts the loops started: what spinning workers watch
 
@@ -190,7 +190,9 @@ int num_threads() {
   return g_threads.load(std::memory_order_relaxed);
 }
 
-void set_num_threads(int n) { g_threads.store(n < 1 ? 1 : n > kMaxThreads ? kMaxThreads : n); }
+void set_num_threads(int n) {
+  g_threads.store(n < 1 ? 1 : n > kMaxThreads ? kMaxThreads : n);
+}
 
 void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* context) {
   if (n <= 0) return;

@@ -1,4 +1,5 @@
-// gelu, gelu_tanh, relu, silu, quick_gelu, tanh (and exp, erf for their tests): y = f(x), element by element; formulas in simd/math.h.
+// gelu, gelu_tanh, relu, silu, quick_gelu, tanh (and exp, erf for their tests): y = f(x), element by element; formulas in
+// simd/math.h.
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
 #include "cpu/simd/math.h"
@@ -33,15 +34,24 @@ static void map(const ActivationArgs& a, F f) {
 
 void activation(const ActivationArgs& a) {
   switch (a.op) {
-    case Activation::none: return map(a, [](Vec x) { return x; });
-    case Activation::gelu: return map(a, [](Vec x) { return gelu(x); });
-    case Activation::gelu_tanh: return map(a, [](Vec x) { return gelu_tanh(x); });
-    case Activation::relu: return map(a, [](Vec x) { return relu(x); });
-    case Activation::silu: return map(a, [](Vec x) { return sigmoid_unit(x, 1.0f); });
-    case Activation::quick_gelu: return map(a, [](Vec x) { return sigmoid_unit(x, 1.702f); });
-    case Activation::tanh: return map(a, [](Vec x) { return tanh(x); });
-    case Activation::exp: return map(a, [](Vec x) { return exp(x); });
-    case Activation::erf: return map(a, [](Vec x) { return erf(x); });
+    case Activation::none:
+      return map(a, [](Vec x) { return x; });
+    case Activation::gelu:
+      return map(a, [](Vec x) { return gelu(x); });
+    case Activation::gelu_tanh:
+      return map(a, [](Vec x) { return gelu_tanh(x); });
+    case Activation::relu:
+      return map(a, [](Vec x) { return relu(x); });
+    case Activation::silu:
+      return map(a, [](Vec x) { return sigmoid_unit(x, 1.0f); });
+    case Activation::quick_gelu:
+      return map(a, [](Vec x) { return sigmoid_unit(x, 1.702f); });
+    case Activation::tanh:
+      return map(a, [](Vec x) { return tanh(x); });
+    case Activation::exp:
+      return map(a, [](Vec x) { return exp(x); });
+    case Activation::erf:
+      return map(a, [](Vec x) { return erf(x); });
   }
 }
 

@@ -1,5 +1,5 @@
-// additive_attention: out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j (Bahdanau et al. 2015, arXiv:1409.0473), q and k already projected.
-// Keys are packed 16 to a panel, so that a vector holds one feature of neighbouring keys; then as attention does.
+// additive_attention: out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j (Bahdanau et al. 2015, arXiv:1409.0473), q and k already
+// projected. Keys are packed 16 to a panel, so that a vector holds one feature of neighbouring keys; then as attention does.
 #include "cpu/flash.h"
 #include "cpu/kernels.h"
 

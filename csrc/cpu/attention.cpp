@@ -1,8 +1,9 @@
 // attention: out_i = sum_j p_ij v_j with p_i = softmax_j(softcap(scale q_i.k_j) + bias_ij + relative_bias[j - i] - slope |i - j|)
 //
-// Flash style: a tile of query rows walks over blocks of keys; scores of one block are all that exists of the S x T matrix. The heads that
-// share a key head are rows of the same tile, so that keys are packed once for all of them. Blocks that causality, the window
-// or the lengths exclude for every row of the tile are skipped, and excluded keys inside a block are never read into a row.
+// Flash style: a tile of query rows walks over blocks of keys; scores of one block are all that exists of the S x T matrix. The
+// heads that share a key head are rows of the same tile, so that keys are packed once for all of them. Blocks that causality, the
+// window or the lengths exclude for every row of the tile are skipped, and excluded keys inside a block are never read into a
+// row.
 #include <math.h>
 
 #include "cpu/flash.h"
@@ -13,10 +14,10 @@ namespace QKV_ISA {
 
 // Batch entry b: its lengths and where its tokens start.
 struct Entry {
-  int64_t b, s, t;          // t: keys that count
-  int64_t stored_t;         // keys that are there: the width of weights
-  int64_t q0, k0;           // first token on a packed axis, else 0
-  int64_t shift;            // position of query 0
+  int64_t b, s, t;   // t: keys that count
+  int64_t stored_t;  // keys that are there: the width of weights
+  int64_t q0, k0;    // first token on a packed axis, else 0
+  int64_t shift;     // position of query 0
 };
 
 static Entry entry_of(const AttentionArgs& a, int64_t b) {
@@ -93,7 +94,8 @@ static void adjust(const AttentionArgs& a, const Entry& e, const Row& row, float
     });
   }
   if (a.mask.data) {
-    const uint8_t* mask = (const uint8_t*)a.mask.data + e.b * a.mask.b + row.head * a.mask.h + row.query * a.mask.s + k * a.mask.d;
+    const uint8_t* mask =
+        (const uint8_t*)a.mask.data + e.b * a.mask.b + row.head * a.mask.h + row.query * a.mask.s + k * a.mask.d;
     if (a.mask.d == 1)
       each(n, [&](int64_t j, auto count) {
         store(x + j, select(load_mask(mask + j, count), load(x + j, count), set(kMinusInfinity)), count);
@@ -110,8 +112,8 @@ static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_he
   f.rows = rows;
   f.dv = a.dv;
   f.dv_padded = panels_of(a.dv) * kPanel;
-  float* const q = scratch;                   // (rows, D)
-  float* const keys = q + tile_rows * a.d;    // panels of (D, 16)
+  float* const q = scratch;                 // (rows, D)
+  float* const keys = q + tile_rows * a.d;  // panels of (D, 16)
   f.scores = keys + kKeyBlock * a.d;
   f.sums = f.scores + tile_rows * kKeyBlock;
   f.values = f.sums + tile_rows * f.dv_padded;
@@ -127,7 +129,8 @@ static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_he
       if (row.first < first) first = row.first;
       if (row.last > last) last = row.last;
     }
-    const char* from = a.q.data + ((a.cu_q ? 0 : e.b * a.q.b) + row.head * a.q.h + (e.q0 + row.query) * a.q.s) * size_of(a.q.dtype);
+    const char* from =
+        a.q.data + ((a.cu_q ? 0 : e.b * a.q.b) + row.head * a.q.h + (e.q0 + row.query) * a.q.s) * size_of(a.q.dtype);
     float* to = q + r * a.d;
     gather(to, a.q.dtype, from, a.q.d, a.d);
     each(a.d, [&](int64_t i, auto count) { store(to + i, mul(load(to + i, count), set(a.scale)), count); });
@@ -164,8 +167,8 @@ static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_he
             keys[i * kPanel + j] = j >= lead && j < lead + in_first ? to_float(from[(j - lead) * a.k.s + i * a.k.d]) : 0.0f;
       });
       if (width > kPanel)
-        pack_panels(keys + kPanel * a.d, a.k.dtype, k_base + (key + panel + kPanel) * a.k.s * size_of(a.k.dtype), a.k.d, a.k.s, a.d,
-                    width - kPanel);
+        pack_panels(keys + kPanel * a.d, a.k.dtype, k_base + (key + panel + kPanel) * a.k.s * size_of(a.k.dtype), a.k.d, a.k.s,
+                    a.d, width - kPanel);
     }
     block(rows, width, a.d, q, a.d, keys, kPanel, a.d * kPanel, f.scores + panel, kKeyBlock, true);
 
@@ -191,7 +194,8 @@ static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_he
     const int64_t token = e.q0 + row.query;
     flash_finish(f, r, a.out.dtype,
                  a.out.data + ((a.cu_q ? 0 : e.b * a.out.b) + row.head * a.out.h + token * a.out.s) * size_of(a.out.dtype));
-    if (a.lse) a.lse[e.b * a.lse_b + row.head * a.lse_h + token] = f.total[r] == 0 ? kMinusInfinity : f.maximum[r] + logf(f.total[r]);
+    if (a.lse)
+      a.lse[e.b * a.lse_b + row.head * a.lse_h + token] = f.total[r] == 0 ? kMinusInfinity : f.maximum[r] + logf(f.total[r]);
     if (a.weights)
       flash_weights(f, r, raw_row(r, row), e.stored_t, a.q.dtype,
                     a.weights[e.b] + (row.head * e.s + row.query) * e.stored_t * size_of(a.q.dtype));

@@ -7,8 +7,8 @@
 
 namespace qkv {
 
-const Kernels& kernels();                 // the active table
-std::vector<std::string> usable_isas();   // worst first
-void set_isa(const std::string& name);    // std::invalid_argument names the usable ones
+const Kernels& kernels();                // the active table
+std::vector<std::string> usable_isas();  // worst first
+void set_isa(const std::string& name);   // std::invalid_argument names the usable ones
 
 }  // namespace qkv

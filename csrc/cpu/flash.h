@@ -16,8 +16,8 @@ constexpr float kMinusInfinity = -__builtin_inff();
 // The rows of one query tile; all of it in scratch.
 struct FlashTile {
   int64_t rows, dv, dv_padded;
-  float* scores;  // (rows, kKeyBlock)
-  float* sums;    // (rows, dv_padded), o above
+  float* scores;   // (rows, kKeyBlock)
+  float* sums;     // (rows, dv_padded), o above
   float* maximum;  // (rows), m above
   float* total;    // (rows), l above
   float* values;   // (kKeyBlock, dv_padded)
@@ -32,7 +32,8 @@ static inline void flash_start(const FlashTile& f) {
 }
 
 // Copies n value rows to `values` (n, dv_padded), padded with zeros. True if all are finite.
-static inline bool flash_values(float* values, int64_t dv, int64_t dv_padded, DType type, const void* v, int64_t row, int64_t step, int64_t n) {
+static inline bool flash_values(float* values, int64_t dv, int64_t dv_padded, DType type, const void* v, int64_t row,
+                                int64_t step, int64_t n) {
   Vec check = zero();
   with_type(type, v, [&](auto* from) {
     for (int64_t j = 0; j < n; ++j) {
@@ -77,11 +78,12 @@ static inline void flash_softmax(const FlashTile& f, int64_t r, int64_t n) {
   f.total[r] += reduce_add(total);
 }
 
-// sums += p v for keys [begin, end) of the block. Values that are not finite must meet only rows that attend to them: 0 * inf is NaN.
+// sums += p v for keys [begin, end) of the block. Values that are not finite must meet only rows that attend to them: 0 * inf is
+// NaN.
 static inline void flash_accumulate(const FlashTile& f, int64_t begin, int64_t end, bool finite) {
   if (finite) {
-    block(f.rows, f.dv_padded, end - begin, f.scores + begin, kKeyBlock, f.values + begin * f.dv_padded, f.dv_padded, kPanel, f.sums,
-          f.dv_padded, false);
+    block(f.rows, f.dv_padded, end - begin, f.scores + begin, kKeyBlock, f.values + begin * f.dv_padded, f.dv_padded, kPanel,
+          f.sums, f.dv_padded, false);
     return;
   }
   for (int64_t r = 0; r < f.rows; ++r)
@@ -90,7 +92,8 @@ static inline void flash_accumulate(const FlashTile& f, int64_t begin, int64_t e
       if (p == 0) continue;
       float* o = f.sums + r * f.dv_padded;
       const float* v = f.values + j * f.dv_padded;
-      for (int64_t i = 0; i < f.dv_padded; i += kLanes) store(o + i, fma(set(p), load(v + i, Full{}), load(o + i, Full{})), Full{});
+      for (int64_t i = 0; i < f.dv_padded; i += kLanes)
+        store(o + i, fma(set(p), load(v + i, Full{}), load(o + i, Full{})), Full{});
     }
 }
 
@@ -99,9 +102,7 @@ static inline void flash_finish(const FlashTile& f, int64_t r, DType type, char*
   const float total = f.total[r];
   const float* o = f.sums + r * f.dv_padded;
   with_type(type, (void*)out, [&](auto* to) {
-    each(f.dv, [&](int64_t i, auto count) {
-      store(to + i, total == 0 ? zero() : div(load(o + i, count), set(total)), count);
-    });
+    each(f.dv, [&](int64_t i, auto count) { store(to + i, total == 0 ? zero() : div(load(o + i, count), set(total)), count); });
   });
 }
 

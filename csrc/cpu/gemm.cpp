@@ -1,8 +1,8 @@
 // matmul and linear: c (m, n) = act(a (m, k) b (k, n) + bias) * gate + residual.
 //
-// In the manner of BLIS: b in panels of 16 columns (packed once for weights, on the fly otherwise), a register tile of up to 8 x 48,
-// k cut into blocks that keep a panel group in L2. a is read where it lies: broadcasts need no packing, only float32
-// rows; other dtypes and strides are converted per block. K blocks depend on k alone, so every element has one summation order.
+// In the manner of BLIS: b in panels of 16 columns (packed once for weights, on the fly otherwise), a register tile of up to 8 x
+// 48, k cut into blocks that keep a panel group in L2. a is read where it lies: broadcasts need no packing, only float32 rows;
+// other dtypes and strides are converted per block. K blocks depend on k alone, so every element has one summation order.
 #include "cpu/kernels.h"
 #include "cpu/simd/math.h"
 #include "cpu/tile.h"
@@ -12,15 +12,24 @@ namespace QKV_ISA {
 
 static Vec activate(Activation op, Vec x) {
   switch (op) {
-    case Activation::none: return x;
-    case Activation::gelu: return gelu(x);
-    case Activation::gelu_tanh: return gelu_tanh(x);
-    case Activation::relu: return relu(x);
-    case Activation::silu: return sigmoid_unit(x, 1.0f);
-    case Activation::quick_gelu: return sigmoid_unit(x, 1.702f);
-    case Activation::tanh: return tanh(x);
-    case Activation::exp: return exp(x);
-    case Activation::erf: return erf(x);
+    case Activation::none:
+      return x;
+    case Activation::gelu:
+      return gelu(x);
+    case Activation::gelu_tanh:
+      return gelu_tanh(x);
+    case Activation::relu:
+      return relu(x);
+    case Activation::silu:
+      return sigmoid_unit(x, 1.0f);
+    case Activation::quick_gelu:
+      return sigmoid_unit(x, 1.702f);
+    case Activation::tanh:
+      return tanh(x);
+    case Activation::exp:
+      return exp(x);
+    case Activation::erf:
+      return erf(x);
   }
   return x;
 }
@@ -103,7 +112,8 @@ void gemm(const GemmArgs& g) {
           } else {
             b_panel = kc * kPanel;
             b = b_pack;
-            pack_panels(b_pack, g.b_dtype, b_base + (q * kPanel * g.b_n + k * g.b_k) * size_of(g.b_dtype), g.b_k, g.b_n, kc, width);
+            pack_panels(b_pack, g.b_dtype, b_base + (q * kPanel * g.b_n + k * g.b_k) * size_of(g.b_dtype), g.b_k, g.b_n, kc,
+                        width);
           }
           for (int64_t i = 0; i < m; i += kTileRows) {
             const int rows = (int)(m - i < kTileRows ? m - i : kTileRows);

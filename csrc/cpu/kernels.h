@@ -13,7 +13,9 @@ enum class Activation : uint8_t { none, gelu, gelu_tanh, relu, silu, quick_gelu,
 // Columns of a packed panel, on every ISA: packed weights need no repacking when the ISA changes.
 // Panel p holds w[16p .. 16p+15, 0 .. K) as (K, 16), zeros beyond the last row: the GEMM reads one stream per panel.
 constexpr int64_t kPanel = 16;
-static inline int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+static inline int64_t panels_of(int64_t n) {
+  return (n + kPanel - 1) / kPanel;
+}
 
 // How a GEMM is cut up. Depends on sizes, never on the ISA, so that scratch can be sized without asking the kernel.
 struct GemmPlan {
@@ -29,10 +31,10 @@ struct GemmPlan {
 // c = act(a b + bias) * gate + residual, over a batch.
 struct GemmArgs {
   int64_t m, n, k;
-  Rows a;         // m rows of k; with a batch, those of its first matrix
-  Rows c;         // m rows of n, neighbours adjacent
-  Rows gate;      // m rows of n, or data == nullptr
-  Rows residual;  // m rows of n, or data == nullptr
+  Rows a;             // m rows of k; with a batch, those of its first matrix
+  Rows c;             // m rows of n, neighbours adjacent
+  Rows gate;          // m rows of n, or data == nullptr
+  Rows residual;      // m rows of n, or data == nullptr
   const float* bias;  // (n) or nullptr
   Activation activation;
   const float* packed;  // panels of b's columns, or nullptr: then b is raw
@@ -110,9 +112,9 @@ struct AdditiveAttentionArgs {
   int64_t batch, s, t, a, dv;
   const float *q, *k;  // rows adjacent; batch entries q_b and k_b apart
   int64_t q_b, k_b;
-  const float* w;      // (A)
-  Strided4 v, out;     // h unused
-  Strided4 mask;       // bytes (B, S, T), h unused; data == nullptr: none
+  const float* w;   // (A)
+  Strided4 v, out;  // h unused
+  Strided4 mask;    // bytes (B, S, T), h unused; data == nullptr: none
   const int64_t* kv_lengths;
   char* weights;  // (B, S, T) of v's dtype or nullptr
   AttentionPlan plan;
@@ -131,7 +133,7 @@ struct SoftmaxArgs {
 
 struct NormArgs {
   Rows x, y;
-  Rows residual, sum;  // sum = x + residual; data == nullptr: none
+  Rows residual, sum;          // sum = x + residual; data == nullptr: none
   const float *weight, *bias;  // (n) or nullptr
   float eps;
   bool rms;

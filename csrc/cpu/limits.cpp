@@ -50,7 +50,9 @@ static int64_t run_bf16_dot() {
   return kRounds * kChains * 32 * 2;
 }
 #else
-static int64_t run_bf16_dot() { return 0; }
+static int64_t run_bf16_dot() {
+  return 0;
+}
 #endif
 
 #if defined(__AVX512VNNI__)
@@ -70,10 +72,12 @@ static int64_t run_int8_dot() {
   return kRounds * kChains * 64 * 2;
 }
 #else
-static int64_t run_int8_dot() { return 0; }
+static int64_t run_int8_dot() {
+  return 0;
+}
 #endif
 
-// n a multiple of 8 vectors.
+// n a multiple of 8 vectors. Software prefetch and longer chunks were tried and read no faster.
 static void run_read(const float* x, int64_t n) {
   Vec sum[8];
   QKV_UNROLL(8)
@@ -114,12 +118,24 @@ void limits(const LimitArgs& a) {
       const float* x = a.x + i * kLimitChunk;
       float* y = a.y + i * kLimitChunk;
       switch (a.limit) {
-        case Limit::fma: done += run_fma(); break;
-        case Limit::bf16_dot: done += run_bf16_dot(); break;
-        case Limit::int8_dot: done += run_int8_dot(); break;
-        case Limit::read: run_read(x, kLimitChunk), done += kLimitChunk * 4; break;
-        case Limit::copy: run_copy(x, y, kLimitChunk), done += kLimitChunk * 8; break;
-        case Limit::stream: done += run_stream(x, y, kLimitChunk) ? kLimitChunk * 8 : 0; break;
+        case Limit::fma:
+          done += run_fma();
+          break;
+        case Limit::bf16_dot:
+          done += run_bf16_dot();
+          break;
+        case Limit::int8_dot:
+          done += run_int8_dot();
+          break;
+        case Limit::read:
+          run_read(x, kLimitChunk), done += kLimitChunk * 4;
+          break;
+        case Limit::copy:
+          run_copy(x, y, kLimitChunk), done += kLimitChunk * 8;
+          break;
+        case Limit::stream:
+          done += run_stream(x, y, kLimitChunk) ? kLimitChunk * 8 : 0;
+          break;
       }
     }
     __atomic_fetch_add(a.done, done, __ATOMIC_RELAXED);

@@ -1,17 +1,22 @@
-// How the large kernels cut up their work and how much scratch that takes: chosen once per call, from sizes alone, outside the ISA code.
+// How the large kernels cut up their work and how much scratch that takes: chosen once per call, from sizes alone, outside the
+// ISA code.
 #include "cpu/kernels.h"
 
 namespace qkv {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int64_t ceil_div(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+int64_t round_up(int64_t a, int64_t b) {
+  return ceil_div(a, b) * b;
+}
 
 }  // namespace
 
 GemmPlan plan_gemm(const GemmArgs& g) {
-  constexpr int64_t kBlock = 512;       // a panel group of 48 columns takes 96 KB: L2
-  constexpr int64_t kRowUnit = 24;      // a multiple of every ISA's tile
+  constexpr int64_t kBlock = 512;   // a panel group of 48 columns takes 96 KB: L2
+  constexpr int64_t kRowUnit = 24;  // a multiple of every ISA's tile
   constexpr int64_t kPanelUnit = 3;
   constexpr int64_t kMostRows = 240, kMostPanels = 12;
   constexpr int64_t kWorth = 1 << 16;  // multiply-adds that repay waking a thread

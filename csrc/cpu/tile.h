@@ -2,8 +2,8 @@
 //
 //   C (rows, 16 * panels) = [C +] A (rows, kc) B (kc, 16 * panels)
 //
-// Every element of C is one chain of fused multiply-adds over k in order, whatever the tile's shape: so results do not depend on how
-// rows and columns were divided among tiles or threads.
+// Every element of C is one chain of fused multiply-adds over k in order, whatever the tile's shape: so results do not depend on
+// how rows and columns were divided among tiles or threads.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
@@ -22,8 +22,8 @@ constexpr int kTileRows = 6, kTilePanels = 1;  // 12 accumulators, 2 of B, 1 of 
 constexpr int kTileRows = 2, kTilePanels = 1;  // 8 accumulators, 4 of B, 2 of A. 16 registers
 #endif
 
-// b: element (k, column j of panel p) at b[p * b_panel + k * b_k + j]. c: row r at c + r * ldc; the columns from `columns` on are not
-// written. `first`: C starts from zero instead of what is there.
+// b: element (k, column j of panel p) at b[p * b_panel + k * b_k + j]. c: row r at c + r * ldc; the columns from `columns` on are
+// not written. `first`: C starts from zero instead of what is there.
 template <int R, int P>
 QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel, float* c, int64_t ldc,
                      int64_t columns, bool first) {
@@ -31,18 +31,17 @@ QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, in
   Vec sum[R][V];
   if (first) {
     QKV_UNROLL(16)
-    for (int r = 0; r < R; ++r)
-      QKV_UNROLL(16)
-      for (int v = 0; v < V; ++v) sum[r][v] = zero();
+    for (int r = 0; r < R; ++r) QKV_UNROLL(16)
+    for (int v = 0; v < V; ++v) sum[r][v] = zero();
   } else {
     QKV_UNROLL(16)
-    for (int r = 0; r < R; ++r)
-      QKV_UNROLL(16)
-      for (int v = 0; v < V; ++v) {
-        const int64_t left = columns - v * kLanes;
-        sum[r][v] = left >= kLanes ? load(c + r * ldc + v * kLanes, Full{})
-                                   : left > 0 ? load(c + r * ldc + v * kLanes, Rest{left}) : zero();
-      }
+    for (int r = 0; r < R; ++r) QKV_UNROLL(16)
+    for (int v = 0; v < V; ++v) {
+      const int64_t left = columns - v * kLanes;
+      sum[r][v] = left >= kLanes ? load(c + r * ldc + v * kLanes, Full{})
+                  : left > 0     ? load(c + r * ldc + v * kLanes, Rest{left})
+                                 : zero();
+    }
   }
   for (int64_t k = 0; k < kc; ++k) {
     Vec row[V];
@@ -57,23 +56,23 @@ QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, in
     b += b_k;
   }
   QKV_UNROLL(16)
-  for (int r = 0; r < R; ++r)
-    QKV_UNROLL(16)
-    for (int v = 0; v < V; ++v) {
-      const int64_t left = columns - v * kLanes;
-      if (left >= kLanes)
-        store(c + r * ldc + v * kLanes, sum[r][v], Full{});
-      else if (left > 0)
-        store(c + r * ldc + v * kLanes, sum[r][v], Rest{left});
-    }
+  for (int r = 0; r < R; ++r) QKV_UNROLL(16)
+  for (int v = 0; v < V; ++v) {
+    const int64_t left = columns - v * kLanes;
+    if (left >= kLanes)
+      store(c + r * ldc + v * kLanes, sum[r][v], Full{});
+    else if (left > 0)
+      store(c + r * ldc + v * kLanes, sum[r][v], Rest{left});
+  }
 }
 
 template <int P>
-static inline void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel, float* c,
-                      int64_t ldc, int64_t columns, bool first) {
+static inline void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel,
+                             float* c, int64_t ldc, int64_t columns, bool first) {
   switch (rows) {
 #define QKV_ROWS(R) \
-  case R: return tile<R, P>(kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+  case R:           \
+    return tile<R, P>(kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
     QKV_ROWS(1)
     QKV_ROWS(2)
 #if defined(__AVX2__)
@@ -94,10 +93,13 @@ static inline void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, 
 static inline void tile_group(int panels, int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k,
                               int64_t b_panel, float* c, int64_t ldc, int64_t columns, bool first) {
   switch (panels) {
-    case 1: return tile_rows<1>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+    case 1:
+      return tile_rows<1>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
 #if defined(__AVX512F__)
-    case 2: return tile_rows<2>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
-    case 3: return tile_rows<3>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+    case 2:
+      return tile_rows<2>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+    case 3:
+      return tile_rows<3>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
 #endif
   }
 }
@@ -109,8 +111,8 @@ QKV_INLINE int group_of(int64_t left) {
 }
 
 // C (m, n) = [C +] A (m, kc) B: all tiles of one block. C's rows past m and columns past n are not touched.
-static inline void block(int64_t m, int64_t n, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel,
-                  float* c, int64_t ldc, bool first) {
+static inline void block(int64_t m, int64_t n, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k,
+                         int64_t b_panel, float* c, int64_t ldc, bool first) {
   for (int64_t p = 0, all = panels_of(n); p < all;) {
     const int group = group_of(all - p);
     for (int64_t i = 0; i < m; i += kTileRows) {
@@ -126,13 +128,16 @@ static inline void block(int64_t m, int64_t n, int64_t kc, const float* a, int64
 template <class T>
 static inline void pack_panel(float* to, const T* b, int64_t b_k, int64_t b_n, int64_t kc, int64_t columns) {
   if (b_n == 1) {  // rows of B are contiguous
-    for (int64_t k = 0; k < kc; ++k)
-      QKV_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t left = columns - v * kLanes;
-        const T* from = b + k * b_k + v * kLanes;
-        store(to + k * kPanel + v * kLanes, left >= kLanes ? load(from, Full{}) : left > 0 ? load(from, Rest{left}) : zero(), Full{});
-      }
+    for (int64_t k = 0; k < kc; ++k) QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t left = columns - v * kLanes;
+      const T* from = b + k * b_k + v * kLanes;
+      store(to + k * kPanel + v * kLanes,
+            left >= kLanes ? load(from, Full{})
+            : left > 0     ? load(from, Rest{left})
+                           : zero(),
+            Full{});
+    }
     return;
   }
   int64_t k = 0;
@@ -157,8 +162,7 @@ static inline void pack_panel(float* to, const T* b, int64_t b_k, int64_t b_n, i
 // Packs n columns into panels of (kc, 16), one after the other.
 static inline void pack_panels(float* to, DType type, const void* b, int64_t b_k, int64_t b_n, int64_t kc, int64_t n) {
   with_type(type, b, [&](auto* p) {
-    for (int64_t j = 0; j < n; j += kPanel)
-      pack_panel(to + j * kc, p + j * b_n, b_k, b_n, kc, n - j < kPanel ? n - j : kPanel);
+    for (int64_t j = 0; j < n; j += kPanel) pack_panel(to + j * kc, p + j * b_n, b_k, b_n, kc, n - j < kPanel ? n - j : kPanel);
   });
 }
 

@@ -1,4 +1,4 @@
-"""Types of the extension module; what the functions mean is documented in qkv.ops. Kept true by tests/test_stub.py."""
+"""Types of the extension module. Its functions are documented in qkv.ops; tests/test_package.py keeps the stub true."""
 
 from typing import Any, TypeAlias
 

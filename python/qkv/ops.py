@@ -56,7 +56,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "quick_gelu", "tanh")
 
 def _number(op: str, name: str, value: Any) -> float:
     """A real number as a float; TypeError in the user's words for anything else."""
-    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0):
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__") or getattr(value, "ndim", 0) != 0:
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}")
     return float(value)
 

@@ -153,22 +153,16 @@ def _powers(dim: int, base: float, dtype: np.dtype[Any]) -> Array:
     return (np.float64(dtype.type(base)) ** exponent.astype(np.float64)).astype(dtype)
 
 
-def _default(
-    dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
+def _default(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:
     return (dtype.type(1) / _powers(dim, base, dtype)).astype(np.float64), 1.0
 
 
-def _linear(
-    dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
+def _linear(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:
     """Position interpolation (Chen et al. 2023): every position is divided by `factor`."""
     return _default(dim, base, scaling, length, dtype)[0] / _number(scaling, "factor"), 1.0
 
 
-def _dynamic(
-    dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
+def _dynamic(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:
     """NTK-aware: the base grows with the length n, base (factor n/M - (factor - 1))^(d/(d-2)), and is plain
     up to M."""
     if dim == 2:
@@ -176,14 +170,10 @@ def _dynamic(
     trained = _number(scaling, "max_position_embeddings", "original_max_position_embeddings")
     factor = _number(scaling, "factor")
     n = max(length or 0, trained)
-    return _default(
-        dim, base * (factor * n / trained - (factor - 1)) ** (dim / (dim - 2)), scaling, length, dtype
-    )
+    return _default(dim, base * (factor * n / trained - (factor - 1)) ** (dim / (dim - 2)), scaling, length, dtype)
 
 
-def _llama3(
-    dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
+def _llama3(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:
     """Llama 3.1: long waves are slowed by `factor`, short ones kept, those between blended linearly in
     O/wavelength."""
     f = _default(dim, base, scaling, length, dtype)[0]
@@ -196,9 +186,7 @@ def _llama3(
     return (1 - keep) * f / factor + keep * f, 1.0
 
 
-def _yarn(
-    dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
+def _yarn(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:
     """YaRN (Peng et al. 2023): a ramp over i between the dimensions that turn beta_fast and beta_slow
     times."""
     f = _default(dim, base, scaling, length, dtype)[0]
@@ -226,9 +214,7 @@ def _yarn(
     return f / factor * ramp + f * (1 - ramp), float(attention)
 
 
-def _longrope(
-    dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]
-) -> tuple[Array, float]:
+def _longrope(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:
     """LongRoPE (Ding et al. 2024): one searched divisor a dimension, a list for short and one for long
     texts."""
     trained = _trained_length(scaling)
@@ -261,9 +247,7 @@ def _number(scaling: Scaling, *keys: str) -> float:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"rotary: scaling key {key!r} must be a positive number, got {value!r}")
             return float(value)
-    raise ValueError(
-        f"rotary: rope type {rope_type(scaling)!r} needs the scaling key {' or '.join(map(repr, keys))}"
-    )
+    raise ValueError(f"rotary: rope type {rope_type(scaling)!r} needs the scaling key {' or '.join(map(repr, keys))}")
 
 
 def _trained_length(scaling: Scaling) -> float:

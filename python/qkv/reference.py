@@ -349,9 +349,7 @@ def rotary(
     require(x.ndim in (2, 3, 4), f"rotary: x must have 2, 3 or 4 dimensions, got shape {x.shape}")
     dim = rotary_width(x.shape[-1], dim, scaling)
     precision = np.float64 if dtype == np.float64 else np.float32
-    angles, factor = rotary_angles(
-        x.shape, positions, dim, base=base, scaling=scaling, layout=layout, dtype=precision
-    )
+    angles, factor = rotary_angles(x.shape, positions, dim, base=base, scaling=scaling, layout=layout, dtype=precision)
     angles = angles.astype(np.float64)  # broadcast against x.shape[:-1] + (dim/2,)
     cos, sin = factor * np.cos(angles), factor * np.sin(angles)
     half = dim // 2

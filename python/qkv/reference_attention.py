@@ -246,14 +246,10 @@ def attention_varlen(
     starts_q = _cumulative(op, "cu_seqlens_q", cu_seqlens_q, len(q))
     starts_k = _cumulative(op, "cu_seqlens_k", cu_seqlens_k, len(k))
     batch, heads = len(starts_q) - 1, q.shape[1]
-    require(
-        len(starts_k) - 1 == batch, f"{op}: cu_seqlens_k must have {batch + 1} entries, got {len(starts_k)}"
-    )
+    require(len(starts_k) - 1 == batch, f"{op}: cu_seqlens_k must have {batch + 1} entries, got {len(starts_k)}")
     slopes: Any = [alibi_slopes] * batch
     if alibi_slopes is not None and alibi_slopes.ndim == 2:
-        require(
-            len(alibi_slopes) == batch, f"{op}: alibi_slopes must have {batch} rows, got {len(alibi_slopes)}"
-        )
+        require(len(alibi_slopes) == batch, f"{op}: alibi_slopes must have {batch} rows, got {len(alibi_slopes)}")
         slopes = alibi_slopes
 
     result, lse = np.zeros((len(q), heads, v.shape[2])), np.zeros((heads, len(q)))

@@ -86,9 +86,7 @@ def save_random(folder: Path, class_name: str, options: dict, how: str, seed: in
     if how == "legacy":
         file = folder / "model.safetensors"
         tensors = {
-            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
-                "LayerNorm.bias", "LayerNorm.beta"
-            ): tensor
+            name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
             for name, tensor in load_file(file).items()
         }
         tensors["bert.embeddings.position_ids"] = torch.arange(options["max_position_embeddings"])[None]
@@ -162,9 +160,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         save_random(folder, class_name, options, how, seed)
         exact, plain = (
-            getattr(transformers, class_name)
-            .from_pretrained(folder, attn_implementation="eager", dtype=dtype)
-            .eval()
+            getattr(transformers, class_name).from_pretrained(folder, attn_implementation="eager", dtype=dtype).eval()
             for dtype in (torch.float64, torch.float32)
         )
         pooled = {"pooler_output", "seq_relationship_logits"}
@@ -182,9 +178,7 @@ def main() -> None:
                 assert value.dtype == np.float64, name
                 error = np.abs(value - rough[name])
                 expected[f"{case_name}/{name}"] = value.astype(np.float32)
-                expected[f"{case_name}/{name}.error"] = np.float32(
-                    at_real_positions(name, error, mask, pooled).max()
-                )
+                expected[f"{case_name}/{name}.error"] = np.float32(at_real_positions(name, error, mask, pooled).max())
         np.savez_compressed(folder / "expected.npz", **expected)
         errors = max(value for name, value in expected.items() if name.endswith(".error"))
         size = sum(file.stat().st_size for file in folder.iterdir())

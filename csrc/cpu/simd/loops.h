@@ -16,24 +16,34 @@ QKV_INLINE void each(int64_t n, Body&& body) {
 }
 
 // Lanes that a count covers.
-QKV_INLINE Mask active(Full) { return first(kLanes); }
-QKV_INLINE Mask active(Rest r) { return first(r.n); }
+QKV_INLINE Mask active(Full) {
+  return first(kLanes);
+}
+QKV_INLINE Mask active(Rest r) {
+  return first(r.n);
+}
 
 // Calls body(p) with p as a pointer to the dtype's element.
 template <class Body>
 QKV_INLINE void with_type(DType t, const void* p, Body&& body) {
   switch (t) {
-    case DType::f32: return body((const float*)p);
-    case DType::f16: return body((const f16*)p);
-    case DType::bf16: return body((const bf16*)p);
+    case DType::f32:
+      return body((const float*)p);
+    case DType::f16:
+      return body((const f16*)p);
+    case DType::bf16:
+      return body((const bf16*)p);
   }
 }
 template <class Body>
 QKV_INLINE void with_type(DType t, void* p, Body&& body) {
   switch (t) {
-    case DType::f32: return body((float*)p);
-    case DType::f16: return body((f16*)p);
-    case DType::bf16: return body((bf16*)p);
+    case DType::f32:
+      return body((float*)p);
+    case DType::f16:
+      return body((f16*)p);
+    case DType::bf16:
+      return body((bf16*)p);
   }
 }
 
@@ -77,8 +87,8 @@ static inline void finish_row(const Rows& y, int64_t r, const float* built) {
 template <class Body>
 static inline void parallel(int64_t n, int64_t grain, int threads, Body body) {
   parallel_for(
-      n, grain, threads,
-      [](void* context, int64_t begin, int64_t end, int thread) { (*(Body*)context)(begin, end, thread); }, &body);
+      n, grain, threads, [](void* context, int64_t begin, int64_t end, int thread) { (*(Body*)context)(begin, end, thread); },
+      &body);
 }
 
 // Chunk length for items that cost about `cost` float operations or loads each: long enough to be worth a thread.

@@ -8,7 +8,8 @@ namespace qkv {
 namespace QKV_ISA {
 
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts, the upper with 9 zero bits at its end so that
-// n * upper is exact even without FMA. e^r = 1 + r + r^2 p(r), error 2^-26.9. exp(-inf) = 0 and exp(0) = 1 exactly: attention relies on both.
+// n * upper is exact even without FMA. e^r = 1 + r + r^2 p(r), error 2^-26.9. exp(-inf) = 0 and exp(0) = 1 exactly: attention
+// relies on both.
 QKV_INLINE Vec exp(Vec x) {
   // min and max return their second operand for NaN, which so gets through.
   x = max(set(-104.0f), min(set(89.0f), x));
@@ -64,7 +65,9 @@ QKV_INLINE Vec erf(Vec x) {
 }
 
 // x / (1 + e^(-c x)): silu for c = 1, quick_gelu for c = 1.702.
-QKV_INLINE Vec sigmoid_unit(Vec x, float c) { return div(x, add(set(1.0f), exp(mul(x, set(-c))))); }
+QKV_INLINE Vec sigmoid_unit(Vec x, float c) {
+  return div(x, add(set(1.0f), exp(mul(x, set(-c)))));
+}
 
 // x/2 (1 + erf(x / sqrt 2))
 QKV_INLINE Vec gelu(Vec x) {
@@ -78,7 +81,9 @@ QKV_INLINE Vec gelu_tanh(Vec x) {
 }
 
 // x stands second, so that a NaN gets through max.
-QKV_INLINE Vec relu(Vec x) { return max(zero(), x); }
+QKV_INLINE Vec relu(Vec x) {
+  return max(zero(), x);
+}
 
 }  // namespace QKV_ISA
 }  // namespace qkv
