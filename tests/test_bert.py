@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +87,7 @@ def test_padding_is_zero(folder: str) -> None:
 def test_a_row_does_not_depend_on_its_batch(model: Any, isa: str, rng: np.random.Generator) -> None:
     """To the bit: left padding, right padding, holes and other rows change nothing."""
     rows = [rng.integers(0, 99, n) for n in (1, 7, 40, 12, 33)]
-    alone = [model(row[None]) for row in rows]
+    alone = [model(row[None], output_attentions=True, output_hidden_states=True) for row in rows]
     for side in ("right", "left", "holes"):
         ids = rng.integers(0, 99, (len(rows), 40))
         mask = np.zeros(ids.shape, bool)
@@ -94,11 +98,14 @@ def test_a_row_does_not_depend_on_its_batch(model: Any, isa: str, rng: np.random
                 "holes": np.sort(rng.permutation(40)[: len(row)]),
             }[side]
             ids[b, columns], mask[b, columns] = row, True
-        out = model(ids, mask, output_attentions=True)
-        for b, row in enumerate(rows):
+        out = model(ids, mask, output_attentions=True, output_hidden_states=True)
+        for b in range(len(rows)):
             np.testing.assert_array_equal(out.last_hidden_state[b][mask[b]], alone[b].last_hidden_state[0])
             np.testing.assert_array_equal(out.pooler_output[b], alone[b].pooler_output[0])
-            assert out.attentions[0][b][:, mask[b]][..., mask[b]].shape == (4, len(row), len(row))
+            for ours, theirs in zip(out.hidden_states, alone[b].hidden_states, strict=True):
+                np.testing.assert_array_equal(ours[b][mask[b]], theirs[0])
+            for ours, theirs in zip(out.attentions, alone[b].attentions, strict=True):
+                np.testing.assert_array_equal(ours[b][:, mask[b]][..., mask[b]], theirs[0])
 
 
 def test_what_stands_at_padding_does_not_matter(model: Any) -> None:
@@ -227,6 +234,32 @@ def test_weights_of_any_float_type(dtype: Any) -> None:
     assert_same(qkv.from_weights(config("bert_base"), rounded), qkv.from_weights(config("bert_base"), wide))
 
 
+def test_masked_lm_head_with_the_tanh_form_of_gelu() -> None:
+    """decoder(norm(gelu(dense(x)))) in float64, from the states of the model without head."""
+    options = config("bert_masked_lm") | {"hidden_act": "gelu_new"}
+    given = arrays("bert_masked_lm")
+    ids = np.array([[5, 6, 7, 8], [9, 10, 11, 12]])
+    body = qkv.from_weights(options | {"architectures": ["BertModel"]}, given)
+    x = body(ids).last_hidden_state.astype(np.float64)
+    wide = {name.removeprefix("cls.predictions."): a.astype(np.float64) for name, a in given.items()}
+
+    def logits(gelu: Any) -> np.ndarray:
+        h = gelu(x @ wide["transform.dense.weight"].T + wide["transform.dense.bias"])
+        h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + options["layer_norm_eps"])
+        h = h * wide["transform.LayerNorm.weight"] + wide["transform.LayerNorm.bias"]
+        return np.asarray(h @ wide["bert.embeddings.word_embeddings.weight"].T + wide["bias"])
+
+    def tanh_form(v: np.ndarray) -> np.ndarray:
+        return np.asarray(v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))) / 2)
+
+    def exact(v: np.ndarray) -> np.ndarray:
+        return np.asarray(v * (1 + np.vectorize(math.erf)(v / np.sqrt(2))) / 2)
+
+    error = np.abs(qkv.from_weights(options, given)(ids).logits - logits(tanh_form)).max()
+    assert error < 2e-6 * np.abs(logits(tanh_form)).max()
+    assert error < np.abs(logits(exact) - logits(tanh_form)).max() / 10  # so it is not the other form
+
+
 def test_prefix_may_be_there_or_not() -> None:
     plain, head = arrays("bert_base"), arrays("bert_tag")
     prefixed = {"bert." + name: array for name, array in plain.items()}
@@ -266,6 +299,38 @@ def test_defaults_are_those_of_bert_base() -> None:
 
 def test_models_can_be_pickled(model: Any) -> None:
     assert_same(model, pickle.loads(pickle.dumps(model)))
+
+
+def test_calls_from_several_threads(model: Any, rng: np.random.Generator) -> None:
+    """To the bit, with batches of unlike shapes."""
+    batches = [rng.integers(0, 99, (int(b), int(n))) for b, n in ((1, 1), (3, 40), (7, 5), (2, 17), (5, 33), (1, 40))]
+
+    def run(ids: np.ndarray) -> list[np.ndarray]:
+        out = model(ids, output_attentions=True, output_hidden_states=True)
+        return [out.pooler_output, *out.hidden_states, *out.attentions]
+
+    expected = [run(ids) for ids in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(10):
+            for ours, theirs in zip(pool.map(run, batches), expected, strict=True):
+                for a, b in zip(ours, theirs, strict=True):
+                    np.testing.assert_array_equal(a, b)
+
+
+def test_calls_after_fork(rng: np.random.Generator) -> None:
+    code = f"""
+import multiprocessing, numpy, qkv
+model = qkv.load({str(GOLDEN / "bert_base")!r})
+ids = numpy.arange(120).reshape(3, 40) % 99
+def run(_):
+    return model(ids).last_hidden_state
+before = run(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    for after in pool.map(run, range(4)):
+        assert numpy.array_equal(after, before)
+assert numpy.array_equal(run(0), before)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=60)
 
 
 def _run(model: Any) -> Any:

@@ -94,6 +94,11 @@ def test_similarity(model_path: str, arguments: list[str], capsys: pytest.Captur
     assert matrix.shape == (2, 2)
     np.testing.assert_allclose(np.diag(matrix), 1, atol=1e-4)
     np.testing.assert_allclose(matrix, matrix.T)
+    texts = [item for item in arguments if not item.startswith("--")]
+    a, b = qkv.load(model_path).encode(texts).astype(np.float64)
+    cosine = a @ b / np.sqrt((a @ a) * (b @ b))
+    assert abs(cosine) < 0.999  # the texts are unlike
+    np.testing.assert_allclose(matrix[0, 1], cosine, rtol=0, atol=6e-5)  # four places are printed
 
 
 def test_embed_writes_npy(model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

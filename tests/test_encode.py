@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +121,10 @@ def test_old_names_of_pooling_modes(tmp_path: Path) -> None:
         flags = {f"pooling_mode_{other}": other == name for other in old.values()}
         (path / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 32} | flags))
         np.testing.assert_array_equal(qkv.load(path).encode(TEXTS), new)
+    flags = {"pooling_mode_mean_tokens": False, "pooling_mode_max_tokens": False}  # none: the mean
+    (path / "1_Pooling" / "config.json").write_text(json.dumps(flags))
+    mean = qkv.load(folder(tmp_path / "m", "pool_mean")).encode(TEXTS)
+    np.testing.assert_array_equal(qkv.load(path).encode(TEXTS), mean)
     flags = {"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}  # joined in a fixed order
     (path / "1_Pooling" / "config.json").write_text(json.dumps(flags))
     both = qkv.load(path).encode(TEXTS)
@@ -175,8 +181,11 @@ def test_wrong_arguments(plain: Any) -> None:
     for texts in ([3], ["a", None], [b"a"], [["a", "b"]]):
         with pytest.raises(TypeError, match="encode: expected a string or a sequence of strings; found"):
             plain.encode(texts)
-    with pytest.raises(TypeError):
-        plain.encode(3)
+    for value in (3, None, 2.5):
+        with pytest.raises(
+            TypeError, match=rf"encode: expected a string or a sequence of strings; got {type(value).__name__}"
+        ):
+            plain.encode(value)
     for size in (0, -1, 2.0, True, "3"):
         with pytest.raises(ValueError, match="encode: batch_size must be a positive integer"):
             plain.encode(TEXTS, batch_size=size)
@@ -201,6 +210,11 @@ WRONG_FILES: list[tuple[str, str, dict[str, Any], str]] = [
     ("pool_mean", "1_Pooling/config.json", {"pooling_mode": "median"}, "pooling_mode must be one or several of cls"),
     ("pool_mean", "1_Pooling/config.json", {"pooling_mode": []}, "pooling_mode must be"),
     ("pool_mean", "1_Pooling/config.json", {"pooling_mode": [3]}, "pooling_mode must be"),
+    ("pool_mean", "1_Pooling/config.json", {"pooling_mode": [[]]}, "pooling_mode must be"),
+    ("pool_mean", "1_Pooling/config.json", {"pooling_mode": {"mean": 1}}, "pooling_mode must be"),
+    ("pool_mean", "1_Pooling/config.json", {"pooling_mode": None}, "pooling_mode must be one or several of cls"),
+    ("pool_mean", "config_sentence_transformers.json", {"default_prompt_name": ["x"]}, "default_prompt_name must be"),
+    ("dense", "2_Dense/config.json", {"activation_function": ["x"]}, "activation_function must be one of torch"),
     ("pool_mean", "1_Pooling/config.json", {"embedding_dimension": 31}, "embedding_dimension must be the model's"),
     ("pool_two", "2_Normalize/config.json", {"module_input_name": "token_embeddings"}, "is not supported"),
     ("dense", "2_Dense/config.json", {"activation_function": "os.system"}, "activation_function must be one of torch"),
@@ -246,6 +260,11 @@ TEXT, POOL = "sentence_transformers.models.Transformer", "sentence_transformers.
         (modules(TEXT, POOL, paths=("", "../outside")), "leads out of the folder"),
         (modules(TEXT, POOL, paths=("", "/etc")), "leads out of the folder"),
         (modules(TEXT, POOL, paths=("0_BERT",)), "path '0_BERT'"),
+        (modules(TEXT, POOL, paths=("", "")), "path '' of 'sentence_transformers.models.Pooling' is not supported"),
+        (modules(TEXT, POOL, paths=("", "2_x")), "the Pooling module's 2_x/config.json is not there"),
+        (modules(TEXT), "expected a Transformer and a Pooling module; got 1 modules"),
+        ([], "expected a Transformer and a Pooling module; got 0 modules"),
+        (modules(TEXT, POOL, paths=("", "y" * 300)), "cannot be used"),
         ([3], "each module must be an object"),
         ([{"idx": 0}], "each module must be an object with a type"),
         ({}, "must hold a JSON list"),
@@ -254,6 +273,8 @@ TEXT, POOL = "sentence_transformers.models.Transformer", "sentence_transformers.
 def test_wrong_modules(content: Any, message: str, tmp_path: Path) -> None:
     path = folder(tmp_path, "plain")
     (path / "modules.json").write_text(json.dumps(content))
+    (path / "1_x").mkdir()
+    (path / "1_x" / "config.json").write_text('{"pooling_mode": "mean"}')
     with pytest.raises(ValueError, match=message):
         qkv.load(path).encode(TEXTS)
 
@@ -334,6 +355,56 @@ def test_broken_tokenizer_files(tmp_path: Path) -> None:
         qkv.load(path).encode(TEXTS)
 
 
+BROKEN_TOKENIZERS: dict[str, dict[str, Any]] = {
+    "no unknown token": {"model": {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0]]}},
+    "panics when it is read": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+    "panics when it is used": {"post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", list(BROKEN_TOKENIZERS))
+def test_tokenizers_that_fail(what: str, tmp_path: Path) -> None:
+    """tokenizers raises plain Exceptions, and for a panic no Exception at all."""
+    path = change(folder(tmp_path, "plain"), "tokenizer.json", **BROKEN_TOKENIZERS[what])
+    with pytest.raises(ValueError, match=r"^tokenizer(.json)?: "):
+        qkv.load(path).encode(TEXTS)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_interrupts_are_not_errors_of_the_tokenizer(stop: Any, plain: Any) -> None:
+    class Backend:
+        def encode_batch(self, texts: Any) -> Any:
+            raise stop
+
+    plain.tokenizer.backend = Backend()
+    with pytest.raises(stop):
+        plain.encode("a")
+
+
+def test_surrogates_are_found_without_the_tokenizers_help(plain: Any) -> None:
+    """tokenizers before 0.20 leaves them out."""
+
+    class Backend:
+        def encode_batch(self, texts: Any) -> Any:
+            raise AssertionError("called")
+
+    plain.tokenizer.backend = Backend()
+    for call in (plain.encode, plain.tokenizer, lambda text: plain.tokenizer(["a"], [text])):
+        with pytest.raises(ValueError, match="lone surrogate"):
+            call("a\ud800b")
+
+
+def test_strip_accents_is_a_flag(tmp_path: Path) -> None:
+    path = change(folder(tmp_path, "plain"), "tokenizer_config.json", strip_accents="yes")
+    with pytest.raises(ValueError, match=r"tokenizer_config.json: strip_accents must be true or false; got 'yes'"):
+        qkv.load(path).encode(TEXTS)
+
+
 def test_from_weights_with_a_tokenizer(plain: Any) -> None:
     import tokenizers
     from qkv import files
@@ -347,6 +418,73 @@ def test_from_weights_with_a_tokenizer(plain: Any) -> None:
         np.testing.assert_array_equal(model.encode(TEXTS), expected)
     with pytest.raises(ValueError, match=r"no tokenizer.json"):
         qkv.from_weights(config, arrays).encode(TEXTS)
+
+
+def cased() -> Any:
+    """The tokenizer, without its lower case."""
+    import tokenizers
+
+    backend = tokenizers.Tokenizer.from_file(str(SENTENCE / "tokenizer.json"))
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    return backend
+
+
+class FastTokenizer:
+    """What from_weights uses of a fast tokenizer of transformers."""
+
+    model_max_length = 4
+    truncation_side = "left"
+    pad_token = "[MASK]"
+
+    def __init__(self, backend: Any):
+        self.backend_tokenizer = backend
+
+
+def test_a_tokenizer_handed_in_is_used_as_it_is(tmp_path: Path) -> None:
+    from qkv import files
+
+    config = json.loads((GOLDEN / "bert_base" / "config.json").read_text())
+    arrays = {name: t.read() for name, t in files.folder_tensors(GOLDEN / "bert_base").items()}
+    cased().save(str(tmp_path / "cased.json"))
+    for tokenizer in (cased(), tmp_path / "cased.json"):
+        model = qkv.from_weights(config, arrays, tokenizer=tokenizer)
+        model.save(tmp_path / "x.npz")
+        for same in (model, qkv.load(tmp_path / "x.npz"), pickle.loads(pickle.dumps(model))):
+            assert same.tokenizer.rows(["UP up"]) == [[2, 31, 32, 3]]  # both are in the vocabulary
+            assert same.tokenizer.max_length == 40
+    model = qkv.from_weights(config, arrays, tokenizer=FastTokenizer(cased()))
+    model.save(tmp_path / "x.npz")
+    for same in (model, qkv.load(tmp_path / "x.npz")):
+        assert same.tokenizer.rows(["UP the cat sat on"]) == [[2, 7, 8, 3]]
+        assert same.tokenizer(["UP", "cat cat"])["input_ids"].tolist() == [[2, 31, 3, 4], [2, 6, 6, 3]]
+
+
+def test_encode_in_several_threads(plain: Any, rng: np.random.Generator) -> None:
+    """To the bit, the first use of the tokenizer included."""
+    words = TEXTS[0].split() + TEXTS[4].split()
+    batches = [[" ".join(rng.choice(words, rng.integers(0, 40))) for _ in range(9)] for _ in range(6)]
+    other = pickle.loads(pickle.dumps(plain))
+    expected = [other.encode(texts) for texts in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            for ours, theirs in zip(pool.map(plain.encode, batches), expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+def test_encode_after_fork(tmp_path: Path) -> None:
+    code = f"""
+import multiprocessing, numpy, qkv
+model = qkv.load({str(folder(tmp_path, "plain"))!r})
+texts = {TEXTS!r} * 5
+before = model.encode(texts)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    for after in pool.map(model.encode, [texts] * 4):
+        assert numpy.array_equal(after, before)
+assert numpy.array_equal(model.encode(texts), before)
+"""
+    options = {"TOKENIZERS_PARALLELISM": "false"}  # tokenizers' own pool does not survive a fork
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, **options})
 
 
 def test_without_the_tokenizers_package(tmp_path: Path) -> None:

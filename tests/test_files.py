@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import stat
 import struct
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -395,3 +398,178 @@ def test_broken_description_in_npz(meta: bytes) -> None:
 def test_files_in_npz_are_bytes() -> None:
     with pytest.raises(ValueError, match=r"config.json must be a file's bytes"):
         files.from_entries("x", {"config.json": Tensor.of("config.json", A)})
+
+
+def test_json_in_npz_is_read_when_it_is_asked_for() -> None:
+    """A deflated file of a few kilobytes may hold many times 250 MB of it."""
+
+    def read() -> np.ndarray:
+        raise AssertionError("read")
+
+    entries = {f"{k}.json": Tensor((f"{k}.json",), (250_000_000,), np.dtype(np.uint8), read) for k in range(12)}
+    entries["config.json"] = Tensor.of("config.json", np.frombuffer(b'{"a": 1}', np.uint8))
+    checkpoint = files.from_entries("x", entries)
+    assert checkpoint.json("config.json") == {"a": 1} and checkpoint.tensors == {}
+    with pytest.raises(ValueError, match=r"x: 3.json: 250000000 bytes are too many .*limit 16000000"):
+        checkpoint.file("3.json")
+
+
+def test_json_files_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_FILE", 10)
+    monkeypatch.setattr(files, "MAX_TOKENIZER", 20)
+    monkeypatch.setattr(files, "MAX_FILES", 35)
+    sizes = {"tokenizer.json": 20, "a.json": 10, "b.json": 11, "c.json": 6}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(b" " * size)
+    entries = {name: Tensor.of(name, np.zeros(size, np.uint8)) for name, size in sizes.items()}
+    for checkpoint in (files.Checkpoint("x", {}, folder=tmp_path), files.from_entries("x", entries)):
+        assert [len(checkpoint.file(name) or b"") for name in ("tokenizer.json", "a.json")] == [20, 10]
+        assert len(checkpoint.file("a.json") or b"") == 10  # again: it counts once
+        with pytest.raises(ValueError, match=r"b.json: 11 bytes are too many"):
+            checkpoint.file("b.json")
+        with pytest.raises(ValueError, match=r"c.json: with it the JSON files have 36 bytes \(limit 35\)"):
+            checkpoint.file("c.json")
+    (tmp_path / "model.safetensors.index.json").write_bytes(b" " * 11)
+    with pytest.raises(ValueError, match=r"11 bytes are too many for an index"):
+        files.folder_tensors(tmp_path)
+
+
+def test_npy_headers_of_version_2(tmp_path: Path) -> None:
+    text = "{'descr': '<f4', 'fortran_order': False, 'shape': (2,)}"
+    magic = b"\x93NUMPY\x02\x00"
+    good = magic + struct.pack("<I", len(text)) + text.encode() + bytes(8)
+    assert files.read_npz(npz(tmp_path / "x.npz", a=good))["a"].read().tolist() == [0, 0]
+    for size in (65536, 2**32 - 1):
+        bomb = magic + struct.pack("<I", size) + text.encode() + b" " * 100_000
+        with pytest.raises(ValueError, match=f"'a': broken .npy header .it claims {size} bytes; the limit is 65535"):
+            files.read_npz(npz(tmp_path / "x.npz", a=bomb))
+
+
+def test_npz_that_is_no_regular_file(tmp_path: Path) -> None:
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    (tmp_path / "folder.npz").mkdir()
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name in ("zero", "folder", "pipe"):
+        with pytest.raises(ValueError, match=rf"{name}.npz: no regular file"):
+            files.read_npz(tmp_path / f"{name}.npz")
+    for name in ("zero", "pipe"):
+        with pytest.raises(ValueError, match="no regular file"):
+            files.open_checkpoint(tmp_path / f"{name}.npz")
+
+
+@pytest.mark.parametrize("name", ["loop", "x" * 300, "\ud800x", "x.safetensors/below/" + "y" * 300])
+def test_names_that_cannot_be_files(name: str, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    shards(tmp_path, {"x": name})
+    with pytest.raises((ValueError, FileNotFoundError), match=r"cannot be used|is not in the folder") as caught:
+        files.folder_tensors(tmp_path)
+    assert str(tmp_path) in str(caught.value) and not isinstance(caught.value, UnicodeError)
+
+
+def patched(path: Path, old: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert old in content and len(old) == len(new)
+    path.write_bytes(content.replace(old, new))
+    return path
+
+
+def test_npz_names_that_are_not_utf8(tmp_path: Path) -> None:
+    path = patched(npz(tmp_path / "x.npz", é=npy(A)), "é.npy".encode(), b"\xff\xff.npy")
+    with pytest.raises(ValueError, match=r"x.npz: not a readable .npz file") as caught:
+        files.read_npz(path)
+    assert not isinstance(caught.value, UnicodeError)
+
+
+def central(path: Path) -> int:
+    """Where the one member's entry in the zip's directory begins."""
+    return path.read_bytes().index(b"PK\x01\x02")
+
+
+def overwrite(path: Path, place: int, data: bytes) -> None:
+    content = bytearray(path.read_bytes())
+    content[place : place + len(data)] = data
+    path.write_bytes(content)
+
+
+def test_npz_members_that_claim_too_much(tmp_path: Path) -> None:
+    path = npz(tmp_path / "x.npz", a=npy(A))
+    overwrite(path, central(path) + 24, struct.pack("<I", 2**31))  # the size before compression
+    with pytest.raises(ValueError, match="'a' claims 2147483648 bytes, which the file cannot hold"):
+        files.read_npz(path)
+    path = npz(tmp_path / "x.npz", a=npy(A))
+    overwrite(path, central(path) + 20, struct.pack("<I", 2**31))  # and after
+    with pytest.raises(ValueError, match="which the file cannot hold"):
+        files.read_npz(path)
+
+
+def test_npz_in_other_ways(tmp_path: Path) -> None:
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+            archive.writestr("a.npy", npy(A))
+        with pytest.raises(ValueError, match="'a' is compressed in a way that NumPy does not use"):
+            files.read_npz(tmp_path / "x.npz")
+    path = npz(tmp_path / "x.npz", a=npy(A))
+    overwrite(path, central(path) + 8, b"\x01")  # the flag of encryption
+    overwrite(path, 6, b"\x01")
+    with pytest.raises(ValueError, match=r"x.npz: 'a'.*(encrypted|password)"):
+        files.read_npz(path)
+
+
+# ---- saving
+
+
+def test_saves_at_the_same_time(tmp_path: Path) -> None:
+    """The last one counts, whole; none disturbs another."""
+    path, errors = tmp_path / "x.npz", []
+
+    def save(k: int) -> None:
+        try:
+            for _ in range(10):
+                files.write_npz(path, [(name, np.full(3000, k)) for name in ("a", "b", "c")])
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save, args=(k,)) for k in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
+    assert len({int(x) for t in files.read_npz(path).values() for x in t.read()}) == 1
+
+
+def test_save_keeps_links_and_permissions(tmp_path: Path) -> None:
+    (tmp_path / "place").mkdir()
+    link, target = tmp_path / "x.npz", tmp_path / "place" / "real"
+    link.symlink_to(target)
+    old = os.umask(0o027)
+    try:
+        files.write_npz(link, [("a", A)])
+    finally:
+        os.umask(old)
+    assert link.is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o640
+    target.chmod(0o604)
+    files.write_npz(link, [("a", B)])
+    assert link.is_symlink() and stat.S_IMODE(target.stat().st_mode) == 0o604
+    np.testing.assert_array_equal(files.read_npz(link)["a"].read(), B)
+
+
+def test_save_under_a_long_name(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 251 + ".npz")
+    files.write_npz(path, [("a", A)])
+    np.testing.assert_array_equal(files.read_npz(path)["a"].read(), A)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder.npz").mkdir()
+    (tmp_path / "null.npz").symlink_to("/dev/null")
+    for name in ("folder.npz", "null.npz"):
+        with pytest.raises(ValueError, match=f"save: .*{name} is there and no regular file"):
+            files.write_npz(tmp_path / name, [("a", A)])
+    with pytest.raises(FileNotFoundError, match=r"absent/x.npz"):
+        files.write_npz(tmp_path / "absent" / "x.npz", [("a", A)])
+    if os.geteuid() != 0:  # root may write everywhere
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(PermissionError, match=r"locked/x.npz"):
+            files.write_npz(tmp_path / "locked" / "x.npz", [("a", A)])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import types
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import qkv
-from qkv import files
+from qkv import files, packing
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -39,6 +41,7 @@ WRONG_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input_ids": [["a"]]}, TypeError, "input_ids: expected integers"),
     ({"input_ids": None}, TypeError, "input_ids: expected integers; got object"),
     ({"input_ids": [[1, 2], [3]]}, ValueError, "input_ids: the rows have different lengths; pad them"),
+    ({"input_ids": [[1, 2], 3]}, ValueError, "input_ids: the rows have different lengths; pad them"),
     ({"input_ids": 3}, ValueError, r"input_ids: expected shape \(batch, tokens\); got \(\)"),
     ({"input_ids": [1, 2]}, ValueError, r"got \(2,\); for one row pass \[ids\]"),
     ({"input_ids": IDS[None]}, ValueError, r"got \(1, 2, 3\)"),
@@ -48,6 +51,7 @@ WRONG_CALLS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"input_ids": np.ones((2, 41), int)}, ValueError, "row 0 has 41 tokens; the model has 40 positions"),
     ({"input_ids": IDS, "attention_mask": IDS[0]}, ValueError, r"attention_mask: expected shape \(2, 3\)"),
     ({"input_ids": IDS, "attention_mask": IDS[:, :2]}, ValueError, r"attention_mask: .*got \(2, 2\)"),
+    ({"input_ids": IDS, "attention_mask": [[1, 1, 1], [1]]}, ValueError, "attention_mask: the rows have different"),
     ({"input_ids": IDS, "attention_mask": np.ones((2, 1, 1, 3))}, ValueError, r"got \(2, 1, 1, 3\)"),
     ({"input_ids": IDS, "attention_mask": IDS}, ValueError, "expected 1 for real tokens and 0 for padding"),
     ({"input_ids": IDS, "attention_mask": -(IDS > 2).astype(int)}, ValueError, "expected 1 for real tokens"),
@@ -97,6 +101,7 @@ WRONG_VALUES: list[tuple[str, Any, str]] = [
     ("layer_norm_eps", -1e-12, "layer_norm_eps must be a finite number not below 0"),
     ("layer_norm_eps", float("nan"), "layer_norm_eps must be a finite number"),
     ("layer_norm_eps", True, "layer_norm_eps must be a finite number"),
+    ("layer_norm_eps", 10**400, "layer_norm_eps must be a finite number"),
     ("hidden_act", "gelu_10", "hidden_act must be one of gelu, gelu_accurate, .*; got 'gelu_10'"),
     ("hidden_act", 3, "hidden_act must be one of"),
     ("hidden_act", ["gelu"], "hidden_act must be one of"),
@@ -246,3 +251,92 @@ def test_name_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     np.testing.assert_array_equal(loaded(IDS).pooler_output, model(IDS).pooler_output)
     with pytest.raises(FileNotFoundError, match="downloads nothing"):
         qkv.load("some-one/tiny.gpt")
+
+
+# ---- what Python, but not JSON, can hold
+
+
+def test_config_with_numpy_numbers_can_be_saved(config: Any, weights: Any, tmp_path: Path) -> None:
+    made = config | {
+        "hidden_size": np.int64(32),
+        "layer_norm_eps": np.float64(config["layer_norm_eps"]),
+        "use_cache": np.bool_(True),
+        "id2label": {0: "a", np.int32(1): "b"},
+        "architectures": ("BertModel",),
+        "more": {"half": np.float16(0.5), "list": [np.uint8(3)]},
+    }
+    model = qkv.from_weights(made, weights)
+    model.save(tmp_path / "x.npz")
+    again = qkv.load(tmp_path / "x.npz")
+    assert again.config == model.config and again.config["more"] == {"half": 0.5, "list": [3]}
+    assert again.config["id2label"] == {"0": "a", "1": "b"}
+    np.testing.assert_array_equal(again(IDS).pooler_output, model(IDS).pooler_output)
+
+
+def test_config_that_json_cannot_hold(config: Any, weights: Any) -> None:
+    circle: dict[str, Any] = {}
+    circle["more"] = circle
+    for value, message in (
+        (b"x", "config: extra is a bytes, which JSON cannot hold"),
+        ({1, 2}, "config: extra is a set"),
+        ([object()], "config: extra is a object"),
+        ({"deep": np.ones(3)}, "config: extra: deep is a ndarray"),
+        ({(1, 2): 3}, r"config: extra has the key \(1, 2\)"),
+        (circle, "nested too deeply"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            qkv.from_weights(config | {"extra": value}, weights)
+    with pytest.raises(ValueError, match="config has the key None"):
+        qkv.from_weights(config | {None: 3}, weights)
+
+
+def test_config_of_transformers(config: Any, weights: Any, model: Any) -> None:
+    given = types.SimpleNamespace(to_dict=lambda: config)
+    np.testing.assert_array_equal(qkv.from_weights(given, weights)(IDS).pooler_output, model(IDS).pooler_output)
+
+
+def test_weights_that_are_no_arrays(config: Any, weights: Any, model: Any) -> None:
+    with pytest.raises(TypeError, match="the names of weights must be strings; got 3"):
+        qkv.from_weights(config, weights | {3: np.ones(3)})
+    for value in ([[1.0, 2.0], [3.0]], [1.0, [2.0]], [[[1.0], [2.0]], [[3.0]]]):
+        with pytest.raises(
+            ValueError, match=r"from_weights: embeddings.LayerNorm.bias: the rows have different lengths"
+        ):
+            qkv.from_weights(config, weights | {"embeddings.LayerNorm.bias": value})
+    with pytest.raises(TypeError, match=r"embeddings.LayerNorm.bias must be an array, got str"):
+        qkv.from_weights(config, weights | {"embeddings.LayerNorm.bias": "x"})
+    lists = {name: array.tolist() for name, array in weights.items()}
+    np.testing.assert_array_equal(qkv.from_weights(config, lists)(IDS).pooler_output, model(IDS).pooler_output)
+
+
+class Trained:
+    """A parameter that wants gradients: it cannot be shared before it is detached."""
+
+    requires_grad = True
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def detach(self) -> np.ndarray:
+        return self.array
+
+
+def test_parameters_that_want_gradients(config: Any, weights: Any, model: Any) -> None:
+    made = {name: Trained(array) for name, array in weights.items()}
+    np.testing.assert_array_equal(qkv.from_weights(config, made)(IDS).pooler_output, model(IDS).pooler_output)
+
+
+@pytest.mark.parametrize("severity", ["error", "ignore"])
+@pytest.mark.parametrize("value", [[[1, 2], [3]], [[1, 2], 3], [[[1], [2, 3]], [[1], [2]]]])
+def test_ragged_lists_under_old_numpy(value: Any, severity: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before 1.24 NumPy warned and made an array of objects."""
+
+    def old(value: Any) -> np.ndarray:
+        warnings.warn("Creating an ndarray from ragged nested sequences", UserWarning, stacklevel=2)
+        return np.array([None, None], dtype=object)
+
+    with warnings.catch_warnings(), monkeypatch.context() as patch:
+        warnings.simplefilter(severity)
+        patch.setattr(packing.np, "asarray", old)
+        with pytest.raises(ValueError, match="ids: the rows have different lengths"):
+            packing.regular("ids", value)

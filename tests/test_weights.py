@@ -115,9 +115,11 @@ def test_tie_shares_what_is_there() -> None:
         rule.apply(pool, [])
         assert pool["table"] is pool["head"]
     equal = {"table": Tensor.of("table", A), "head": Tensor.of("head", A.copy())}
-    tie("table", "head", when=False).apply(equal, [])
+    tie("table", "head", when=False).share(equal)
     assert equal["table"] is equal["head"]
-    check([rule], {"table": A, "head": A + 1}, {"table": A, "head": A + 1})  # different: whatever the config says
+    different = {"table": Tensor.of("table", A), "head": Tensor.of("head", A + 1)}
+    rule.share(different)  # whatever the config says
+    assert different["table"] is not different["head"]
     check([tie("table", "head", when=False)], {"table": A}, {"table": A})
     check([rule], {"other": A}, {"other": A})
 
@@ -225,3 +227,53 @@ def test_tied_parameters_are_loaded_once() -> None:
     (table, head), _ = load_parameters(build, {"table": Tensor.of("table", A)}, [tie("table", "head")])
     assert table is head
     np.testing.assert_array_equal(head.dequantize(), A)
+
+
+def test_ties_are_not_read_before_the_shapes_fit() -> None:
+    """They may be gigabytes when unpacked, and of no use."""
+
+    def read() -> np.ndarray:
+        raise AssertionError("read")
+
+    tensors = {name: Tensor((name,), (2**20, 400), np.dtype(np.float32), read) for name in ("table", "head")}
+    with pytest.raises(ValueError, match="0 unexpected, 2 mis-shaped"):
+        load_parameters(lambda w: (w.table("table", (4, 3)), w.matrix("head", (4, 3))), tensors, [tie("table", "head")])
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (5, 3), (2, 3, 4), (0, 3)])
+def test_ties_are_compared_by_blocks(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "BLOCK", 6)
+    first = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+    pool = {"a": Tensor.of("a", first), "b": Tensor.of("b", first.copy())}
+    tie("a", "b").share(pool)
+    assert pool["a"] is pool["b"]
+    for k in range(first.size):
+        other = first.copy()
+        other.reshape(-1)[k] += 1
+        pool = {"a": Tensor.of("a", first), "b": Tensor.of("b", other)}
+        tie("a", "b").share(pool)
+        assert pool["a"] is not pool["b"]
+
+
+def test_report_is_not_endless() -> None:
+    with pytest.raises(ValueError, match="20000 unexpected") as caught:
+        load(complete() | {f"x{i}.norm.weight": A for i in range(20000)})
+    lines = str(caught.value).split("\n")
+    assert len(lines) == 302 and lines[-1] == "  ... and 19700 more"
+
+
+def test_report_shows_odd_names_quoted() -> None:
+    with pytest.raises(ValueError) as caught:
+        load(complete() | {"a\n  missing: b": A, "\x1b[2J": A})
+    assert set(str(caught.value).split("\n")[1:]) == {
+        "  unexpected: 'a\\n  missing: b'",
+        "  unexpected: '\\x1b[2J'",
+    }
+
+
+def test_numbers_that_float32_does_not_have() -> None:
+    big = np.full((2,), 1e300)
+    with pytest.raises(ValueError, match=r"cls.bias holds numbers that are too large for float32"):
+        load(complete() | {"cls.bias": big})
+    model, _ = load(complete() | {"cls.bias": np.array([np.inf, 1e-300])})
+    assert model["head"].tolist() == [np.inf, 0]

@@ -32,18 +32,12 @@ int kind_of(const py::dtype& t) {
   return is_bfloat16(t) ? 2 : -1;
 }
 
-std::string type_name(py::handle object) {
-  return Py_TYPE(object.ptr())->tp_name;
-}
+std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
 }  // namespace
 
-void fail_value(const std::string& message) {
-  throw py::value_error(message);
-}
-void fail_type(const std::string& message) {
-  throw py::type_error(message);
-}
+void fail_value(const std::string& message) { throw py::value_error(message); }
+void fail_type(const std::string& message) { throw py::type_error(message); }
 
 int64_t Array::size() const {
   int64_t n = 1;
@@ -128,12 +122,18 @@ void check_parameter_dtype(const Array& x, const Array& parameter) {
 
 const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep) {
   if (!x) return nullptr;
-  // Through NumPy: parameters are small, and it knows every dtype and stride.
+  if (x.dtype == DType::f32 && !x.is_double && (x.owner.flags() & py::array::c_style) && x.size() > 0)
+    return reinterpret_cast<const float*>(x.data);
+  // Through NumPy, which knows every dtype and stride.
   const auto floats = py::array_t<float, py::array::c_style | py::array::forcecast>::ensure(x.owner);
   if (!floats) throw std::bad_alloc();  // any float array converts
   keep->emplace_back(floats.data(), floats.data() + floats.size());
   if (keep->back().empty()) keep->back().push_back(0);  // a pointer that is not null
   return keep->back().data();
+}
+
+void check_length(const char* op, const char* name, int64_t n) {
+  if (n >= int64_t{1} << 40) fail_value(std::string(op) + ": " + name + " of " + std::to_string(n) + " is too large");
 }
 
 int64_t checked_size(const char* op, const std::vector<int64_t>& shape) {
@@ -147,8 +147,8 @@ int64_t checked_size(const char* op, const std::vector<int64_t>& shape) {
   return n;
 }
 
-py::array new_array(const py::dtype& dtype, const std::vector<int64_t>& shape) {
-  const int64_t bytes = checked_size("output", shape) * dtype.itemsize();
+py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape) {
+  const int64_t bytes = checked_size(op, shape) * dtype.itemsize();
   void* data = buffer_acquire(static_cast<size_t>(bytes));
   const py::capsule owner(data, buffer_release);
   return py::array(dtype, shape, data, owner);
@@ -166,7 +166,7 @@ Array view_of(const py::array& array, DType dtype) {
   return x;
 }
 
-std::vector<Rows> rows_along(const char* op, int axis, std::initializer_list<const Array*> arrays) {
+std::vector<Rows> rows_along(int axis, std::initializer_list<const Array*> arrays) {
   const Array& lead = **arrays.begin();
   struct Dim {
     int64_t size;
@@ -191,7 +191,7 @@ std::vector<Rows> rows_along(const char* op, int axis, std::initializer_list<con
   }
   if (grid.size() > kMaxRank)
     fail_value(lead.where + " has " + std::to_string(grid.size()) + " dimensions that cannot be merged; at most " +
-               std::to_string(kMaxRank) + " are supported (" + op + ")");
+               std::to_string(kMaxRank) + " are supported");
   std::vector<Rows> all;
   size_t i = 0;
   for (const Array* x : arrays) {
@@ -273,7 +273,7 @@ Output::Output(const char* op, py::handle given, const Array& like, const std::v
     for (const Array* x : inputs) direct = direct && !(*x && overlap(*x, out));
     if (direct) view_ = out;
   }
-  written_ = direct ? target_ : new_array(like.owner.dtype(), shape);
+  written_ = direct ? target_ : new_array(op, like.owner.dtype(), shape);
   if (!direct) view_ = view_of(written_, like.dtype);
 }
 
@@ -283,8 +283,6 @@ py::array Output::finish() {
   return target_;
 }
 
-py::dtype float32_dtype() {
-  return py::dtype::of<float>();
-}
+py::dtype float32_dtype() { return py::dtype::of<float>(); }
 
 }  // namespace qkv

@@ -48,19 +48,22 @@ bool check_dtypes(const char* op, const std::vector<const Array*>& arrays);
 // A parameter (norm weight, bias vector ...) may also be float32 beside half-width x.
 void check_parameter_dtype(const Array& x, const Array& parameter);
 
-// A small parameter as contiguous floats; nullptr if absent. `keep` holds converted copies.
+// A parameter as contiguous floats, in place where it is that; nullptr if absent. `keep` holds converted copies.
 const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep);
 
 // Uninitialised C-contiguous array on pooled memory.
-py::array new_array(const py::dtype& dtype, const std::vector<int64_t>& shape);
+py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape);
 // The view of an array that we made or checked.
 Array view_of(const py::array& array, DType dtype);
 // Product of dimensions; ValueError if it cannot be an array's size.
 int64_t checked_size(const char* op, const std::vector<int64_t>& shape);
 
+// ValueError unless a length that the work is cut along is below 2^40: arrays of zero stride can claim any.
+void check_length(const char* op, const char* name, int64_t n);
+
 // The same grid of rows over several arrays: `axis` of each becomes the row, all other dimensions are merged where every
 // array allows. Arrays that are absent give Rows with data == nullptr. All must have the shape of the first.
-std::vector<Rows> rows_along(const char* op, int axis, std::initializer_list<const Array*> arrays);
+std::vector<Rows> rows_along(int axis, std::initializer_list<const Array*> arrays);
 // -rank <= axis < rank, made non-negative; ValueError otherwise.
 int check_axis(const char* op, const Array& x, int64_t axis);
 

@@ -14,13 +14,11 @@ using Shape = std::vector<int64_t>;
 
 // What both attention functions share. Python hands over keyword arguments by name; see qkv.ops for their meaning.
 struct Options {
-  Array mask_bias, relative_bias, alibi, sinks;
+  Array relative_bias, alibi, sinks;
   std::vector<std::vector<float>> keep;
 };
 
-std::string heads_text(int64_t n) {
-  return std::to_string(n) + (n == 1 ? " head" : " heads");
-}
+std::string heads_text(int64_t n) { return std::to_string(n) + (n == 1 ? " head" : " heads"); }
 
 // q (..., H, ..., D), k, v: head counts and widths at the given axes.
 void check_heads(const char* op, const Array& q, const Array& k, const Array& v, size_t head_axis, size_t token_axis,
@@ -30,6 +28,9 @@ void check_heads(const char* op, const Array& q, const Array& k, const Array& v,
   a->kv_heads = k.shape[head_axis];
   a->d = q.shape.back();
   a->dv = v.shape.back();
+  check_length(op, "q's width", a->d);
+  check_length(op, "v's width", a->dv);
+  check_length(op, "k's length", k.shape[token_axis]);
   if (v.shape[head_axis] != a->kv_heads)
     fail_value(o + ": v has " + heads_text(v.shape[head_axis]) + ", k has " + std::to_string(a->kv_heads));
   if (a->heads > 0 && (a->kv_heads == 0 || a->heads % a->kv_heads != 0))
@@ -44,7 +45,7 @@ void check_heads(const char* op, const Array& q, const Array& k, const Array& v,
 void read_window(const char* op, const py::object& left, const py::object& right, AttentionArgs* a) {
   const auto side = [op](const py::object& w, const char* name) {
     if (w.is_none()) return kUnbounded;
-    const int64_t n = w.cast<int64_t>();
+    const int64_t n = w.cast<int64_t>();  // qkv.ops clips it to 62 bits
     if (n < 0)
       fail_value(std::string(op) + ": window's " + name + " side must be None or not negative, got " + std::to_string(n));
     return n < kUnbounded ? n : kUnbounded;
@@ -63,9 +64,12 @@ bool read_common(const char* op, const Array& q, const py::object& relative_bias
       static_cast<float>(scale.is_none() ? 1.0 / std::sqrt(static_cast<double>(a->d > 0 ? a->d : 1)) : scale.cast<double>());
   if (!softcap.is_none()) {
     const double c = softcap.cast<double>();
-    if (!(c > 0)) fail_value(name + ": softcap must be positive or None, got " + py::repr(softcap).cast<std::string>());
     a->softcap = static_cast<float>(c);
+    if (!(c > 0)) fail_value(name + ": softcap must be positive or None, got " + py::repr(softcap).cast<std::string>());
+    if (a->softcap == 0 || !std::isfinite(a->softcap)) fail_value(name + ": softcap is out of float32's range");
   }
+  if (!std::isfinite(a->scale) && !scale.is_none() && std::isfinite(scale.cast<double>()))
+    fail_value(name + ": scale is out of float32's range");
   o->relative_bias = read_optional(op, "relative_bias", relative_bias);
   o->alibi = read_optional(op, "alibi_slopes", alibi);
   o->sinks = read_optional(op, "sinks", sinks);
@@ -147,15 +151,15 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   check_parameter_dtype(q, bias);
   serve_double = serve_double || (bias && bias.is_double);
   if (bias) bias = broadcast(bias, scores);
-  py::array mask_owner;
+  Array mask;
   if (!mask_in.is_none()) {
     if (!py::isinstance<py::array>(mask_in) || py::reinterpret_borrow<py::array>(mask_in).dtype().kind() != 'b')
       fail_type("attention: mask must be a bool array (True: attend), got " +
                 (py::isinstance<py::array>(mask_in)
                      ? py::str(py::reinterpret_borrow<py::array>(mask_in).dtype()).cast<std::string>()
                      : std::string(Py_TYPE(mask_in.ptr())->tp_name)));
-    mask_owner = py::reinterpret_borrow<py::array>(mask_in);
-    Array mask;
+    const py::array mask_owner = py::reinterpret_borrow<py::array>(mask_in);
+    mask.owner = mask_owner;
     mask.where = "attention: mask";
     mask.data = static_cast<char*>(const_cast<void*>(mask_owner.data()));
     for (py::ssize_t d = 0; d < mask_owner.ndim(); ++d) {
@@ -181,16 +185,16 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   if (return_weights) checked_size(op, scores);
   if (serve_double) return py::none();
 
-  Output out(op, out_in, q, out_shape, {&q, &k, &v, &bias});
+  Output out(op, out_in, q, out_shape, {&q, &k, &v, &bias, &mask, &o.relative_bias, &o.alibi, &o.sinks});
   py::object lse = py::none(), weights = py::none();
   if (return_lse) {
-    const py::array made = new_array(float32_dtype(), {batch, a.heads, a.s});
+    const py::array made = new_array(op, float32_dtype(), {batch, a.heads, a.s});
     a.lse = static_cast<float*>(const_cast<void*>(made.data()));
     lse = made;
   }
   std::vector<char*> weight_rows;
   if (return_weights) {
-    const py::array made = new_array(q.owner.dtype(), scores);
+    const py::array made = new_array(op, q.owner.dtype(), scores);
     char* data = static_cast<char*>(const_cast<void*>(made.data()));
     for (int64_t b = 0; b < batch; ++b) weight_rows.push_back(data + b * a.heads * a.s * a.t * size_of(q.dtype));
     a.weights = weight_rows.data();
@@ -252,10 +256,10 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
   checked_size(op, out_shape);
   if (serve_double) return py::none();
 
-  Output out(op, out_in, q, out_shape, {&q, &k, &v});
+  Output out(op, out_in, q, out_shape, {&q, &k, &v, &o.relative_bias, &o.alibi, &o.sinks});
   py::object lse = py::none(), weights = py::none();
   if (return_lse) {
-    const py::array made = new_array(float32_dtype(), {a.heads, q.shape[0]});
+    const py::array made = new_array(op, float32_dtype(), {a.heads, q.shape[0]});
     a.lse = static_cast<float*>(const_cast<void*>(made.data()));
     a.lse_h = q.shape[0];
     lse = made;
@@ -269,7 +273,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
     rows.push_back(a.kv_heads > 0 ? s * (a.heads / a.kv_heads) : 0);
     a.longest_k = std::max(a.longest_k, t);
     if (!return_weights) continue;
-    const py::array made = new_array(q.owner.dtype(), {a.heads, s, t});
+    const py::array made = new_array(op, q.owner.dtype(), {a.heads, s, t});
     weight_rows.push_back(static_cast<char*>(const_cast<void*>(made.data())));
     weight_list.append(made);
   }
@@ -302,10 +306,10 @@ py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in,
   a.t = k.shape[1];
   a.a = q.shape[2];
   a.dv = v.shape[2];
-  py::array out = new_array(v.owner.dtype(), {a.batch, a.s, a.dv});
+  py::array out = new_array(op, v.owner.dtype(), {a.batch, a.s, a.dv});
   py::object weights = py::none();
   if (return_weights) {
-    const py::array made = new_array(v.owner.dtype(), {a.batch, a.s, a.t});
+    const py::array made = new_array(op, v.owner.dtype(), {a.batch, a.s, a.t});
     a.weights = static_cast<char*>(const_cast<void*>(made.data()));
     weights = made;
   }

@@ -1,5 +1,6 @@
 // matmul, linear, pack_weight.
 #include <cstring>
+#include <memory>
 
 #include "bind/array.h"
 #include "bind/bind.h"
@@ -29,7 +30,7 @@ class PackedWeight {
   const float* data() const { return data_; }
 
   py::array dequantize() const {
-    py::array out = new_array(float32_dtype(), {n_, k_});
+    py::array out = new_array("dequantize", float32_dtype(), {n_, k_});
     float* to = static_cast<float*>(out.mutable_data());
     const Unlocked unlocked;
     for (int64_t n = 0; n < n_; ++n) {
@@ -43,6 +44,16 @@ class PackedWeight {
   int64_t n_, k_;
   float* data_;
 };
+
+std::unique_ptr<PackedWeight> make_packed(py::handle w_in) {
+  const Array w = read_array("pack_weight", "w", w_in);
+  if (w.rank() != 2) fail_value("pack_weight: w must be (out, in), got " + shape_text(w.shape));
+  if (w.is_double) fail_type("pack_weight: w is float64; convert it to float32 first");
+  check_length("pack_weight", "w's out", w.shape[0]);
+  check_length("pack_weight", "w's in", w.shape[1]);
+  checked_size("pack_weight", {panels_of(w.shape[0]) * kPanel, w.shape[1]});
+  return std::make_unique<PackedWeight>(w);
+}
 
 void run(GemmArgs& g) {
   const Unlocked unlocked;
@@ -88,6 +99,7 @@ py::object matmul(py::handle a_in, py::handle b_in) {
     fail_value("matmul: a has shape " + shape_text(a.shape) + " and b " + shape_text(b.shape) + ": inner dimensions " +
                std::to_string(a_shape[a_rank - 1]) + " and " + std::to_string(b_shape[b_rank - 2]) + " differ");
   GemmArgs g{};
+  check_length("matmul", "the inner dimension", a_shape[a_rank - 1]);
   g.m = a_shape[a_rank - 2];
   g.k = a_shape[a_rank - 1];
   g.n = b_shape[b_rank - 1];
@@ -111,7 +123,7 @@ py::object matmul(py::handle a_in, py::handle b_in) {
   if (b.rank() > 1) shape.push_back(g.n);
   const int64_t size = checked_size("matmul", shape);
   if (serve_double) return py::none();
-  py::array out = new_array(a.owner.dtype(), shape);
+  py::array out = new_array("matmul", a.owner.dtype(), shape);
   if (size == 0) return std::move(out);
 
   int64_t c_step = g.m * g.n, a_row = a_strides[a_rank - 2];
@@ -177,6 +189,8 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
                std::to_string(k));
   if (bias && bias.shape != std::vector<int64_t>{n})
     fail_value("linear: bias must be " + shape_text({n}) + ", got " + shape_text(bias.shape));
+  check_length("linear", "weight's in", k);
+  check_length("linear", "weight's out", n);
   std::vector<int64_t> shape = x.shape;
   shape.back() = n;
   checked_size("linear", shape);
@@ -187,10 +201,10 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
   if (serve_double) return py::none();
 
   Output out("linear", out_in, x, shape, {&x, &w, &bias, &gate, &residual});
-  g.a = rows_along("linear", x.rank() - 1, {&x})[0];
-  g.c = rows_along("linear", x.rank() - 1, {&out.view()})[0];
-  if (gate) g.gate = rows_along("linear", x.rank() - 1, {&gate})[0];
-  if (residual) g.residual = rows_along("linear", x.rank() - 1, {&residual})[0];
+  g.a = rows_along(x.rank() - 1, {&x})[0];
+  g.c = rows_along(x.rank() - 1, {&out.view()})[0];
+  if (gate) g.gate = rows_along(x.rank() - 1, {&gate})[0];
+  if (residual) g.residual = rows_along(x.rank() - 1, {&residual})[0];
   g.m = g.a.rows;
   g.n = n;
   g.k = k;
@@ -233,18 +247,11 @@ void bind_gemm(py::module_& m) {
            [](const PackedWeight& w) { return "PackedWeight(shape=" + shape_text({w.n(), w.k()}) + ", dtype='float32')"; })
       .def(py::pickle([](const PackedWeight& w) { return py::make_tuple(w.dequantize()); },
                       [](const py::tuple& state) {
-                        const py::object array = state[0];
-                        return std::make_unique<PackedWeight>(read_array("pack_weight", "w", array));
+                        if (state.size() != 1) fail_value("PackedWeight: a pickled state has one array");
+                        const py::object w = state[0];
+                        return make_packed(w);
                       }));
-  m.def(
-      "pack_weight",
-      [](py::handle w_in) {
-        const Array w = read_array("pack_weight", "w", w_in);
-        if (w.rank() != 2) fail_value("pack_weight: w must be (out, in), got " + shape_text(w.shape));
-        if (w.is_double) fail_type("pack_weight: w is float64; convert it to float32 first");
-        return std::make_unique<PackedWeight>(w);
-      },
-      py::arg("w"));
+  m.def("pack_weight", make_packed, py::arg("w"));
   m.def("matmul", matmul, py::arg("a"), py::arg("b"));
   m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"),
         py::arg("residual"), py::arg("out"));

@@ -11,24 +11,30 @@ const float* packed_table(py::handle object, int64_t* rows, int64_t* width);  //
 
 namespace {
 
-// One float row per thread and `count`, for rows that cannot be worked on in place.
-size_t row_bytes(int64_t n, int64_t count, int threads) {
-  return static_cast<size_t>(n * count * threads * 4);
-}
+// Scratch of `count` float rows a thread, for rows that cannot be worked on in place; no more threads than rows.
+struct RowScratch {
+  RowScratch(const Rows& x, bool needed, int64_t floats)
+      : threads(x.rows < num_threads() ? static_cast<int>(x.rows) : num_threads()),
+        memory(needed ? static_cast<size_t>(floats * threads * 4) : 0) {}
+  int threads;
+  Scratch memory;
+  float* data() const { return memory.as<float>(); }
+};
+
+bool in_place(const Rows& x) { return !x.data || (x.dtype == DType::f32 && x.step == 1); }
 
 py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const char* op = log ? "log_softmax" : "softmax";
   const Array x = read_array(op, "x", x_in);
   const int axis = check_axis(op, x, axis_in);
   if (x.is_double) return py::none();
-  py::array out = new_array(x.owner.dtype(), x.shape);
+  py::array out = new_array(op, x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
-  const auto rows = rows_along(op, axis, {&x, &y});
+  const auto rows = rows_along(axis, {&x, &y});
   const Unlocked unlocked;
-  const int threads = num_threads();
-  const Scratch scratch(row_bytes(rows[0].n, 1, threads));
-  kernels().softmax({rows[0], rows[1], log, scratch.as<float>(), threads});
+  const RowScratch scratch(rows[0], !(in_place(rows[0]) && in_place(rows[1])), rows[0].n);
+  kernels().softmax({rows[0], rows[1], log, scratch.data(), scratch.threads});
   return std::move(out);
 }
 
@@ -49,21 +55,24 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
   if (!(eps >= 0)) fail_value(std::string(op) + ": eps must not be negative, got " + std::to_string(eps));
   if (serve_double) return py::none();
 
-  py::array out = new_array(x.owner.dtype(), x.shape), total;
+  py::array out = new_array(op, x.owner.dtype(), x.shape), total;
   Array sum;
   if (residual) {
-    total = new_array(x.owner.dtype(), x.shape);
+    total = new_array(op, x.owner.dtype(), x.shape);
     sum = view_of(total, x.dtype);
   }
   if (out.size() > 0) {
     const Array y = view_of(out, x.dtype);
-    const auto rows = rows_along(op, x.rank() - 1, {&x, &y, &residual, &sum});
+    const auto rows = rows_along(x.rank() - 1, {&x, &y, &residual, &sum});
     std::vector<std::vector<float>> keep;
     const float *w = as_floats(weight, &keep), *b = as_floats(bias, &keep);
     const Unlocked unlocked;
-    const int threads = num_threads();
-    const Scratch scratch(row_bytes(n, 2, threads));
-    kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, static_cast<float>(eps), rms, scratch.as<float>(), threads});
+    bool buffers = false;
+    for (const Rows& r : rows) buffers = buffers || !in_place(r);
+    const RowScratch scratch(rows[0], buffers, 2 * n);
+    // An eps below the smallest float still keeps a row of zeros from dividing by zero.
+    const float e = eps > 0 && static_cast<float>(eps) == 0 ? 1e-45f : static_cast<float>(eps);
+    kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, e, rms, scratch.data(), scratch.threads});
   }
   if (residual) return py::make_tuple(out, total);
   return std::move(out);
@@ -72,10 +81,10 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
 py::object activation(const std::string& op, py::handle x_in, Activation a) {
   const Array x = read_array(op.c_str(), "x", x_in);
   if (x.is_double) return py::none();
-  py::array out = new_array(x.owner.dtype(), x.shape);
+  py::array out = new_array(op.c_str(), x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
-  auto rows = rows_along(op.c_str(), x.rank() - 1, {&x, &y});
+  auto rows = rows_along(x.rank() - 1, {&x, &y});
   // Rows that follow each other in both arrays are one long row.
   if (rows[0].rank == 1 && rows[0].strides[0] == rows[0].n * rows[0].step && rows[1].strides[0] == rows[1].n * rows[1].step)
     for (Rows& r : rows) {
@@ -111,7 +120,7 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   if (table && table.is_double) return py::none();
   shape.push_back(a.width);
   checked_size("embedding", shape);
-  py::array out = new_array(table ? table.owner.dtype() : float32_dtype(), shape);
+  py::array out = new_array("embedding", table ? table.owner.dtype() : float32_dtype(), shape);
   if (out.size() == 0) return std::move(out);
   a.ids = ids.data();
   a.count = static_cast<int64_t>(ids.size());
@@ -127,7 +136,7 @@ py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t 
   const Array x = read_array("rotary", "x", x_in);
   Array angles = read_array("rotary", "angles", angles_in);
   if (x.is_double) return py::none();
-  py::array out = new_array(x.owner.dtype(), x.shape);
+  py::array out = new_array("rotary", x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
   Array y = view_of(out, x.dtype), ordered = x;
   // Dimensions along which the angles stay the same go innermost: one set of sines then serves neighbouring rows.
@@ -144,11 +153,10 @@ py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t 
       a->strides[d] = before.strides[order[d]];
     }
   }
-  const auto rows = rows_along("rotary", x.rank() - 1, {&ordered, &y, &angles});
+  const auto rows = rows_along(x.rank() - 1, {&ordered, &y, &angles});
   const Unlocked unlocked;
-  const int threads = num_threads();
-  const Scratch scratch(row_bytes(dim + rows[0].n, 1, threads));
-  kernels().rotary({rows[0], rows[1], rows[2], static_cast<float>(factor), dim, interleaved, scratch.as<float>(), threads});
+  const RowScratch scratch(rows[0], true, dim + rows[0].n);
+  kernels().rotary({rows[0], rows[1], rows[2], static_cast<float>(factor), dim, interleaved, scratch.data(), scratch.threads});
   return std::move(out);
 }
 

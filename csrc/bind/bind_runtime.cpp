@@ -50,6 +50,10 @@ double limit(const std::string& name, int64_t chunks, int repeats) {
 }  // namespace
 
 void bind_runtime(py::module_& m) {
+  // What is made once is made now, before there are threads and forks.
+  prepare_threads();
+  buffer_stats();
+  kernels();
   m.def("isas", usable_isas);
   m.def("set_isa", set_isa, py::arg("name"));
   m.def("current_isa", [] { return std::string(kernels().isa); });

@@ -32,9 +32,7 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 
-py::dtype bfloat16_dtype() {
-  return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16"));
-}
+py::dtype bfloat16_dtype() { return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")); }
 
 py::dtype to_numpy(const DLDataType& t) {
   if (t.lanes == 1) {

@@ -44,9 +44,7 @@ Pool& pool() {
 }
 
 // Class sizes are 64, 80, 96, 112, 128, 160, ... bytes: four steps per doubling.
-size_t class_bytes(int c) {
-  return (size_t{16} << (c / kSubClasses)) * static_cast<size_t>(kSubClasses + c % kSubClasses);
-}
+size_t class_bytes(int c) { return (size_t{16} << (c / kSubClasses)) * static_cast<size_t>(kSubClasses + c % kSubClasses); }
 
 int class_of(size_t bytes) {
   if (bytes <= 64) return 0;
@@ -56,9 +54,7 @@ int class_of(size_t bytes) {
   return c;
 }
 
-Header* header_of(void* data) {
-  return reinterpret_cast<Header*>(static_cast<char*>(data) - kAlignment);
-}
+Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kAlignment); }
 
 }  // namespace
 

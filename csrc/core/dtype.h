@@ -14,8 +14,6 @@ struct bf16 {
   uint16_t bits;
 };
 
-static inline int64_t size_of(DType t) {
-  return t == DType::f32 ? 4 : 2;
-}
+static inline int64_t size_of(DType t) { return t == DType::f32 ? 4 : 2; }
 
 }  // namespace qkv

@@ -31,6 +31,30 @@ void relax() {
 #endif
 }
 
+// Loop bodies run in the default floating-point mode: round to nearest, denormals kept. A caller may have set flush-to-zero
+// (torch.set_flush_denormal, a library built with -ffast-math); its chunks must not differ from the workers'.
+class DefaultFloatMode {
+ public:
+#if defined(__x86_64__) || defined(__i386__)
+  DefaultFloatMode() : before_(__builtin_ia32_stmxcsr()) { __builtin_ia32_ldmxcsr(0x1f80); }
+  ~DefaultFloatMode() { __builtin_ia32_ldmxcsr(before_); }
+
+ private:
+  unsigned before_;
+#elif defined(__aarch64__)
+  DefaultFloatMode() {
+    asm volatile("mrs %0, fpcr" : "=r"(before_));
+    asm volatile("msr fpcr, %0" ::"r"(uint64_t{0}));
+  }
+  ~DefaultFloatMode() { asm volatile("msr fpcr, %0" ::"r"(before_)); }
+
+ private:
+  uint64_t before_;
+#else
+  DefaultFloatMode() {}
+#endif
+};
+
 struct Loop {
   int64_t n, grain, chunks;
   int threads;
@@ -72,6 +96,7 @@ thread_local bool t_inside = false;  // this thread runs a loop body already
 
 void Pool::work(int index) {
   t_inside = true;
+  const DefaultFloatMode mode;
   uint64_t seen = 0;
   for (;;) {
     const auto give_up = std::chrono::steady_clock::now() + kSpin;
@@ -180,6 +205,8 @@ Pool& pool() {
 
 }  // namespace
 
+void prepare_threads() { pool(); }
+
 int num_threads() {
   const int n = g_threads.load(std::memory_order_relaxed);
   if (n > 0) return n;
@@ -190,13 +217,12 @@ int num_threads() {
   return g_threads.load(std::memory_order_relaxed);
 }
 
-void set_num_threads(int n) {
-  g_threads.store(n < 1 ? 1 : n > kMaxThreads ? kMaxThreads : n);
-}
+void set_num_threads(int n) { g_threads.store(n < 1 ? 1 : n > kMaxThreads ? kMaxThreads : n); }
 
 void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* context) {
   if (n <= 0) return;
   if (grain < 1) grain = 1;
+  const DefaultFloatMode mode;
   if (threads <= 1 || n <= grain || t_inside) {
     body(context, 0, n, 0);
     return;

@@ -13,6 +13,9 @@ using LoopBody = void (*)(void* context, int64_t begin, int64_t end, int thread)
 // started inside another loop, runs on the caller alone.
 void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* context);
 
+// Registers the fork handler. Called when the module is loaded: a fork must not meet it half done in another thread.
+void prepare_threads();
+
 // Threads a loop may use, the caller included. Kernels get this number through their arguments (scratch is sized by it).
 int num_threads();
 void set_num_threads(int n);

@@ -33,8 +33,6 @@ static inline int64_t row_offset(const Rows& x, int64_t r) {
   return offset;
 }
 
-static inline char* row_ptr(const Rows& x, int64_t r) {
-  return x.data + row_offset(x, r) * size_of(x.dtype);
-}
+static inline char* row_ptr(const Rows& x, int64_t r) { return x.data + row_offset(x, r) * size_of(x.dtype); }
 
 }  // namespace qkv

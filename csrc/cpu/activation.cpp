@@ -22,10 +22,12 @@ static void map(const ActivationArgs& a, F f) {
         if (a.x.step == 1 && a.y.step == 1)
           each(count, [&](int64_t i, auto c) { store(to + i, f(load(p + i, c)), c); });
         else
-          for (int64_t i = 0; i < count; ++i) {
-            float lane[kLanes];
-            store(lane, f(set(to_float(p[i * a.x.step]))), Full{});
-            from_float(lane[0], to + i * a.y.step);
+          for (int64_t part = 0; part < count; part += 256) {
+            float buffer[256];
+            const int64_t length = count - part < 256 ? count - part : 256;
+            gather(buffer, a.x.dtype, p + part * a.x.step, a.x.step, length);
+            each(length, [&](int64_t i, auto c) { store(buffer + i, f(load(buffer + i, c)), c); });
+            scatter(a.y.dtype, to + part * a.y.step, a.y.step, buffer, length);
           }
       });
     }

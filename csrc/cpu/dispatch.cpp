@@ -12,16 +12,16 @@
 namespace qkv {
 namespace {
 
+#if defined(QKV_X86)
 struct Features {
   bool avx2 = false, avx512 = false, avx512_bf16 = false;
 };
 
 Features detect() {
   Features has;
-#if defined(QKV_X86)
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return has;
-  const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
+  const bool osxsave = c >> 27 & 1, avx = c >> 28 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1, popcnt = c >> 23 & 1;
   if (!osxsave || !avx) return has;
   unsigned low, high;
   asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
@@ -29,14 +29,14 @@ Features detect() {
   if (!saves_ymm || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return has;
   const unsigned most = a;  // highest subleaf
   const bool avx2 = b >> 5 & 1, bmi2 = b >> 8 & 1;
-  has.avx2 = avx2 && fma && f16c;  // 2013: Haswell; 2015: Excavator
+  has.avx2 = avx2 && fma && f16c && popcnt;  // 2013: Haswell; 2015: Excavator
   const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
   has.avx512 = has.avx2 && bmi2 && saves_zmm && f && dq && bw && vl;  // 2017: Skylake-SP; 2022: Zen 4
   if (!has.avx512 || !vnni || most < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return has;
   has.avx512_bf16 = a >> 5 & 1;  // 2020: Cooper Lake; 2022: Zen 4; 2023: Sapphire Rapids
-#endif
   return has;
 }
+#endif
 
 // Worst first.
 const std::vector<const Kernels*>& usable() {

@@ -63,7 +63,9 @@ static inline void flash_softmax(const FlashTile& f, int64_t r, int64_t n) {
   const Vec by = set(shift);
   Vec total = zero();
   for (int64_t j = 0; j < n; j += kLanes) {
-    const Vec p = exp(sub(load(s + j, Full{}), by));
+    const Vec score = load(s + j, Full{});
+    // -0 marks a key that is excluded; one whose weight underflows has +0. Sums do not tell them apart, flash_accumulate does.
+    const Vec p = select(eq(score, set(kMinusInfinity)), set(-0.0f), exp(sub(score, by)));
     store(s + j, p, Full{});
     total = add(total, p);
   }
@@ -89,7 +91,7 @@ static inline void flash_accumulate(const FlashTile& f, int64_t begin, int64_t e
   for (int64_t r = 0; r < f.rows; ++r)
     for (int64_t j = begin; j < end; ++j) {
       const float p = f.scores[r * kKeyBlock + j];
-      if (p == 0) continue;
+      if (p == 0 && __builtin_signbit(p)) continue;
       float* o = f.sums + r * f.dv_padded;
       const float* v = f.values + j * f.dv_padded;
       for (int64_t i = 0; i < f.dv_padded; i += kLanes)

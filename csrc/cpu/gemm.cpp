@@ -59,7 +59,7 @@ static void finish(const GemmArgs& g, int64_t row, int64_t column, int64_t n, co
 void gemm(const GemmArgs& g) {
   const GemmPlan& p = g.plan;
   const bool plain = !g.bias && g.activation == Activation::none && !g.gate.data && !g.residual.data;
-  const int64_t panels = panels_of(g.n), lda = p.copy_a ? g.k : g.a.rank ? g.a.strides[0] : 0;
+  const int64_t panels = panels_of(g.n), lda = p.copy_a ? p.k_block : g.a.rank ? g.a.strides[0] : 0;
   // Few rows do not repay packing: a row-major float b is read as it lies, except for its last, partial panel.
   const bool in_place = !g.packed && g.b_n == 1 && g.b_dtype == DType::f32 && g.m <= 2 * kTileRows;
 
@@ -84,12 +84,6 @@ void gemm(const GemmArgs& g) {
       char* c_base = g.c.data + c_batch * size_of(g.c.dtype);
       const char* b_base = g.b ? g.b + (b_batch + column * g.b_n) * size_of(g.b_dtype) : nullptr;
 
-      const float* a = (const float*)a_base + row * lda;
-      if (p.copy_a) {
-        for (int64_t i = 0; i < m; ++i)
-          gather(a_copy + i * g.k, g.a.dtype, a_base + row_offset(g.a, row + i) * size_of(g.a.dtype), g.a.step, g.k);
-        a = a_copy;
-      }
       const int64_t ldc = p.separate_c ? p.panels * kPanel : g.c.rank ? g.c.strides[0] : 0;
       float* const c = p.separate_c ? sums : (float*)c_base + row * ldc + column;
 
@@ -97,6 +91,14 @@ void gemm(const GemmArgs& g) {
       for (int64_t k = 0; k == 0 || k < g.k; k += p.k_block) {
         const int64_t kc = g.k - k < p.k_block ? g.k - k : p.k_block;
         const bool last = k + kc == g.k;
+        const float* a = (const float*)a_base + row * lda + k;
+        if (p.copy_a) {
+          for (int64_t i = 0; i < m; ++i) {
+            const int64_t at = row_offset(g.a, row + i) + k * g.a.step;
+            gather(a_copy + i * lda, g.a.dtype, a_base + at * size_of(g.a.dtype), g.a.step, kc);
+          }
+          a = a_copy;
+        }
         for (int64_t q = 0; q < count;) {
           const int group = group_of(count - q);
           const int64_t width = n - q * kPanel < group * kPanel ? n - q * kPanel : group * kPanel;
@@ -117,7 +119,7 @@ void gemm(const GemmArgs& g) {
           }
           for (int64_t i = 0; i < m; i += kTileRows) {
             const int rows = (int)(m - i < kTileRows ? m - i : kTileRows);
-            tile_group(group, rows, kc, a + i * lda + k, lda, b, b_k, b_panel, c + i * ldc + q * kPanel, ldc, width, k == 0);
+            tile_group(group, rows, kc, a + i * lda, lda, b, b_k, b_panel, c + i * ldc + q * kPanel, ldc, width, k == 0);
             if (last && !(plain && !p.separate_c))
               for (int64_t r = i; r < i + rows; ++r)
                 finish(g, row + r, column + q * kPanel, width, c + r * ldc + q * kPanel,

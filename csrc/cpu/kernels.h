@@ -13,9 +13,7 @@ enum class Activation : uint8_t { none, gelu, gelu_tanh, relu, silu, quick_gelu,
 // Columns of a packed panel, on every ISA: packed weights need no repacking when the ISA changes.
 // Panel p holds w[16p .. 16p+15, 0 .. K) as (K, 16), zeros beyond the last row: the GEMM reads one stream per panel.
 constexpr int64_t kPanel = 16;
-static inline int64_t panels_of(int64_t n) {
-  return (n + kPanel - 1) / kPanel;
-}
+static inline int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
 // How a GEMM is cut up. Depends on sizes, never on the ISA, so that scratch can be sized without asking the kernel.
 struct GemmPlan {

@@ -50,9 +50,7 @@ static int64_t run_bf16_dot() {
   return kRounds * kChains * 32 * 2;
 }
 #else
-static int64_t run_bf16_dot() {
-  return 0;
-}
+static int64_t run_bf16_dot() { return 0; }
 #endif
 
 #if defined(__AVX512VNNI__)
@@ -72,9 +70,7 @@ static int64_t run_int8_dot() {
   return kRounds * kChains * 64 * 2;
 }
 #else
-static int64_t run_int8_dot() {
-  return 0;
-}
+static int64_t run_int8_dot() { return 0; }
 #endif
 
 // n a multiple of 8 vectors. Software prefetch and longer chunks were tried and read no faster.

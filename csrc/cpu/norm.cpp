@@ -13,19 +13,24 @@ namespace QKV_ISA {
 // x and y may be the same row.
 static void norm_row(const NormArgs& a, const float* x, float* y) {
   const int64_t n = a.x.n;
-  float mean = 0;
-  if (!a.rms) {
-    Vec sum = zero();
-    each(n, [&](int64_t i, auto count) { sum = add(sum, load(x + i, count)); });
-    mean = reduce_add(sum) / (float)n;
-  }
-  const Vec centre = set(mean);
-  Vec squares = zero();
-  each(n, [&](int64_t i, auto count) {
-    const Vec d = select(active(count), sub(load(x + i, count), centre), zero());
-    squares = fma(d, d, squares);
+  double sum = 0;
+  if (!a.rms)
+    each_block(n, [&](int64_t from, int64_t length) {
+      Vec part = zero();
+      each(length, [&](int64_t i, auto count) { part = add(part, load(x + from + i, count)); });
+      sum += reduce_add(part);
+    });
+  const Vec centre = set((float)(sum / (double)n));
+  double squares = 0;
+  each_block(n, [&](int64_t from, int64_t length) {
+    Vec part = zero();
+    each(length, [&](int64_t i, auto count) {
+      const Vec d = select(active(count), sub(load(x + from + i, count), centre), zero());
+      part = fma(d, d, part);
+    });
+    squares += reduce_add(part);
   });
-  const Vec scale = set(1.0f / sqrtf(reduce_add(squares) / (float)n + a.eps));
+  const Vec scale = set((float)(1.0 / ::sqrt(squares / (double)n + (double)a.eps)));
   each(n, [&](int64_t i, auto count) {
     Vec v = mul(sub(load(x + i, count), centre), scale);
     if (a.weight) v = mul(v, load(a.weight + i, count));

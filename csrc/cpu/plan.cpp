@@ -1,16 +1,12 @@
-// How the large kernels cut up their work and how much scratch that takes: chosen once per call, from sizes alone, outside the
-// ISA code.
+// How the large kernels cut up their work and how much scratch that takes: chosen once per call, from sizes and the number of
+// threads, outside the ISA code. bind/ keeps every length below 2^40 (check_length), so that no product here overflows.
 #include "cpu/kernels.h"
 
 namespace qkv {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) {
-  return (a + b - 1) / b;
-}
-int64_t round_up(int64_t a, int64_t b) {
-  return ceil_div(a, b) * b;
-}
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 }  // namespace
 
@@ -29,7 +25,7 @@ GemmPlan plan_gemm(const GemmArgs& g) {
   // An unpacked b is packed anew by every row chunk: then rather long chunks of rows. Converted rows should stay in L2.
   p.rows = g.packed ? kMostRows : 4 * kMostRows;
   if (p.copy_a)
-    while (p.rows > kRowUnit && p.rows * g.k > 1 << 17) p.rows = round_up(p.rows / 2, kRowUnit);
+    while (p.rows > kRowUnit && p.rows * p.k_block > 1 << 17) p.rows = round_up(p.rows / 2, kRowUnit);
   p.panels = kMostPanels;
   const auto chunks = [&] {
     p.row_chunks = ceil_div(g.m, p.rows);
@@ -43,7 +39,7 @@ GemmPlan plan_gemm(const GemmArgs& g) {
   p.grain = cost > 0 && cost < kWorth ? kWorth / cost : 1;
 
   const int64_t rows = p.rows < g.m ? p.rows : g.m;
-  p.a_floats = p.copy_a ? round_up(rows * g.k, 16) : 0;
+  p.a_floats = p.copy_a ? round_up(rows * p.k_block, 16) : 0;
   p.b_floats = g.packed ? 0 : kPanelUnit * kPanel * p.k_block;  // one group at a time
   const int64_t c_floats = p.separate_c ? rows * p.panels * kPanel : 0;
   p.scratch_bytes = round_up((p.a_floats + p.b_floats + c_floats) * 4, 64);

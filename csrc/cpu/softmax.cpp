@@ -9,25 +9,29 @@ namespace qkv {
 namespace QKV_ISA {
 
 // x and y may be the same row.
-static void softmax_row(const float* x, float* y, int64_t n, bool log) {
+static void softmax_row(const float* x, float* y, int64_t n, bool logarithm) {
   Vec top = set(-__builtin_inff());
   each(n, [&](int64_t i, auto count) {
     const Vec v = load(x + i, count);
     top = max(top, select(active(count), v, top));
   });
   const Vec m = set(reduce_max(top));
-  Vec sum = zero();
-  each(n, [&](int64_t i, auto count) {
-    const Vec e = exp(sub(load(x + i, count), m));
-    if (!log) store(y + i, e, count);
-    sum = add(sum, select(active(count), e, zero()));
+  double total = 0;
+  each_block(n, [&](int64_t from, int64_t length) {
+    Vec sum = zero();
+    each(length, [&](int64_t i, auto count) {
+      const Vec e = exp(sub(load(x + from + i, count), m));
+      if (!logarithm) store(y + from + i, e, count);
+      sum = add(sum, select(active(count), e, zero()));
+    });
+    total += reduce_add(sum);
   });
-  if (log) {
-    const Vec ln = set(logf(reduce_add(sum)));
+  if (logarithm) {
+    const Vec ln = set((float)::log(total));
     each(n, [&](int64_t i, auto count) { store(y + i, sub(sub(load(x + i, count), m), ln), count); });
   } else {
-    const Vec total = set(reduce_add(sum));
-    each(n, [&](int64_t i, auto count) { store(y + i, div(load(y + i, count), total), count); });
+    const Vec sum = set((float)total);
+    each(n, [&](int64_t i, auto count) { store(y + i, div(load(y + i, count), sum), count); });
   }
 }
 

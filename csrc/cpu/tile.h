@@ -2,8 +2,9 @@
 //
 //   C (rows, 16 * panels) = [C +] A (rows, kc) B (kc, 16 * panels)
 //
-// Every element of C is one chain of fused multiply-adds over k in order, whatever the tile's shape: so results do not depend on
-// how rows and columns were divided among tiles or threads.
+// Every element of a product is one chain of fused multiply-adds over k in order, whatever the tile's shape: so results do not
+// depend on how rows and columns were divided among tiles or threads. What C held is added at the end: long sums are sums of
+// blocks.
 #pragma once
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
@@ -23,25 +24,16 @@ constexpr int kTileRows = 2, kTilePanels = 1;  // 8 accumulators, 4 of B, 2 of A
 #endif
 
 // b: element (k, column j of panel p) at b[p * b_panel + k * b_k + j]. c: row r at c + r * ldc; the columns from `columns` on are
-// not written. `first`: C starts from zero instead of what is there.
+// not written. `first`: C is set, otherwise added to.
 template <int R, int P>
 QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel, float* c, int64_t ldc,
                      int64_t columns, bool first) {
   constexpr int V = P * kVectors;
   Vec sum[R][V];
-  if (first) {
+  QKV_UNROLL(16)
+  for (int r = 0; r < R; ++r) {
     QKV_UNROLL(16)
-    for (int r = 0; r < R; ++r) QKV_UNROLL(16)
     for (int v = 0; v < V; ++v) sum[r][v] = zero();
-  } else {
-    QKV_UNROLL(16)
-    for (int r = 0; r < R; ++r) QKV_UNROLL(16)
-    for (int v = 0; v < V; ++v) {
-      const int64_t left = columns - v * kLanes;
-      sum[r][v] = left >= kLanes ? load(c + r * ldc + v * kLanes, Full{})
-                  : left > 0     ? load(c + r * ldc + v * kLanes, Rest{left})
-                                 : zero();
-    }
   }
   for (int64_t k = 0; k < kc; ++k) {
     Vec row[V];
@@ -56,13 +48,16 @@ QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, in
     b += b_k;
   }
   QKV_UNROLL(16)
-  for (int r = 0; r < R; ++r) QKV_UNROLL(16)
-  for (int v = 0; v < V; ++v) {
-    const int64_t left = columns - v * kLanes;
-    if (left >= kLanes)
-      store(c + r * ldc + v * kLanes, sum[r][v], Full{});
-    else if (left > 0)
-      store(c + r * ldc + v * kLanes, sum[r][v], Rest{left});
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(16)
+    for (int v = 0; v < V; ++v) {
+      const int64_t left = columns - v * kLanes;
+      float* const to = c + r * ldc + v * kLanes;
+      if (left >= kLanes)
+        store(to, first ? sum[r][v] : add(load(to, Full{}), sum[r][v]), Full{});
+      else if (left > 0)
+        store(to, first ? sum[r][v] : add(load(to, Rest{left}), sum[r][v]), Rest{left});
+    }
   }
 }
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 # transformers' names -> the activations that ops.linear fuses. The four tanh forms agree to 2.4e-7.
 ACTIVATIONS: dict[str, str] = {
     "gelu": "gelu",
@@ -22,6 +24,28 @@ ACTIVATIONS: dict[str, str] = {
 }
 MAX_SIZE = 2**31 - 1  # no width, count or vocabulary of a real model is beyond it
 MAX_LAYERS = 4096  # every layer costs objects before a single tensor is compared
+
+
+def plain(value: Any, where: str) -> Any:
+    """A value made in Python as JSON's own types, so that it can be saved: NumPy's numbers become Python's,
+    tuples lists, and integers that are keys strings. ValueError, naming the place: JSON cannot hold it."""
+    if isinstance(value, (np.bool_, np.integer)):
+        return value.item()
+    if isinstance(value, np.floating):
+        return float(value)
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [plain(item, where) for item in value]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
+    result = {}
+    for key, item in value.items():
+        if not isinstance(key, (str, int, np.integer)):
+            raise ValueError(f"{where} has the key {key!r:.99}, which JSON cannot hold")
+        name = key if isinstance(key, str) else str(int(key))
+        result[name] = plain(item, f"{where}: {name}")
+    return result
 
 
 class Config(Mapping[str, Any]):
@@ -54,7 +78,7 @@ class Config(Mapping[str, Any]):
         return dict(self._values)
 
     def error(self, name: str, expected: str) -> ValueError:
-        return ValueError(f"{self._where}: {name} must be {expected}; got {self._values.get(name)!r}")
+        return ValueError(f"{self._where}: {name} must be {expected}; got {self._values.get(name)!r:.200}")
 
     def integer(self, name: str, default: int, low: int = 1, high: int = MAX_SIZE) -> int:
         value = self._values.get(name)
@@ -68,9 +92,13 @@ class Config(Mapping[str, Any]):
         value = self._values.get(name)
         if value is None:
             return default
-        if type(value) not in (int, float) or not math.isfinite(value) or value < low:
+        try:
+            number = float(value) if type(value) in (int, float) else math.nan
+        except OverflowError:  # an integer may have any number of digits
+            number = math.inf
+        if not math.isfinite(number) or number < low:
             raise self.error(name, f"a finite number not below {low:g}")
-        return float(value)
+        return number
 
     def flag(self, name: str, default: bool) -> bool:
         value = self._values.get(name)
@@ -94,7 +122,7 @@ class Config(Mapping[str, Any]):
         implemented."""
         value = self._values.get(name)
         if value is not None and value != supported:
-            raise ValueError(f"{self._where}: {name} {value!r} is not supported; only {supported!r} is")
+            raise ValueError(f"{self._where}: {name} {value!r:.200} is not supported; only {supported!r} is")
 
     def num_labels(self, default: int = 2) -> int:
         """How many outputs a classification head has: transformers counts id2label."""

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import json
 import math
 import os
 import re
+import secrets
+import stat
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +30,10 @@ from typing import Any
 import numpy as np
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-MAX_FILE = 256_000_000  # bytes of one JSON file (the largest tokenizers have 35 MB)
+MAX_TOKENIZER = 256_000_000  # bytes of tokenizer.json (the largest have 35 MB)
+MAX_FILE = 16_000_000  # bytes of any other JSON file
+MAX_FILES = MAX_TOKENIZER + 4 * MAX_FILE  # bytes of all that one checkpoint makes us read
+MAX_NPY_HEADER = 65535  # bytes; version 1 of .npy cannot have more
 MAX_RANK = 32  # NumPy 1 cannot hold more
 META = "qkv.json"  # the npz entry that says: the names are our own, not a checkpoint's
 
@@ -73,7 +80,7 @@ class Checkpoint:
     """Where a model comes from: `tensors` by name and `files`, the JSON files read so far.
 
     canonical: the names and layouts are those of qkv's own layers, as Model.save writes them.
-    subfolders: the tensors of an npz that are named `folder/name`.
+    subfolders: the tensors of an npz that are named `folder/name`. entries: its files, not read yet.
     """
 
     where: str
@@ -82,17 +89,27 @@ class Checkpoint:
     files: dict[str, bytes] = field(default_factory=dict)
     folder: Path | None = None
     subfolders: dict[str, Tensor] = field(default_factory=dict)
+    entries: dict[str, Tensor] = field(default_factory=dict)
 
     def file(self, name: str) -> bytes | None:
         """The bytes of a small file, by its path relative to the folder; None if there is none."""
         if name not in self.files and self.folder is not None:
             path = inside(self.folder, name) if "/" in name else self.folder / name
             if path.is_file():
-                size = path.stat().st_size
-                if size > MAX_FILE:
-                    raise ValueError(f"{path}: {size} bytes are too many for this kind of file (limit {MAX_FILE})")
+                self._admit(name, path.stat().st_size)
                 self.files[name] = path.read_bytes()
+        elif name not in self.files and name in self.entries:
+            self._admit(name, self.entries[name].shape[0])
+            self.files[name] = self.entries[name].read().tobytes()
         return self.files.get(name)
+
+    def _admit(self, name: str, size: int) -> None:
+        limit = MAX_TOKENIZER if name == "tokenizer.json" else MAX_FILE
+        if size > limit:
+            raise ValueError(f"{self.where}: {name}: {size} bytes are too many for this kind of file (limit {limit})")
+        total = size + sum(len(data) for data in self.files.values())
+        if total > MAX_FILES:
+            raise ValueError(f"{self.where}: {name}: with it the JSON files have {total} bytes (limit {MAX_FILES})")
 
     def json(self, name: str, kind: type = dict) -> Any:
         """The parsed file, an object unless another `kind` is expected; None if there is no such file."""
@@ -132,9 +149,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _cached(name: str) -> Path | None:
-    """The folder of `owner/model` in the local Hugging Face cache, where its main branch was last
-    downloaded."""
-    if os.path.exists(name) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    """The folder of `owner/model`, or of an old name without owner, in the local Hugging Face cache, where its main
+    branch was last downloaded."""
+    if os.path.exists(name) or not re.fullmatch(r"([\w-][\w.-]*/)?[\w-][\w.-]*", name):
         return None
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
@@ -145,18 +162,16 @@ def _cached(name: str) -> Path | None:
 
 def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:
     """A checkpoint from one flat mapping, as an npz is: entries named `*.json` are files, the rest
-    tensors."""
-    files = {}
-    for name in [name for name in entries if name.endswith(".json")]:
-        entry = entries[name]
-        if entry.dtype != np.uint8 or len(entry.shape) != 1 or entry.shape[0] > MAX_FILE:
+    tensors. Files are read when they are asked for."""
+    files = {name: entry for name, entry in entries.items() if name.endswith(".json")}
+    for name, entry in files.items():
+        if entry.dtype != np.uint8 or len(entry.shape) != 1:
             raise ValueError(f"{where}: {name} must be a file's bytes, a uint8 array of rank 1")
-        files[name] = entry.read().tobytes()
     tensors = {name: tensor for name, tensor in entries.items() if name not in files}
-    checkpoint = Checkpoint(where, tensors, META in files, files)
+    checkpoint = Checkpoint(where, tensors, META in files, entries=files)
     if checkpoint.canonical:
         meta = checkpoint.json(META)
-        del files[META]
+        del checkpoint.files[META]
         if meta.get("format") != 1:
             raise ValueError(f"{where}: {META} has format {meta.get('format')!r}; this version reads format 1")
         for name, dtype in _string_map(meta.get("dtypes", {}), f"{where}: {META}: dtypes").items():
@@ -196,7 +211,13 @@ def inside(folder: Path, name: str) -> Path:
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append(root.parent.parent / "blobs")
-    if not any(path.resolve().is_relative_to(place) for place in allowed):
+    try:
+        target = path.resolve()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, RuntimeError, UnicodeError) as error:  # a loop of links, a name too long or no text
+        raise ValueError(f"{folder}: the file name {name!r:.200} cannot be used ({error})") from None
+    if not any(target.is_relative_to(place) for place in allowed):
         raise ValueError(f"{folder}: {name!r} is a link that leads out of the folder")
     return path
 
@@ -311,8 +332,8 @@ def _check_entry(entry: Any, where: str, available: int) -> tuple[tuple[int, ...
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of all shards that the index names; the index and the shards must agree."""
     size = index.stat().st_size
-    if size > MAX_HEADER:
-        raise ValueError(f"{index}: {size} bytes are too many for an index (limit {MAX_HEADER})")
+    if size > MAX_FILE:
+        raise ValueError(f"{index}: {size} bytes are too many for an index (limit {MAX_FILE})")
     content = parse_json(index.read_bytes(), str(index), unique=True)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     place = _string_map(weight_map, f"{index}: weight_map")
@@ -337,6 +358,8 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def read_npz(path: Path) -> dict[str, Tensor]:
     """All arrays of an .npz, each read (and its CRC checked) on demand. Pickled objects are refused."""
     tensors: dict[str, Tensor] = {}
+    if not path.is_file():  # opening a pipe would wait for its writer
+        raise ValueError(f"{path}: no regular file, so no .npz")
     size = path.stat().st_size
     with _zip_errors(f"{path}: not a readable .npz file"):
         archive = zipfile.ZipFile(path)  # closed with the last tensor that reads from it
@@ -363,7 +386,10 @@ def _zip_errors(where: str) -> Iterator[None]:
     """What zipfile raises for broken, truncated, encrypted or exotic archives, as a ValueError."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError) as error:
+    except (
+        *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+        *(NotImplementedError, RuntimeError, OSError, OverflowError, UnicodeError),
+    ) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
@@ -375,7 +401,11 @@ def _npy_header(member: Any, where: str, size: int) -> tuple[tuple[int, ...], np
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in read:
             raise ValueError(f"version {version} of the format is not supported")
-        shape, _, dtype = read[version](member)
+        prefix = member.read(2 * version[0])  # the header's size, which is all that tells how much NumPy would read
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_NPY_HEADER:
+            raise ValueError(f"it claims {length} bytes; the limit is {MAX_NPY_HEADER}")
+        shape, _, dtype = read[version](io.BytesIO(prefix + member.read(length)))
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{where}: broken .npy header ({error})") from None
     if dtype.hasobject:
@@ -403,21 +433,33 @@ def _read_npy(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> np
 def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndarray]]) -> None:
     """Write an uncompressed .npz, one array at a time, in the place of `path` only once it is complete.
 
+    The file keeps the permissions of the one that it replaces. ValueError: the name, or what stands there, is not
+    that of a file; OSError: it cannot be written.
+
     bfloat16 arrays must already be uint16 (their names go into qkv.json), because .npy has no name for them.
     """
     path = Path(path)
     if path.suffix != ".npz":
         raise ValueError(f"save: expected a file name that ends in .npz; got {path}")
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    target = Path(os.path.realpath(path))  # a link stays one
+    if target.exists() and not target.is_file():
+        raise ValueError(f"save: {path} is there and no regular file")
+    partial = target.parent / f".{secrets.token_hex(8)}.partial"  # short, and no other writer's
     try:
-        with zipfile.ZipFile(partial, "w") as archive:
+        stream = open(partial, "xb")  # noqa: SIM115 - the errors of opening are the target's
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        with stream, zipfile.ZipFile(stream, "w") as archive:
             for name, array in entries:
                 # a fixed date: the same model gives the same file
                 info = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
                 info.external_attr = 0o644 << 16
                 with archive.open(info, "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-        os.replace(partial, path)
+        if target.exists():
+            os.chmod(partial, stat.S_IMODE(target.stat().st_mode))
+        os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
 

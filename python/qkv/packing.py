@@ -8,6 +8,7 @@ before it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -146,11 +147,24 @@ def _cumulative(lengths: Any) -> Array:
     return cu_seqlens
 
 
-def _integers(name: str, value: Any) -> Array:
-    try:
+def regular(name: str, value: Any, advice: str = "") -> Array:
+    """np.asarray, with a ValueError for nested lists whose rows differ in length. NumPy before 1.24 makes an array of
+    objects of those, after a warning, which may be an error."""
+    array = None
+    with contextlib.suppress(ValueError, UserWarning):
         array = np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name}: the rows have different lengths; pad them and pass attention_mask") from None
+    if array is None or (array.dtype == object and isinstance(value, (list, tuple)) and _ragged(value)):
+        raise ValueError(f"{name}: the rows have different lengths{advice}")
+    return array
+
+
+def _ragged(value: Any) -> bool:
+    lengths = {len(row) if isinstance(row, (list, tuple, np.ndarray)) else None for row in value}
+    return len(lengths) > 1 or any(isinstance(row, (list, tuple)) and _ragged(row) for row in value)
+
+
+def _integers(name: str, value: Any) -> Array:
+    array = regular(name, value, "; pad them and pass attention_mask")
     if array.size == 0 and array.dtype == np.float64:  # what an empty list becomes
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
@@ -162,7 +176,7 @@ def _mask(value: Any, shape: tuple[int, ...]) -> Array | None:
     """(B, S) bool, or None where nothing is masked."""
     if value is None:
         return None
-    array = np.asarray(value)
+    array = regular("attention_mask", value)
     if array.shape != shape:
         raise ValueError(f"attention_mask: expected shape {shape} as input_ids; got {array.shape}")
     if array.size == 0:

@@ -8,7 +8,7 @@ so an embedding does not depend on what else is encoded with it.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,8 @@ def encode(
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
             raise ValueError(f"encode: {name} must be a positive integer; got {value!r}")
     single = isinstance(sentences, str)
+    if not single and not isinstance(sentences, Iterable):
+        raise TypeError(f"encode: expected a string or a sequence of strings; got {type(sentences).__name__}")
     texts = [sentences] if single else list(sentences)
     for text in texts:
         if not isinstance(text, str):
@@ -125,7 +127,8 @@ class Pipeline:
         )
         pipeline.prompts = _prompts(settings)
         pipeline.default_prompt = settings.get("default_prompt_name")
-        if pipeline.default_prompt is not None and pipeline.default_prompt not in pipeline.prompts:
+        default = pipeline.default_prompt
+        if default is not None and (not isinstance(default, str) or default not in pipeline.prompts):
             raise settings.error("default_prompt_name", f"one of the prompts, {sorted(pipeline.prompts)}")
         pipeline.truncate_dim = settings.integer("truncate_dim", 0) or None
         for k, module in enumerate(modules):
@@ -139,9 +142,11 @@ class Pipeline:
             place = {0: "Transformer", 1: "Pooling"}
             if place.get(k, name) != name or (k > 1 and name in place.values()):
                 raise ValueError(f"modules.json: {kind!r} cannot be module {k}; expected Transformer, Pooling, others")
-            if not isinstance(path, str) or (k == 0 and path):
+            if not isinstance(path, str) or bool(path) != bool(k):  # the text model lies in the folder itself
                 raise ValueError(f"modules.json: path {path!r} of {kind!r} is not supported")
             values = checkpoint.json(f"{path}/config.json") if k else None
+            if name == "Pooling" and values is None:
+                raise ValueError(f"modules.json: the Pooling module's {path}/config.json is not there")
             config = Config(values or {}, f"{path}/config.json")
             for option in ("module_input_name", "module_output_name"):
                 config.only(option, "sentence_embedding")
@@ -151,15 +156,20 @@ class Pipeline:
                 pipeline.steps.append(_normalize)
             elif name == "Dense":
                 pipeline._add_dense(config, path, checkpoint)
+        if len(modules) < 2:
+            raise ValueError(f"modules.json: expected a Transformer and a Pooling module; got {len(modules)} modules")
         return pipeline
 
     def _add_pooling(self, config: Config, width: int) -> None:
         given = config.get("pooling_mode")
         if given is None:
+            if not any(key in config for key in POOLING_MODES.values()):
+                raise config.error("pooling_mode", f"one or several of {', '.join(POOLING_MODES)}")
             modes = [mode for mode, key in POOLING_MODES.items() if config.flag(key, False)] or ["mean"]
         else:
             modes = [given] if isinstance(given, str) else given
-        if not isinstance(modes, list) or not modes or any(mode not in POOLING_MODES for mode in modes):
+        known = isinstance(modes, list) and all(isinstance(mode, str) and mode in POOLING_MODES for mode in modes)
+        if not known or not modes:
             raise config.error("pooling_mode", f"one or several of {', '.join(POOLING_MODES)}")
         for name in ("word_embedding_dimension", "embedding_dimension"):
             if config.integer(name, width) != width:
@@ -171,7 +181,7 @@ class Pipeline:
     def _add_dense(self, config: Config, path: str, checkpoint: Checkpoint) -> None:
         config.only("use_residual", False)
         activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-        if activation not in DENSE_ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in DENSE_ACTIVATIONS:
             raise config.error("activation_function", "one of " + ", ".join(DENSE_ACTIVATIONS))
         n_in, n_out = config.integer("in_features", self.width), config.integer("out_features", self.width)
         if n_in != self.width:

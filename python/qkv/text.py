@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +34,8 @@ class Tokenizer:
     """
 
     def __init__(self, backend: Any, max_length: int | None, *, side: str = "right", pad_token: str = "[PAD]"):
-        special = backend.num_special_tokens_to_add(False)
+        with _backend_errors("tokenizer"):
+            special = backend.num_special_tokens_to_add(False)
         if max_length is not None and max_length < special:
             raise ValueError(f"tokenizer: a limit of {max_length} tokens has no room for {special} special ones")
         self.backend = backend
@@ -56,10 +61,8 @@ class Tokenizer:
                 "this model has no tokenizer.json. If its folder has vocab.txt or another older form, "
                 "transformers makes one: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             )
-        try:
+        with _backend_errors("tokenizer.json"):
             backend = tokenizers.Tokenizer.from_str(files["tokenizer.json"].decode())
-        except Exception as error:  # tokenizers raises plain Exception
-            raise ValueError(f"tokenizer.json: {error}") from None
         settings = _settings(files, "tokenizer_config.json")
         sentence = next((_settings(files, name) for name in SENTENCE_CONFIGS if name in files), None)
         limits = [max_tokens] if max_tokens is not None else []
@@ -115,10 +118,50 @@ class Tokenizer:
             for part in text if isinstance(text, tuple) else (text,):
                 if not isinstance(part, str):
                     raise TypeError(f"tokenizer: expected strings; got {type(part).__name__}")
-        try:
+                try:
+                    part.encode()
+                except UnicodeEncodeError:  # versions of tokenizers before 0.20 would leave it out
+                    raise ValueError("tokenizer: a text has a lone surrogate, which is no Unicode character") from None
+        with _backend_errors("tokenizer"):
             return list(self.backend.encode_batch(texts))
-        except TypeError:  # all are strings, so one of them cannot be written as UTF-8
-            raise ValueError("tokenizer: a text has a lone surrogate, which is no Unicode character") from None
+
+
+def handed_in(tokenizer: Any) -> dict[str, bytes]:
+    """The files for a tokenizer that a user hands in: used, saved and loaded as it is.
+
+    tokenizer: a tokenizers.Tokenizer, a fast tokenizer of transformers, whose limit, side and padding token are
+    kept, or the path of a tokenizer.json. TypeError: it is something else.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if hasattr(backend, "to_str"):
+        data = str(backend.to_str()).encode()
+    elif isinstance(tokenizer, (str, os.PathLike)):
+        data = Path(tokenizer).read_bytes()
+    else:
+        raise TypeError(
+            "from_weights: tokenizer must be a tokenizers.Tokenizer, a fast tokenizer of transformers, or the "
+            f"path of a tokenizer.json; got {type(tokenizer).__name__}"
+        )
+    # this class has no opinion on case and accents: tokenizer.json alone decides
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if backend is not tokenizer:
+        for name in ("model_max_length", "truncation_side", "pad_token"):
+            value = getattr(tokenizer, name, None)
+            if isinstance(value, (int, float, str)):
+                settings[name] = value
+    return {"tokenizer.json": data, "tokenizer_config.json": json.dumps(settings).encode()}
+
+
+@contextlib.contextmanager
+def _backend_errors(where: str) -> Iterator[None]:
+    """Whatever tokenizers raises for a tokenizer.json that is wrong, as a ValueError. It raises plain Exceptions,
+    and where its Rust code panics, a class derived from BaseException."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _settings(files: Mapping[str, bytes], name: str) -> Config:
@@ -134,7 +177,7 @@ def _bert_normalizer(tokenizers: Any, backend: Any, settings: Config) -> None:
         backend.normalizer = tokenizers.normalizers.BertNormalizer(
             clean_text=old.clean_text,
             handle_chinese_chars=settings.flag("tokenize_chinese_chars", True),
-            strip_accents=settings.get("strip_accents"),
+            strip_accents=None if settings.get("strip_accents") is None else settings.flag("strip_accents", False),
             lowercase=settings.flag("do_lower_case", True),
         )
 

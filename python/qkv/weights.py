@@ -26,6 +26,8 @@ from . import ops
 from .files import Tensor
 
 Model = TypeVar("Model")
+BLOCK = 1 << 20  # elements that are compared at a time
+SHOWN = 300  # lines of each kind in the report
 NEAREST = 20  # names that get a 'nearest' hint: matching is quadratic, and files are untrusted
 
 
@@ -84,11 +86,18 @@ class Tie:
     when: bool
 
     def apply(self, pool: dict[str, Tensor], problems: list[str]) -> None:
+        """What is there serves for what is not."""
         present = [name for name in self.names if name in pool]
-        for name in self.names if present else ():
-            first = pool[present[0]]
-            if (name in pool and _equal(first, pool[name])) or (name not in pool and self.when):
-                pool[name] = first
+        if present and self.when:
+            for name in self.names:
+                pool.setdefault(name, pool[present[0]])
+
+    def share(self, pool: dict[str, Tensor]) -> None:
+        """Make equal tensors one. This reads them, so their shapes must have been checked."""
+        present = [name for name in self.names if name in pool]
+        for name in present[1:]:
+            if _equal(pool[present[0]], pool[name]):
+                pool[name] = pool[present[0]]
 
 
 def rename(source: str | Sequence[str], target: str) -> Rule:
@@ -193,7 +202,11 @@ def _one(source: str, target: str, make: Callable[[Tensor], Tensor]) -> Rule:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a is b or (a.shape == b.shape and a.dtype == b.dtype and np.array_equal(a.read(), b.read()))
+    if a is b or a.shape != b.shape or a.dtype != b.dtype:
+        return a is b
+    x, y = np.atleast_1d(a.read(), b.read())
+    rows = max(1, BLOCK * len(x) // max(1, x.size))  # by blocks: a comparison makes arrays too
+    return all(np.array_equal(x[i : i + rows], y[i : i + rows]) for i in range(0, len(x), rows))
 
 
 # ---- patterns
@@ -292,10 +305,22 @@ class _Store:
         return self.values[name]
 
     def _load(self, tensor: Tensor) -> Any:
-        array = tensor.read()
+        array = _narrowed(tensor)
         if id(tensor) in self._packed:
             return ops.pack_weight(np.require(array, np.float32, ["C", "A"]), dtype=self.dtype)
         return np.array(array, np.float32, order="C")  # a copy: the file may change or go away
+
+
+def _narrowed(tensor: Tensor) -> np.ndarray:
+    """The tensor, float64 as float32. ValueError: a number is too large for that."""
+    array = tensor.read()
+    if array.dtype.kind != "f" or array.dtype.itemsize <= 4:
+        return array
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32)
+    if np.isinf(narrow).any() and (np.isinf(narrow) & np.isfinite(array)).any():
+        raise ValueError(f"{' + '.join(tensor.names)} holds numbers that are too large for float32")
+    return narrow
 
 
 def load_parameters(
@@ -321,6 +346,9 @@ def load_parameters(
     store = _Store(pool, dtype)
     build(Weights(store))
     _check(store, rules, present, prefix, problems, where)
+    for rule in rules:
+        if isinstance(rule, Tie):
+            rule.share(pool)
     store.start_loading()
     model = build(Weights(store))
     assert store.values is not None
@@ -379,7 +407,7 @@ def _check(
     lines = [f"{where}: {len(missing)} missing, {len(unexpected)} unexpected, {len(misshaped)} mis-shaped"]
     lines += _hinted("missing", missing, unexpected)
     lines += _hinted("unexpected", unexpected, missing)
-    lines += [f"  mis-shaped: {text}" for text in misshaped]
+    lines += _limited([f"  mis-shaped: {text}" for text in misshaped])
     raise ValueError("\n".join(lines))
 
 
@@ -388,5 +416,14 @@ def _hinted(what: str, names: list[str], others: list[str]) -> list[str]:
     lines = []
     for k, name in enumerate(names):
         near = difflib.get_close_matches(name, others[:1000], n=1) if k < NEAREST else []
-        lines.append(f"  {what}: {name}" + (f" (nearest: {near[0]})" if near else ""))
-    return lines
+        lines.append(f"  {what}: {_shown(name)}" + (f" (nearest: {_shown(near[0])})" if near else ""))
+    return _limited(lines)
+
+
+def _limited(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"  ... and {len(lines) - SHOWN} more"]
+
+
+def _shown(name: str) -> str:
+    """A name from a file as it is, unless it would mislead: with line ends, say, or very long."""
+    return name if name.isprintable() and len(name) <= 200 else f"{name!r:.200}"

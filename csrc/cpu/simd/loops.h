@@ -15,13 +15,16 @@ QKV_INLINE void each(int64_t n, Body&& body) {
   if (i < n) body(i, Rest{n - i});
 }
 
+// Calls body(from, length) for stretches of 4096: long sums are sums of such parts, or a float stops growing at 2^24 of its unit.
+template <class Body>
+QKV_INLINE void each_block(int64_t n, Body&& body) {
+  constexpr int64_t kBlock = 4096;
+  for (int64_t from = 0; from < n; from += kBlock) body(from, n - from < kBlock ? n - from : kBlock);
+}
+
 // Lanes that a count covers.
-QKV_INLINE Mask active(Full) {
-  return first(kLanes);
-}
-QKV_INLINE Mask active(Rest r) {
-  return first(r.n);
-}
+QKV_INLINE Mask active(Full) { return first(kLanes); }
+QKV_INLINE Mask active(Rest r) { return first(r.n); }
 
 // Calls body(p) with p as a pointer to the dtype's element.
 template <class Body>

@@ -65,14 +65,10 @@ QKV_INLINE Vec erf(Vec x) {
 }
 
 // x / (1 + e^(-c x)): silu for c = 1, quick_gelu for c = 1.702.
-QKV_INLINE Vec sigmoid_unit(Vec x, float c) {
-  return div(x, add(set(1.0f), exp(mul(x, set(-c)))));
-}
+QKV_INLINE Vec sigmoid_unit(Vec x, float c) { return div(x, add(set(1.0f), exp(mul(x, set(-c))))); }
 
 // x/2 (1 + erf(x / sqrt 2))
-QKV_INLINE Vec gelu(Vec x) {
-  return mul(mul(set(0.5f), x), add(set(1.0f), erf(mul(x, set(0.707106781f)))));
-}
+QKV_INLINE Vec gelu(Vec x) { return mul(mul(set(0.5f), x), add(set(1.0f), erf(mul(x, set(0.707106781f))))); }
 
 // x/2 (1 + tanh u) = x / (1 + e^-2u) with u = sqrt(2/pi) (x + 0.044715 x^3)
 QKV_INLINE Vec gelu_tanh(Vec x) {
@@ -81,9 +77,7 @@ QKV_INLINE Vec gelu_tanh(Vec x) {
 }
 
 // x stands second, so that a NaN gets through max.
-QKV_INLINE Vec relu(Vec x) {
-  return max(zero(), x);
-}
+QKV_INLINE Vec relu(Vec x) { return max(zero(), x); }
 
 }  // namespace QKV_ISA
 }  // namespace qkv

@@ -1,16 +1,23 @@
+// clang-format off
 // The vector type that kernels are written on; the macro QKV_ISA names both the namespace and the instruction set.
 //
 // Contract, the same for every ISA (float lanes, kLanes of them):
-//   Vec                      value type; zero(), set(x), iota() = 0, 1, 2, ...
-//   load(p, count)           count is Full{} or Rest{n}, n < kLanes; lanes beyond the rest read as 0, memory beyond it is not
-//   touched. store(p, v, count)       p may be float, f16 or bf16, at any alignment; halves round to nearest even. add sub mul
-//   div          fma(a, b, c) = a*b + c and fnma(a, b, c) = c - a*b: one rounding where the ISA has it max(a, b), min(a, b)     b
-//   where either is NaN (as x86 does): put the value that must survive second copysign(a, b)         |a| with b's sign neg abs
-//   sqrt round       round: to nearest even, |x| < 2^22 Mask: lt le gt ge eq     false where either is NaN; select(m, a, b);
-//   first(n): lanes below n; mask_and(a, b) scale2(v, n)             v * 2^n for integral n in [-300, 300], graceful into
-//   denormals and infinity reduce_add, reduce_max   over the lanes, in a fixed order load_mask(p, count)      bytes: true where
-//   non-zero transpose(p, ld, q, ldq) q[c][r] = p[r][c] for a kLanes x kLanes block
+//   Vec                       value type; zero(), set(x), iota() = 0, 1, 2, ...
+//   load(p, count)            count is Full{} or Rest{n}, n < kLanes: lanes beyond the rest read as 0, memory beyond it is not touched
+//   store(p, v, count)        p may be float, f16 or bf16, at any alignment; halves round to nearest even
+//   add sub mul div           one rounding each
+//   fma(a, b, c)              a*b + c, and fnma(a, b, c) = c - a*b: one rounding where the ISA has it, else two
+//   max(a, b), min(a, b)      b where either is NaN (as x86 does): put the value that must survive second
+//   neg abs sqrt round        round: to nearest even, |x| < 2^22
+//   copysign(a, b)            |a| with b's sign
+//   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
+//   load_mask(p, count)       bytes: true where non-zero
+//   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
+//   reduce_add, reduce_max    over the lanes, in a fixed order
+//   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block
+//
 // Kernels build without -ffast-math and with contraction off: the operations written are the operations done.
+// clang-format on
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -34,9 +41,7 @@ struct Rest {
   int64_t n;
 };
 // Scalar conversions, for tails and for baseline machines. bf16: upper half of a float.
-QKV_INLINE float to_float(float x) {
-  return x;
-}
+QKV_INLINE float to_float(float x) { return x; }
 QKV_INLINE float to_float(bf16 x) {
   const uint32_t bits = (uint32_t)x.bits << 16;
   float y;
@@ -59,9 +64,7 @@ QKV_INLINE float to_float(f16 x) {
   memcpy(&y, &bits, 4);
   return y;
 }
-QKV_INLINE void from_float(float x, float* y) {
-  *y = x;
-}
+QKV_INLINE void from_float(float x, float* y) { *y = x; }
 QKV_INLINE void from_float(float x, bf16* y) {
   uint32_t bits;
   memcpy(&bits, &x, 4);

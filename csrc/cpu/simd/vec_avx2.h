@@ -17,28 +17,14 @@ QKV_INLINE __m256i lanes_below(int64_t n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(n > 8 ? 8 : n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-QKV_INLINE Vec zero() {
-  return {_mm256_setzero_ps()};
-}
-QKV_INLINE Vec set(float x) {
-  return {_mm256_set1_ps(x)};
-}
-QKV_INLINE Vec iota() {
-  return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)};
-}
+QKV_INLINE Vec zero() { return {_mm256_setzero_ps()}; }
+QKV_INLINE Vec set(float x) { return {_mm256_set1_ps(x)}; }
+QKV_INLINE Vec iota() { return {_mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7)}; }
 
-QKV_INLINE Vec load(const float* p, Full) {
-  return {_mm256_loadu_ps(p)};
-}
-QKV_INLINE Vec load(const float* p, Rest r) {
-  return {_mm256_maskload_ps(p, lanes_below(r.n))};
-}
-QKV_INLINE void store(float* p, Vec a, Full) {
-  _mm256_storeu_ps(p, a.v);
-}
-QKV_INLINE void store(float* p, Vec a, Rest r) {
-  _mm256_maskstore_ps(p, lanes_below(r.n), a.v);
-}
+QKV_INLINE Vec load(const float* p, Full) { return {_mm256_loadu_ps(p)}; }
+QKV_INLINE Vec load(const float* p, Rest r) { return {_mm256_maskload_ps(p, lanes_below(r.n))}; }
+QKV_INLINE void store(float* p, Vec a, Full) { _mm256_storeu_ps(p, a.v); }
+QKV_INLINE void store(float* p, Vec a, Rest r) { _mm256_maskstore_ps(p, lanes_below(r.n), a.v); }
 
 QKV_INLINE __m128i load_halves(const void* p, int64_t n) {
   uint16_t lanes[8] = {0};
@@ -53,25 +39,13 @@ QKV_INLINE void store_halves(void* p, __m128i x, int64_t n) {
     if (i < n) ((uint16_t*)p)[i] = lanes[i];
 }
 
-QKV_INLINE Vec load(const f16* p, Full) {
-  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))};
-}
-QKV_INLINE Vec load(const f16* p, Rest r) {
-  return {_mm256_cvtph_ps(load_halves(p, r.n))};
-}
-QKV_INLINE __m128i to_f16(Vec a) {
-  return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-QKV_INLINE void store(f16* p, Vec a, Full) {
-  _mm_storeu_si128((__m128i*)p, to_f16(a));
-}
-QKV_INLINE void store(f16* p, Vec a, Rest r) {
-  store_halves(p, to_f16(a), r.n);
-}
+QKV_INLINE Vec load(const f16* p, Full) { return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p))}; }
+QKV_INLINE Vec load(const f16* p, Rest r) { return {_mm256_cvtph_ps(load_halves(p, r.n))}; }
+QKV_INLINE __m128i to_f16(Vec a) { return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+QKV_INLINE void store(f16* p, Vec a, Full) { _mm_storeu_si128((__m128i*)p, to_f16(a)); }
+QKV_INLINE void store(f16* p, Vec a, Rest r) { store_halves(p, to_f16(a), r.n); }
 
-QKV_INLINE Vec from_bf16(__m128i x) {
-  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))};
-}
+QKV_INLINE Vec from_bf16(__m128i x) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16))}; }
 QKV_INLINE __m128i to_bf16(Vec a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
@@ -81,84 +55,32 @@ QKV_INLINE __m128i to_bf16(Vec a) {
   const __m256i half = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
   return _mm_packus_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
-QKV_INLINE Vec load(const bf16* p, Full) {
-  return from_bf16(_mm_loadu_si128((const __m128i*)p));
-}
-QKV_INLINE Vec load(const bf16* p, Rest r) {
-  return from_bf16(load_halves(p, r.n));
-}
-QKV_INLINE void store(bf16* p, Vec a, Full) {
-  _mm_storeu_si128((__m128i*)p, to_bf16(a));
-}
-QKV_INLINE void store(bf16* p, Vec a, Rest r) {
-  store_halves(p, to_bf16(a), r.n);
-}
+QKV_INLINE Vec load(const bf16* p, Full) { return from_bf16(_mm_loadu_si128((const __m128i*)p)); }
+QKV_INLINE Vec load(const bf16* p, Rest r) { return from_bf16(load_halves(p, r.n)); }
+QKV_INLINE void store(bf16* p, Vec a, Full) { _mm_storeu_si128((__m128i*)p, to_bf16(a)); }
+QKV_INLINE void store(bf16* p, Vec a, Rest r) { store_halves(p, to_bf16(a), r.n); }
 
-QKV_INLINE Vec add(Vec a, Vec b) {
-  return {_mm256_add_ps(a.v, b.v)};
-}
-QKV_INLINE Vec sub(Vec a, Vec b) {
-  return {_mm256_sub_ps(a.v, b.v)};
-}
-QKV_INLINE Vec mul(Vec a, Vec b) {
-  return {_mm256_mul_ps(a.v, b.v)};
-}
-QKV_INLINE Vec div(Vec a, Vec b) {
-  return {_mm256_div_ps(a.v, b.v)};
-}
-QKV_INLINE Vec fma(Vec a, Vec b, Vec c) {
-  return {_mm256_fmadd_ps(a.v, b.v, c.v)};
-}
-QKV_INLINE Vec fnma(Vec a, Vec b, Vec c) {
-  return {_mm256_fnmadd_ps(a.v, b.v, c.v)};
-}
-QKV_INLINE Vec max(Vec a, Vec b) {
-  return {_mm256_max_ps(a.v, b.v)};
-}
-QKV_INLINE Vec min(Vec a, Vec b) {
-  return {_mm256_min_ps(a.v, b.v)};
-}
-QKV_INLINE Vec neg(Vec a) {
-  return {_mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f))};
-}
-QKV_INLINE Vec abs(Vec a) {
-  return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)};
-}
+QKV_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
+QKV_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
+QKV_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
+QKV_INLINE Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.v, b.v)}; }
+QKV_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+QKV_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
+QKV_INLINE Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.v, b.v)}; }
+QKV_INLINE Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.v, b.v)}; }
+QKV_INLINE Vec neg(Vec a) { return {_mm256_xor_ps(a.v, _mm256_set1_ps(-0.0f))}; }
+QKV_INLINE Vec abs(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 QKV_INLINE Vec copysign(Vec a, Vec b) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_and_ps(sign, b.v), _mm256_andnot_ps(sign, a.v))};
 }
-QKV_INLINE Vec sqrt(Vec a) {
-  return {_mm256_sqrt_ps(a.v)};
-}
-QKV_INLINE Vec round(Vec a) {
-  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+QKV_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
+QKV_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
-QKV_INLINE Mask lt(Vec a, Vec b) {
-  return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
-}
-QKV_INLINE Mask le(Vec a, Vec b) {
-  return {_mm256_cmp_ps(a.v, b.v, _CMP_LE_OQ)};
-}
-QKV_INLINE Mask gt(Vec a, Vec b) {
-  return {_mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ)};
-}
-QKV_INLINE Mask ge(Vec a, Vec b) {
-  return {_mm256_cmp_ps(a.v, b.v, _CMP_GE_OQ)};
-}
-QKV_INLINE Mask eq(Vec a, Vec b) {
-  return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)};
-}
-QKV_INLINE Mask first(int64_t n) {
-  return {_mm256_castsi256_ps(lanes_below(n < 0 ? 0 : n))};
-}
-QKV_INLINE Mask mask_and(Mask a, Mask b) {
-  return {_mm256_and_ps(a.m, b.m)};
-}
-QKV_INLINE Vec select(Mask m, Vec a, Vec b) {
-  return {_mm256_blendv_ps(b.v, a.v, m.m)};
-}
+QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+QKV_INLINE Mask first(int64_t n) { return {_mm256_castsi256_ps(lanes_below(n < 0 ? 0 : n))}; }
+QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
   uint8_t lanes[8] = {0};
   for (int i = 0; i < 8; ++i)

@@ -13,52 +13,24 @@ struct Mask {
   __mmask16 m;
 };
 
-QKV_INLINE __mmask16 lanes_below(int64_t n) {
-  return (__mmask16)_bzhi_u32(0xffff, n > 16 ? 16u : (unsigned)n);
-}
+QKV_INLINE __mmask16 lanes_below(int64_t n) { return (__mmask16)_bzhi_u32(0xffff, n > 16 ? 16u : (unsigned)n); }
 
-QKV_INLINE Vec zero() {
-  return {_mm512_setzero_ps()};
-}
-QKV_INLINE Vec set(float x) {
-  return {_mm512_set1_ps(x)};
-}
-QKV_INLINE Vec iota() {
-  return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)};
-}
+QKV_INLINE Vec zero() { return {_mm512_setzero_ps()}; }
+QKV_INLINE Vec set(float x) { return {_mm512_set1_ps(x)}; }
+QKV_INLINE Vec iota() { return {_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)}; }
 
-QKV_INLINE Vec load(const float* p, Full) {
-  return {_mm512_loadu_ps(p)};
-}
-QKV_INLINE Vec load(const float* p, Rest r) {
-  return {_mm512_maskz_loadu_ps(lanes_below(r.n), p)};
-}
-QKV_INLINE void store(float* p, Vec a, Full) {
-  _mm512_storeu_ps(p, a.v);
-}
-QKV_INLINE void store(float* p, Vec a, Rest r) {
-  _mm512_mask_storeu_ps(p, lanes_below(r.n), a.v);
-}
+QKV_INLINE Vec load(const float* p, Full) { return {_mm512_loadu_ps(p)}; }
+QKV_INLINE Vec load(const float* p, Rest r) { return {_mm512_maskz_loadu_ps(lanes_below(r.n), p)}; }
+QKV_INLINE void store(float* p, Vec a, Full) { _mm512_storeu_ps(p, a.v); }
+QKV_INLINE void store(float* p, Vec a, Rest r) { _mm512_mask_storeu_ps(p, lanes_below(r.n), a.v); }
 
-QKV_INLINE Vec load(const f16* p, Full) {
-  return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))};
-}
-QKV_INLINE Vec load(const f16* p, Rest r) {
-  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes_below(r.n), p))};
-}
-QKV_INLINE __m256i to_f16(Vec a) {
-  return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
-QKV_INLINE void store(f16* p, Vec a, Full) {
-  _mm256_storeu_si256((__m256i*)p, to_f16(a));
-}
-QKV_INLINE void store(f16* p, Vec a, Rest r) {
-  _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_f16(a));
-}
+QKV_INLINE Vec load(const f16* p, Full) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p))}; }
+QKV_INLINE Vec load(const f16* p, Rest r) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes_below(r.n), p))}; }
+QKV_INLINE __m256i to_f16(Vec a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+QKV_INLINE void store(f16* p, Vec a, Full) { _mm256_storeu_si256((__m256i*)p, to_f16(a)); }
+QKV_INLINE void store(f16* p, Vec a, Rest r) { _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_f16(a)); }
 
-QKV_INLINE Vec from_bf16(__m256i x) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))};
-}
+QKV_INLINE Vec from_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
 // By integer arithmetic on both AVX-512 ISAs: vcvtneps2bf16 would flush denormals to zero.
 QKV_INLINE __m256i to_bf16(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
@@ -68,84 +40,32 @@ QKV_INLINE __m256i to_bf16(Vec a) {
   const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(rounded, nan, quiet), 16));
 }
-QKV_INLINE Vec load(const bf16* p, Full) {
-  return from_bf16(_mm256_loadu_si256((const __m256i*)p));
-}
-QKV_INLINE Vec load(const bf16* p, Rest r) {
-  return from_bf16(_mm256_maskz_loadu_epi16(lanes_below(r.n), p));
-}
-QKV_INLINE void store(bf16* p, Vec a, Full) {
-  _mm256_storeu_si256((__m256i*)p, to_bf16(a));
-}
-QKV_INLINE void store(bf16* p, Vec a, Rest r) {
-  _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_bf16(a));
-}
+QKV_INLINE Vec load(const bf16* p, Full) { return from_bf16(_mm256_loadu_si256((const __m256i*)p)); }
+QKV_INLINE Vec load(const bf16* p, Rest r) { return from_bf16(_mm256_maskz_loadu_epi16(lanes_below(r.n), p)); }
+QKV_INLINE void store(bf16* p, Vec a, Full) { _mm256_storeu_si256((__m256i*)p, to_bf16(a)); }
+QKV_INLINE void store(bf16* p, Vec a, Rest r) { _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_bf16(a)); }
 
-QKV_INLINE Vec add(Vec a, Vec b) {
-  return {_mm512_add_ps(a.v, b.v)};
-}
-QKV_INLINE Vec sub(Vec a, Vec b) {
-  return {_mm512_sub_ps(a.v, b.v)};
-}
-QKV_INLINE Vec mul(Vec a, Vec b) {
-  return {_mm512_mul_ps(a.v, b.v)};
-}
-QKV_INLINE Vec div(Vec a, Vec b) {
-  return {_mm512_div_ps(a.v, b.v)};
-}
-QKV_INLINE Vec fma(Vec a, Vec b, Vec c) {
-  return {_mm512_fmadd_ps(a.v, b.v, c.v)};
-}
-QKV_INLINE Vec fnma(Vec a, Vec b, Vec c) {
-  return {_mm512_fnmadd_ps(a.v, b.v, c.v)};
-}
-QKV_INLINE Vec max(Vec a, Vec b) {
-  return {_mm512_max_ps(a.v, b.v)};
-}
-QKV_INLINE Vec min(Vec a, Vec b) {
-  return {_mm512_min_ps(a.v, b.v)};
-}
-QKV_INLINE Vec neg(Vec a) {
-  return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))};
-}
-QKV_INLINE Vec abs(Vec a) {
-  return {_mm512_abs_ps(a.v)};
-}
+QKV_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
+QKV_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
+QKV_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
+QKV_INLINE Vec div(Vec a, Vec b) { return {_mm512_div_ps(a.v, b.v)}; }
+QKV_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+QKV_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+QKV_INLINE Vec max(Vec a, Vec b) { return {_mm512_max_ps(a.v, b.v)}; }
+QKV_INLINE Vec min(Vec a, Vec b) { return {_mm512_min_ps(a.v, b.v)}; }
+QKV_INLINE Vec neg(Vec a) { return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))}; }
+QKV_INLINE Vec abs(Vec a) { return {_mm512_abs_ps(a.v)}; }
 QKV_INLINE Vec copysign(Vec a, Vec b) {
   const __m512i sign = _mm512_set1_epi32(INT32_MIN);  // bits of b where sign is set, of a elsewhere: (s & b) | (~s & a)
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b.v), _mm512_castps_si512(a.v), 0xca))};
 }
-QKV_INLINE Vec sqrt(Vec a) {
-  return {_mm512_sqrt_ps(a.v)};
-}
-QKV_INLINE Vec round(Vec a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+QKV_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
+QKV_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
-QKV_INLINE Mask lt(Vec a, Vec b) {
-  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)};
-}
-QKV_INLINE Mask le(Vec a, Vec b) {
-  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)};
-}
-QKV_INLINE Mask gt(Vec a, Vec b) {
-  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)};
-}
-QKV_INLINE Mask ge(Vec a, Vec b) {
-  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)};
-}
-QKV_INLINE Mask eq(Vec a, Vec b) {
-  return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)};
-}
-QKV_INLINE Mask first(int64_t n) {
-  return {n <= 0 ? (__mmask16)0 : lanes_below(n)};
-}
-QKV_INLINE Mask mask_and(Mask a, Mask b) {
-  return {(__mmask16)(a.m & b.m)};
-}
-QKV_INLINE Vec select(Mask m, Vec a, Vec b) {
-  return {_mm512_mask_blend_ps(m.m, b.v, a.v)};
-}
+QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+QKV_INLINE Mask first(int64_t n) { return {n <= 0 ? (__mmask16)0 : lanes_below(n)}; }
+QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Full) {
   return {_mm_test_epi8_mask(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(-1))};
 }
@@ -154,16 +74,10 @@ QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
   return {_mm_test_epi8_mask(x, _mm_set1_epi8(-1))};
 }
 
-QKV_INLINE Vec scale2(Vec a, Vec n) {
-  return {_mm512_scalef_ps(a.v, n.v)};
-}
+QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
-QKV_INLINE float reduce_add(Vec a) {
-  return _mm512_reduce_add_ps(a.v);
-}
-QKV_INLINE float reduce_max(Vec a) {
-  return _mm512_reduce_max_ps(a.v);
-}
+QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
+QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
 QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
   __m512 r[16], t[16];

@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Protocol
 
 from .. import files
 from ..arrays import as_numpy
-from ..config import Config
+from ..config import Config, plain
 from ..files import Checkpoint, Tensor
+from ..layers import Array
+from ..packing import regular
+from ..text import handed_in
 from ..weights import Rule, Tie, Weights, load_parameters
 from . import bert
 from .base import Model
@@ -60,19 +62,38 @@ def from_weights(
 ) -> Any:
     """A model from a config (as in config.json) and arrays under transformers' names.
 
-    tokenizer: a tokenizers.Tokenizer, a transformers fast tokenizer, or the path of a tokenizer.json.
+    tokenizer: a tokenizers.Tokenizer, a transformers fast tokenizer, or the path of a tokenizer.json; it is used as
+    it is.
     Errors as `load`.
     """
     _check_options(dtype, device)
+    if not isinstance(config, Mapping) and hasattr(config, "to_dict"):  # a configuration object of transformers
+        config = config.to_dict()
     if not isinstance(config, Mapping):
         raise TypeError(f"from_weights: config must be a mapping as in config.json; got {type(config).__name__}")
+    try:
+        values = plain(config, "config")
+    except RecursionError:
+        raise ValueError("from_weights: config is nested too deeply, or holds itself") from None
     if not isinstance(weights, Mapping):
         raise TypeError(f"from_weights: weights must be a mapping of names to arrays; got {type(weights).__name__}")
-    tensors = {name: Tensor.of(name, as_numpy("from_weights", name, weights[name])) for name in weights}
+    tensors = {name: Tensor.of(name, _weight(name, weights[name])) for name in weights}
     checkpoint = Checkpoint("weights", tensors)
     if tokenizer is not None:
-        checkpoint.files["tokenizer.json"] = _tokenizer_json(tokenizer)
-    return _build(checkpoint, dtype, Config(config, "config"))
+        checkpoint.files.update(handed_in(tokenizer))
+    return _build(checkpoint, dtype, Config(values, "config"))
+
+
+def _weight(name: Any, value: Any) -> Array:
+    """One of the arrays of from_weights: NumPy's, a tensor (a parameter to be trained as well), or nested lists."""
+    if not isinstance(name, str):
+        raise TypeError(f"from_weights: the names of weights must be strings; got {name!r:.99}")
+    if getattr(value, "requires_grad", False) and hasattr(value, "detach"):
+        value = value.detach()
+    if isinstance(value, (list, tuple)):
+        return regular("from_weights: " + name, value)
+    array: Array = as_numpy("from_weights", name, value)
+    return array
 
 
 def from_entries(entries: Mapping[str, Any], dtype: str) -> Any:
@@ -118,18 +139,6 @@ def _class_name(config: Config, where: str) -> str:
         f"{where}: no model for architectures {config.get('architectures')!r}, model_type "
         f"{config.get('model_type')!r}{f' (nearest: {near[0]})' if near else ''}; known are "
         f"{', '.join(ARCHITECTURES)}, and model_type {', '.join(MODEL_TYPES)} alone"
-    )
-
-
-def _tokenizer_json(tokenizer: Any) -> bytes:
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # of a transformers tokenizer
-    if hasattr(backend, "to_str"):
-        return str(backend.to_str()).encode()
-    if isinstance(tokenizer, (str, os.PathLike)):
-        return Path(tokenizer).read_bytes()
-    raise TypeError(
-        "from_weights: tokenizer must be a tokenizers.Tokenizer, a fast tokenizer of transformers, or the "
-        f"path of a tokenizer.json; got {type(tokenizer).__name__}"
     )
 
 

@@ -124,7 +124,7 @@ class Encoder(Model):
         super().attach(checkpoint, *others)
         try:
             self.pipeline: Pipeline | ValueError = Pipeline.from_checkpoint(checkpoint, self.embeddings.width)
-        except (ValueError, FileNotFoundError) as error:
+        except (ValueError, OSError) as error:
             # only encode needs it: it will tell, and the model itself is of use
             self.pipeline = ValueError(str(error))
 
