@@ -125,3 +125,24 @@ def test_a_poisoned_query_spoils_its_row_alone(value: float, rng: np.random.Gene
         others = np.ones((2, 2, 33), bool)
         others[1, 0, 7] = False
         assert same_bits(out[others], clean[isa][others]) and np.isnan(out[1, 0, 7]).all()
+
+
+def test_an_infinite_value_is_felt_however_small_its_weight() -> None:
+    """A key that is attended to counts even where its weight underflows, in whatever order the keys come."""
+    for keys in ([0, -150], [-150, 0]):
+        q, k = np.ones((1, 1, 1, 1), np.float32), np.array(keys, np.float32).reshape(1, 1, 2, 1)
+        v = np.where(k == 0, np.float32(1), np.float32(np.inf))
+        for _ in each_isa():
+            assert not np.isfinite(qkv.attention(q, k, v, scale=1.0)).any()
+            assert qkv.attention(q, k, v, scale=1.0, mask=k[..., 0] == 0)[0, 0, 0, 0] == 1
+
+
+def test_out_may_share_memory_with_the_mask() -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((1, 1, 256, 64)).astype(np.float32) for _ in range(3))
+    buffer = np.zeros((1, 1, 256, 64), np.float32)
+    mask = buffer.view(np.bool_)
+    mask[..., :64] = rng.random((256, 64)) < 0.5
+    k, v = k[:, :, :64], v[:, :, :64]
+    expected = qkv.attention(q, k, v, mask=mask[..., :64].copy())
+    assert same_bits(qkv.attention(q, k, v, mask=mask[..., :64], out=buffer), expected)

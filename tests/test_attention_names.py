@@ -180,3 +180,9 @@ def test_sdpa_against_torch(rng: np.random.Generator) -> None:
         for _ in each_isa():
             out = qkv.scaled_dot_product_attention(q, k, v, **options)
             np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sdpa_key_and_value_heads_may_differ(rng: np.random.Generator) -> None:
+    q, k, v = normal(rng, (1, 6, 5, 16)), normal(rng, (1, 2, 7, 16)), normal(rng, (1, 3, 7, 16))
+    expected = qkv.attention(q, k.repeat(3, axis=1), v.repeat(2, axis=1))
+    assert same_bits(qkv.scaled_dot_product_attention(q, k, v, enable_gqa=True), expected)

@@ -391,6 +391,13 @@ resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
         "qkv.sinusoidal_positions(2**40, 512)",
         "qkv.alibi_slopes(2**40)",
         "qkv.linear(many(4, 4), many(4, 4), out=many(4, 4))",
+        # lengths whose products with block sizes and item sizes pass 2^64
+        "qkv.attention(many(1, 1, 1, 2**60), many(1, 1, 1, 2**60), np.zeros((1, 1, 1, 4), np.float32))",
+        "qkv.attention_varlen(many(1, 1, 2**60), many(1, 1, 2**60), many(1, 1, 4), [0, 1], [0, 1])",
+        "qkv.linear(many(1, 2**60), many(1, 2**60))",
+        "qkv.matmul(many(1, 2**61), many(2**61, 1))",
+        "qkv.pack_weight(many(1, 2**58))",
+        "qkv.pack_weight(many(2**60, 1))",
     ],
 )
 def test_sizes_beyond_memory(call: str) -> None:
@@ -430,3 +437,39 @@ def test_nothing_times_many_is_nothing() -> None:
     lines = "\n".join(f"assert {call}.size == 0; print({call!r})" for call in calls_of_nothing)
     done = run_python(LIMITED + lines, timeout=100)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
+
+
+def test_a_pickled_weight_is_checked() -> None:
+    for state in (
+        (np.zeros((), np.float32),),
+        (np.zeros(3, np.float32),),
+        (np.zeros((2, 2)),),
+        (),
+        ("x",),
+        (None, None),
+    ):
+        empty = qkv.PackedWeight.__new__(qkv.PackedWeight)
+        with pytest.raises((TypeError, ValueError)):
+            empty.__setstate__(state)
+
+
+def test_lists_take_the_dtype_of_the_arrays_beside_them() -> None:
+    q = np.ones((1, 2, 3, 8), np.float32)
+    assert qkv.attention(q, q, q, alibi_slopes=[0.5, 0.25], sinks=[0.0, 1.0]).dtype == np.float32
+    assert qkv.layer_norm(q, [1.0] * 8, [0.5] * 8).dtype == np.float32
+    assert qkv.linear(q[0, 0], [[1.0] * 8]).dtype == np.float32
+    assert qkv.softmax([1.0, 2.0]).dtype == np.float64, "alone they are what NumPy makes of them"
+    with pytest.raises(ValueError, match="softmax: x"):
+        qkv.softmax([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize("options", [{"softcap": 1e-50}, {"softcap": 1e39}, {"scale": 1e39}])
+def test_numbers_beyond_float32_are_refused(options: dict[str, float]) -> None:
+    q = np.ones((1, 1, 3, 8), np.float32)
+    with pytest.raises(ValueError, match=f"attention: {next(iter(options))}"):
+        qkv.attention(q, q, q, **options)
+
+
+def test_a_window_of_any_size() -> None:
+    q = np.random.default_rng(0).standard_normal((1, 1, 5, 8)).astype(np.float32)
+    assert same_bits(qkv.attention(q, q, q, window=(2**70, None)), qkv.attention(q, q, q))

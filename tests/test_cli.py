@@ -138,6 +138,15 @@ def test_lines_of_standard_input(
     assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == texts
 
 
+def test_standard_input_among_texts(
+    model_path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Input(b"two\nthree\n"))
+    assert cli.main(["embed", model_path, "one", "-", "one two"]) == 0
+    shown = [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["one", "two", "three", "one two"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "content", "message"),
     [

@@ -187,3 +187,25 @@ def test_torch_results_outlive_everything(torch: Any) -> None:
     gc.collect()
     assert [float(a[-1]) for a in results] == list(range(50))
     results[0][0] = 7  # and are the caller's own
+
+
+def test_torch_scalars_and_subclasses(torch: Any) -> None:
+    class Mine(torch.Tensor):  # type: ignore[misc, name-defined]
+        pass
+
+    x = torch.ones(4)
+    assert isinstance(qkv.matmul(x, x), torch.Tensor)
+    assert isinstance(qkv.relu(x.as_subclass(Mine)), torch.Tensor)
+
+
+def test_torch_flushing_denormals_changes_nothing(torch: Any) -> None:
+    """The mode belongs to the calling thread; its part of the work must not differ from the workers'."""
+    x = np.full((64, 4096), 1e-39, np.float32)
+    expected = qkv.relu(x)
+    assert (expected == x).all()
+    try:
+        assert torch.set_flush_denormal(True)
+        for _ in range(3):
+            assert same_bits(qkv.relu(x), expected)
+    finally:
+        torch.set_flush_denormal(False)

@@ -279,6 +279,19 @@ def test_wrong_modules(content: Any, message: str, tmp_path: Path) -> None:
         qkv.load(path).encode(TEXTS)
 
 
+def test_files_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path) -> bytes:
+        if "1_Pooling" in str(self):
+            raise PermissionError(13, "Permission denied", str(self))
+        with open(self, "rb") as stream:
+            return stream.read()
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    model = qkv.load(folder(tmp_path, "pool_mean"))
+    with pytest.raises(ValueError, match=r"encode: .*Permission denied.*1_Pooling"):
+        model.encode(TEXTS)
+
+
 def test_links_for_the_usual_files_are_fine(tmp_path: Path) -> None:
     path = folder(tmp_path, "pool_mean")
     expected = qkv.load(path).encode(TEXTS)
@@ -397,6 +410,14 @@ def test_surrogates_are_found_without_the_tokenizers_help(plain: Any) -> None:
     for call in (plain.encode, plain.tokenizer, lambda text: plain.tokenizer(["a"], [text])):
         with pytest.raises(ValueError, match="lone surrogate"):
             call("a\ud800b")
+
+
+def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:
+    content = json.loads((SENTENCE / "tokenizer.json").read_text())
+    content["model"]["vocab"]["gigantic"] = 99  # the model has 0 to 98
+    path = change(folder(tmp_path, "plain"), "tokenizer.json", **content)
+    with pytest.raises(ValueError, match="encode: the tokenizer gives token 99; the model has 99 tokens"):
+        qkv.load(path).encode(["the cat", "gigantic"])
 
 
 def test_strip_accents_is_a_flag(tmp_path: Path) -> None:

@@ -321,3 +321,11 @@ def test_float64_is_served_exactly(rng: np.random.Generator) -> None:
             assert out.dtype == np.float64
             np.testing.assert_allclose(out, a @ b, rtol=1e-12, atol=1e-12)
     assert qkv.linear(a.tolist(), b.T.tolist()).dtype == np.float64
+
+
+def test_long_sums_do_not_saturate() -> None:
+    """A float32 chain of ones stops at 2^24; sums of blocks do not."""
+    k = 3 * 2**24
+    ones = np.broadcast_to(np.float32(1), (1, k))
+    for _ in each_isa():
+        assert qkv.matmul(ones, ones.T)[0, 0] == k

@@ -150,3 +150,17 @@ def test_refuses(op: str) -> None:
             getattr(qkv, op)(x, eps=eps)
     with pytest.raises(TypeError, match=rf"{op}: .*eps"):
         getattr(qkv, op)(x, eps="small")
+
+
+def test_long_rows_far_from_zero() -> None:
+    """Mean 1000, deviation 1, a million values: one running float32 sum would be off by percents."""
+    x = (np.random.default_rng(0).standard_normal(2**20) + 1000).astype(np.float32)
+    for _ in each_isa():
+        np.testing.assert_allclose(qkv.layer_norm(x), oracle("layer_norm", x), atol=1e-4)
+        np.testing.assert_allclose(qkv.rms_norm(x), oracle("rms_norm", x), rtol=1e-6)
+
+
+def test_an_eps_below_float32_still_counts() -> None:
+    zero = np.zeros((2, 8), np.float32)
+    for _ in each_isa():
+        assert (qkv.layer_norm(zero, eps=1e-46) == 0).all() and (qkv.rms_norm(zero, eps=1e-46) == 0).all()

@@ -107,3 +107,13 @@ def test_refuses(op: str) -> None:
             getattr(qkv, op)(x, wrong)
     with pytest.raises(ValueError, match=op):
         getattr(qkv, op)(np.float32(3).reshape(()))
+
+
+@pytest.mark.slow
+def test_long_rows_do_not_saturate() -> None:
+    """A float32 sum of ones stops at 2^24 per lane: long sums must be sums of parts."""
+    n = 80_000_000
+    x = np.broadcast_to(np.float32(0), (1, n))
+    for _ in each_isa():
+        assert qkv.softmax(x)[0, 0] == np.float32(1 / n)
+        np.testing.assert_allclose(qkv.log_softmax(x)[0, -1], -np.log(n), rtol=1e-6)

@@ -39,11 +39,20 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             origin: Any = None
             values = list(args)
             out = kwargs.get("out")
+            dtype: Any = None  # of the first floating-point array
             for i, name in where:
                 given = values[i] if i < len(values) else kwargs.get(name)
-                if given is None or type(given) is np.ndarray or type(given) is _cpu.PackedWeight:
+                if type(given) is np.ndarray:
+                    if dtype is None and given.dtype.kind in "fV":
+                        dtype = given.dtype
+                    continue
+                if given is None or type(given) is _cpu.PackedWeight:
                     continue
                 array = as_numpy(op, name, given)
+                if isinstance(given, (list, tuple, int, float)) and dtype is not None and array.dtype == np.float64:
+                    array = array.astype(dtype)  # Python's numbers take the dtype of the arrays beside them
+                elif dtype is None and array.dtype.kind in "fV":
+                    dtype = array.dtype
                 if origin is None and not isinstance(given, (np.ndarray, np.generic)):
                     origin = _exporter(given)
                 if i < len(values):
@@ -69,7 +78,10 @@ def as_numpy(op: str, name: str, given: Any) -> Any:
             raise TypeError(f"{op}: {name} is a masked array; its mask would be ignored")
         return np.asarray(given)
     if isinstance(given, (list, tuple, int, float, np.generic)) and name != "out":
-        return np.asarray(given)
+        try:
+            return np.asarray(given)
+        except ValueError as error:
+            raise ValueError(f"{op}: {name} is no rectangular array: {error}") from None
     if hasattr(given, "__dlpack__"):
         try:
             device = int(given.__dlpack_device__()[0])
@@ -100,13 +112,17 @@ def _exporter(given: Any) -> Callable[[Any], Any] | None:
     """from_dlpack of the library that `given` comes from, if it has one."""
     if not hasattr(given, "__dlpack__"):
         return None
-    library = sys.modules.get(type(given).__module__.partition(".")[0])
-    return getattr(library, "from_dlpack", None)
+    for base in type(given).__mro__:  # a user's subclass of torch.Tensor gives torch tensors
+        library = sys.modules.get(base.__module__.partition(".")[0])
+        from_dlpack = getattr(library, "from_dlpack", None)
+        if from_dlpack is not None:
+            return from_dlpack  # type: ignore[no-any-return]
+    return None
 
 
 def _convert(result: Any, from_dlpack: Callable[[Any], Any]) -> Any:
-    if isinstance(result, np.ndarray):
-        return from_dlpack(_Exported(result))
+    if isinstance(result, (np.ndarray, np.generic)):
+        return from_dlpack(_Exported(np.asarray(result)))
     if isinstance(result, (tuple, list)):
         return type(result)(_convert(item, from_dlpack) for item in result)
     return result

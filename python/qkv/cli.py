@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     embed.add_argument(
         "model", metavar="MODEL", help="folder with config.json, safetensors and tokenizer.json, or .npz"
     )
-    embed.add_argument("texts", metavar="TEXT", nargs="*", help="texts; none or '-': the lines of standard input")
+    embed.add_argument("texts", metavar="TEXT", nargs="*", help="texts; '-', or none: the lines of standard input")
     embed.add_argument("--similarity", action="store_true", help="print the cosine of every pair instead")
     embed.add_argument("--output", metavar="FILE.npy", help="write the embeddings (texts, width) there instead")
     embed.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
@@ -160,7 +160,9 @@ def _embed(arguments: argparse.Namespace) -> None:
     model = load(arguments.model)
     if not hasattr(model, "encode"):
         raise ValueError(f"{arguments.model}: a {model.architecture} does not embed texts")
-    texts = arguments.texts if arguments.texts not in ([], ["-"]) else _lines()
+    texts: list[str] = []
+    for text in arguments.texts or ["-"]:
+        texts += _lines() if text == "-" else [text]
     x = model.encode(texts, batch_size=arguments.batch_size, normalize_embeddings=arguments.normalize)  # (N, C)
     if arguments.output:
         np.save(arguments.output, x)

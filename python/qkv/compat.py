@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,20 +18,23 @@ def _no_dropout(op: str, dropout_p: float) -> None:
 
 
 def _flash_options(
+    op: str,
     softmax_scale: float | None,
     causal: bool,
     window_size: Sequence[int],
-    softcap: float,
+    softcap: float | None,
     alibi_slopes: Array | None,
     return_attn_probs: bool,
 ) -> dict[str, Any]:
+    if not isinstance(window_size, Sequence) or len(window_size) != 2:
+        raise ValueError(f"{op}: window_size must be (left, right), got {window_size!r}")
     left, right = window_size
     window: Window = (None if left < 0 else left, None if right < 0 else right)
     return {
         "scale": softmax_scale,
         "causal": bool(causal),
         "window": window,
-        "softcap": softcap if softcap > 0 else None,
+        "softcap": None if softcap is None or softcap <= 0 else softcap,
         "alibi_slopes": alibi_slopes,
         "return_lse": return_attn_probs,
     }
@@ -59,7 +61,9 @@ def flash_attn_func(
     empty array, as there without dropout.
     """
     _no_dropout("flash_attn_func", dropout_p)
-    options = _flash_options(softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
+    options = _flash_options(
+        "flash_attn_func", softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs
+    )
     result = attention(q, k, v, layout="bshd", **options)
     return (*result, np.empty(0, result[0].dtype)) if return_attn_probs else result
 
@@ -99,7 +103,7 @@ def flash_attn_varlen_func(
             raise ValueError(f"{op}: a sequence of {longest} tokens exceeds max_seqlen_{name} = {most}")
     if block_table is not None:
         k, v = (_gather_blocks(op, x, cu_seqlens_k, block_table) for x in (k, v))
-    options = _flash_options(softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
+    options = _flash_options(op, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
     result = attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
     return (*result, np.empty(0, result[0].dtype)) if return_attn_probs else result
 
@@ -155,41 +159,45 @@ def scaled_dot_product_attention(
     if value.shape[-2] != key.shape[-2]:
         raise ValueError(f"{op}: value has {value.shape[-2]} tokens, key has {key.shape[-2]}")
     if enable_gqa:
-        heads, most = query.shape[-3], max(key.shape[-3], value.shape[-3])
+        heads = query.shape[-3]
         for name, x in (("key", key), ("value", value)):
-            if (heads % x.shape[-3] if x.shape[-3] else heads) or most % max(x.shape[-3], 1):
+            if heads % x.shape[-3] if x.shape[-3] else heads:
                 raise ValueError(f"{op}: {name} has {x.shape[-3]} heads, which does not divide query's {heads}")
-        # The kernel wants as many value heads as key heads; only where they differ one of them is repeated.
-        key, value = (x if x.shape[-3] == most else x.repeat(most // x.shape[-3], axis=-3) for x in (key, value))
+        if key.shape[-3] != value.shape[-3]:  # torch takes that; the kernel wants pairs
+            key, value = (x.repeat(heads // max(x.shape[-3], 1), axis=-3) for x in (key, value))
     try:
         lead = np.broadcast_shapes(*(x.shape[: -3 if enable_gqa else -2] for x in (query, key, value)))
     except ValueError:
         shapes = f"{query.shape}, {key.shape} and {value.shape}"
         raise ValueError(f"{op}: leading dimensions of {shapes} do not broadcast") from None
 
-    def four_axes(
-        x: Any,
-    ) -> Any:  # (B, H, tokens, width), a view unless there are more leading dimensions to merge
-        own = x.shape[-3:] if enable_gqa else x.shape[-2:]
-        x = np.broadcast_to(x, (*lead, *own))
-        if x.ndim <= 4:
-            return x.reshape((1,) * (4 - x.ndim) + x.shape)
-        return x.reshape(math.prod(x.shape[:-3]), *x.shape[-3:])
-
-    q, k, v = four_axes(query), four_axes(key), four_axes(value)
-    shape = (*lead, *((query.shape[-3],) if enable_gqa else ()), query.shape[-2])
-    mask = bias = None
+    own = 3 if enable_gqa else 2  # axes that do not broadcast
+    shape = (*lead, *query.shape[-own:-1])
     if attn_mask is not None:
         if attn_mask.dtype != np.bool_ and attn_mask.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
             raise TypeError(f"{op}: attn_mask must be bool (True: attend) or float (added), got {attn_mask.dtype}")
         if attn_mask.ndim < 2:
             raise ValueError(f"{op}: attn_mask must have at least 2 dimensions, got shape {attn_mask.shape}")
+        scores = (*shape, key.shape[-2])
         try:
-            spread = np.broadcast_to(attn_mask, (*shape, key.shape[-2]))
+            attn_mask = np.broadcast_to(attn_mask, scores)
         except ValueError:
-            scores = (*shape, key.shape[-2])
             raise ValueError(f"{op}: attn_mask of shape {attn_mask.shape} does not broadcast to {scores}") from None
-        spread = spread.reshape((*q.shape[:3], key.shape[-2]))
-        mask, bias = (spread, None) if attn_mask.dtype == np.bool_ else (None, spread)
-    out = attention(q, k, v, causal="top_left" if is_causal else False, mask=mask, bias=bias, scale=scale)
-    return out.reshape(*shape, value.shape[-1])
+    operands = [np.broadcast_to(x, (*lead, *x.shape[-own:])) for x in (query, key, value)]
+
+    def four_axes(x: Any) -> Any:  # (B, H, ..., ...), a view
+        return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+    def one(index: tuple[int, ...]) -> Any:
+        q, k, v = (four_axes(x[index]) for x in operands)
+        options: dict[str, Any] = {}
+        if attn_mask is not None:
+            options["mask" if attn_mask.dtype == np.bool_ else "bias"] = four_axes(attn_mask[index])
+        return attention(q, k, v, causal="top_left" if is_causal else False, scale=scale, **options)
+
+    # More than four axes are a loop over the first ones: merging broadcast axes would copy them.
+    parts = [one(index) for index in np.ndindex(shape[: max(len(shape) - 3, 0)])]
+    full = (*shape, value.shape[-1])
+    if not parts:
+        return np.zeros(full, query.dtype)
+    return parts[0].reshape(full) if len(parts) == 1 else np.stack(parts).reshape(full)

@@ -13,8 +13,8 @@ Results do not depend, to the bit, on the other rows of a batch, on their number
 
 from __future__ import annotations
 
-import math
 import operator
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -83,7 +83,7 @@ def matmul(a: Array, b: Array) -> Array:
     out = _cpu.matmul(a, b)
     if out is None:
         out = reference.matmul(a, b)
-    return out[()] if out.ndim == 0 else out
+    return out[()] if out.ndim == 0 else out  # a scalar, as NumPy has it
 
 
 @accepts_arrays("w")
@@ -229,7 +229,7 @@ def rotary(
     base: float = 10000.0,
     dim: int | None = None,
     interleaved: bool = False,
-    scaling: dict[str, Any] | None = None,
+    scaling: Mapping[str, Any] | None = None,
     layout: str = "bhsd",
 ) -> Array:
     """Rotary position embedding (Su et al. 2021): turns each pair of features by position * frequency.
@@ -241,11 +241,16 @@ def rotary(
     scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
     """
     _cpu.check_arrays("rotary", {"x": x})
+    base = _number("rotary", "base", base)
+    if dim is not None and (isinstance(dim, bool) or not hasattr(dim, "__index__")):
+        raise TypeError(f"rotary: dim must be an integer, got {type(dim).__name__}")
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise TypeError(f"rotary: scaling must be a mapping, got {type(scaling).__name__}")
     options: dict[str, Any] = {"base": base, "scaling": scaling, "layout": layout}
     dim = rotary_width(x.shape[-1] if x.ndim else 0, dim, scaling)
     angles, factor = rotary_angles(x.shape, positions, dim, **options)
     spread = np.broadcast_to(angles, (*x.shape[:-1], dim // 2))
-    out = _cpu.rotary(x, spread, factor, dim, interleaved)
+    out = _cpu.rotary(x, spread, factor, dim, bool(interleaved))
     if out is None:
         out = reference.rotary(x, positions, dim=dim, interleaved=interleaved, **options)
     return out
@@ -262,7 +267,8 @@ def _window(op: str, window: Window | None) -> Window:
     for side in window:
         if side is not None and (isinstance(side, bool) or not isinstance(side, (int, np.integer))):
             raise TypeError(f"{op}: window must hold integers or None, got {window!r}")
-    return window[0], window[1]
+    left, right = (None if side is None else max(-1, min(int(side), 2**62)) for side in window)
+    return left, right
 
 
 def _precision(op: str, precision: str) -> None:
@@ -449,35 +455,43 @@ def additive_attention(
     except ValueError:
         shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
         raise ValueError(f"{op}: leading dimensions of {shapes} do not broadcast") from None
-    batch, s, t = math.prod(lead), q.shape[-2], k.shape[-2]
-
-    def flat(x: Any) -> Any:
-        return np.broadcast_to(x, (*lead, *x.shape[-2:])).reshape(batch, *x.shape[-2:])
-
+    s, t = q.shape[-2], k.shape[-2]
+    shape, scores = (*lead, s, v.shape[-1]), (*lead, s, t)
     if mask is not None:
         if mask.dtype != np.bool_:
             raise TypeError(f"{op}: mask must be a bool array (True: attend), got {mask.dtype}")
         try:
-            mask = np.broadcast_to(mask, (*lead, s, t)).reshape(batch, s, t)
+            mask = np.broadcast_to(mask, scores)
         except ValueError:
-            raise ValueError(f"{op}: mask of shape {mask.shape} does not broadcast to {(*lead, s, t)}") from None
+            raise ValueError(f"{op}: mask of shape {mask.shape} does not broadcast to {scores}") from None
     if kv_lengths is not None:
         if kv_lengths.dtype.kind not in "iu":
             raise TypeError(f"{op}: kv_lengths must hold integers, got {kv_lengths.dtype}")
         try:
-            kv_lengths = np.broadcast_to(kv_lengths, lead).reshape(batch)
+            kv_lengths = np.broadcast_to(kv_lengths, lead)
         except ValueError:
             raise ValueError(f"{op}: kv_lengths of shape {kv_lengths.shape} does not broadcast to {lead}") from None
         if np.any((kv_lengths < 0) | (kv_lengths > t)):
             raise ValueError(f"{op}: kv_lengths must lie in 0 to {t}")
-    if batch * s == 0:
-        empty = np.zeros((*lead, s, v.shape[-1]), v.dtype)
-        return (empty, np.zeros((*lead, s, t), v.dtype)) if return_weights else empty
+    if 0 in lead or s == 0:
+        empty = np.zeros(shape, v.dtype)
+        return (empty, np.zeros(scores, v.dtype)) if return_weights else empty
     query, key = (
-        flat(linear(x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)))
-        for x, w in ((q, w_q), (k, w_k))
+        linear(x.astype(np.float32, copy=False), w.astype(np.float32, copy=False)) for x, w in ((q, w_q), (k, w_k))
     )
-    result = _cpu.additive_attention(query, key, w_v.reshape(width), flat(v), mask, kv_lengths, return_weights)
+    operands = [np.broadcast_to(x, (*lead, *x.shape[-2:])) for x in (query, key, v)]
+    w_v = w_v.reshape(width)
+
+    def one(index: tuple[int, ...]) -> Any:
+        """The leading dimensions but the last are a loop: merging broadcast ones would copy them."""
+        a, b, c = (x[index] if lead else x[None] for x in operands)
+        allowed = None if mask is None else mask[index] if lead else mask[None]
+        lengths = None if kv_lengths is None else np.atleast_1d(kv_lengths[index])
+        return _cpu.additive_attention(a, b, w_v, c, allowed, lengths, return_weights)
+
+    parts = [one(index) for index in np.ndindex(lead[:-1])]
     if return_weights:
-        return result[0].reshape(*lead, s, v.shape[-1]), result[1].reshape(*lead, s, t)
-    return result.reshape(*lead, s, v.shape[-1])
+        return tuple(
+            np.stack(p).reshape(full) for p, full in zip(zip(*parts, strict=True), (shape, scores), strict=True)
+        )
+    return parts[0].reshape(shape) if len(parts) == 1 else np.stack(parts).reshape(shape)

@@ -77,11 +77,14 @@ def encode(
     prompt = pipeline.prompt(prompt, prompt_name)
     skip = 0 if pipeline.include_prompt or not prompt else _prompt_length(tokenizer, prompt)
 
+    vocabulary = model.embeddings.word.rows
     result = np.empty((len(texts), pipeline.width), np.float32)
     order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # like lengths together
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         packed = Packed.from_lists(tokenizer.rows([prompt + texts[i] for i in batch]))
+        if packed.ids.max(initial=0) >= vocabulary:
+            raise ValueError(f"encode: the tokenizer gives token {packed.ids.max()}; the model has {vocabulary} tokens")
         result[batch] = pipeline(model.forward(packed), packed.cu_seqlens, skip)
         if show_progress_bar:
             done = min(start + batch_size, len(texts))

@@ -139,6 +139,10 @@ class Encoder(Model):
         token_type_ids: Any = None,
         position_ids: Any = None,
         *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        pixel_values: Any = None,
+        mems: Any = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> ModelOutput:
@@ -146,13 +150,22 @@ class Encoder(Model):
 
         input_ids: (B, S) integers: an array, nested lists or a tensor. attention_mask: (B, S), 1 or True
         for real tokens, 0 for padding, which may stand anywhere; None: all are real. token_type_ids: (B,
-        S), None: all 0. position_ids: (B, S) or (S,); None: the number of real tokens before each.
+        S), None: all 0. position_ids: (B, S) or (S,); None: the number of real tokens before each. The
+        inputs of other kinds of models must be None.
 
         Returns float32 arrays in fields named as in transformers, zero at padding: last_hidden_state (B, S,
         C) and pooler_output (B, C), or the head's logits; if asked for, hidden_states, a tuple of L + 1
         arrays (B, S, C), and attentions, a tuple of L arrays (B, H, S, S). TypeError for a dtype,
         ValueError for a shape, an unknown id or a row that is too long.
         """
+        for name, value in (
+            ("decoder_input_ids", decoder_input_ids),
+            ("decoder_attention_mask", decoder_attention_mask),
+            ("pixel_values", pixel_values),
+            ("mems", mems),
+        ):
+            if value is not None:
+                raise ValueError(f"{name}: a {self.architecture} has no such input")
         packed = Packed.from_padded(
             input_ids,
             attention_mask,
