@@ -33,8 +33,15 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const Array y = view_of(out, x.dtype);
   const auto rows = rows_along(axis, {&x, &y});
   const Unlocked unlocked;
-  const RowScratch scratch(rows[0], !(in_place(rows[0]) && in_place(rows[1])), rows[0].n);
-  kernels().softmax({rows[0], rows[1], log, scratch.data(), scratch.threads});
+  const auto neighbours_adjacent = [](const Rows& r) {
+    return r.dtype == DType::f32 && r.rank > 0 && r.strides[r.rank - 1] == 1;
+  };
+  constexpr int64_t kLongest = 1 << 16;  // 16 such rows take 4 MB a thread
+  const bool across = rows[0].step != 1 && rows[1].step != 1 && rows[0].n <= kLongest && neighbours_adjacent(rows[0]) &&
+                      neighbours_adjacent(rows[1]);
+  const bool buffers = !(in_place(rows[0]) && in_place(rows[1]));
+  const RowScratch scratch(rows[0], buffers, rows[0].n * (across ? 16 : 1));
+  kernels().softmax({rows[0], rows[1], log, across, scratch.data(), scratch.threads});
   return std::move(out);
 }
 

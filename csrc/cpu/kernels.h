@@ -121,11 +121,12 @@ struct AdditiveAttentionArgs {
 };
 AttentionPlan plan_additive_attention(const AdditiveAttentionArgs&);
 
-// One buffer of x.n floats per thread, where a row is not contiguous float32.
 struct SoftmaxArgs {
   Rows x, y;
   bool log;
-  float* scratch;
+  // Rows lie across memory and neighbours of the innermost grid dimension are adjacent, in both: 16 rows are worked on at once.
+  bool across;
+  float* scratch;  // n floats per thread, 16 n with `across`, where a row is not contiguous float32
   int threads;
 };
 

@@ -35,7 +35,35 @@ static void softmax_row(const float* x, float* y, int64_t n, bool logarithm) {
   }
 }
 
+// to[c * ldt + r] = from[r * ldf + c] for rows x columns floats.
+static void transpose_all(const float* from, int64_t ldf, float* to, int64_t ldt, int64_t rows, int64_t columns) {
+  for (int64_t r = 0; r < rows; r += kLanes)
+    for (int64_t c = 0; c < columns; c += kLanes)
+      if (r + kLanes <= rows && c + kLanes <= columns)
+        transpose(from + r * ldf + c, ldf, to + c * ldt + r, ldt);
+      else
+        for (int64_t i = r; i < rows && i < r + kLanes; ++i)
+          for (int64_t j = c; j < columns && j < c + kLanes; ++j) to[j * ldt + i] = from[i * ldf + j];
+}
+
+// Along an axis that is not the last: gathering one row at a time would fetch a cache line per element.
+static void softmax_across(const SoftmaxArgs& a) {
+  constexpr int64_t kAtOnce = 16;
+  const int64_t n = a.x.n, inner = a.x.shape[a.x.rank - 1], groups = (inner + kAtOnce - 1) / kAtOnce;
+  parallel(a.x.rows / inner * groups, grain_for(n * kAtOnce * 4), a.threads, [&](int64_t begin, int64_t end, int thread) {
+    float* const buffer = a.scratch + thread * kAtOnce * n;  // (16, n)
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t first = item % groups * kAtOnce, row = item / groups * inner + first;
+      const int64_t count = inner - first < kAtOnce ? inner - first : kAtOnce;
+      transpose_all((const float*)row_ptr(a.x, row), a.x.step, buffer, n, n, count);
+      for (int64_t r = 0; r < count; ++r) softmax_row(buffer + r * n, buffer + r * n, n, a.log);
+      transpose_all(buffer, n, (float*)row_ptr(a.y, row), a.y.step, count, n);
+    }
+  });
+}
+
 void softmax(const SoftmaxArgs& a) {
+  if (a.across) return softmax_across(a);
   parallel(a.x.rows, grain_for(a.x.n * 4), a.threads, [&](int64_t begin, int64_t end, int thread) {
     float* buffer = a.scratch + thread * a.x.n;
     for (int64_t r = begin; r < end; ++r) {
