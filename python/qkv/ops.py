@@ -267,7 +267,7 @@ def _window(op: str, window: Window | None) -> Window:
     for side in window:
         if side is not None and (isinstance(side, bool) or not isinstance(side, (int, np.integer))):
             raise TypeError(f"{op}: window must hold integers or None, got {window!r}")
-    left, right = (None if side is None else max(-1, min(int(side), 2**62)) for side in window)
+    left, right = (None if side is None else max(-(2**62), min(int(side), 2**62)) for side in window)
     return left, right
 
 

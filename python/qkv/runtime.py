@@ -37,7 +37,7 @@ def set_isa(name: str) -> None:
         raise TypeError(f"set_isa: name must be a string, got {type(name).__name__}")
     if name not in _cpu.isas():
         possible = ", ".join(_cpu.isas())
-        raise ValueError(f"{name!r} is not an instruction set that this machine can run; possible: {possible}")
+        raise ValueError(f"set_isa: {name!r} is not an instruction set that this machine can run; possible: {possible}")
     _cpu.set_isa(name)
 
 
