@@ -3,7 +3,7 @@
 Arrays are float32, float16 or bfloat16 (ml_dtypes) NumPy arrays with any strides, or objects that speak DLPack on the
 CPU, such as torch tensors (`qkv.arrays`). All arrays of a call share one dtype; parameters (norm weights, bias vectors,
 bias tables) may also be float32 beside half-width data. Arithmetic is float32, rounded once on output. float64 is
-served, exactly, by the NumPy twins in `qkv.reference`. Misaligned arrays are copied first, nothing else is.
+served, exactly, by the NumPy twins in `qkv.reference`. Misaligned arrays are copied first.
 
 Errors are raised before any work: TypeError for a dtype or something that is no array, ValueError for a shape or
 value. NaN and infinity are data and propagate as the formula has it.
