@@ -8,7 +8,7 @@
 //   add sub mul div           one rounding each
 //   fma(a, b, c)              a*b + c, and fnma(a, b, c) = c - a*b: one rounding where the ISA has it, else two
 //   max(a, b), min(a, b)      b where either is NaN (as x86 does): put the value that must survive second
-//   neg abs sqrt round        round: to nearest even, |x| < 2^22
+//   neg abs round             round: to nearest even, |x| < 2^22
 //   copysign(a, b)            |a| with b's sign
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
 //   load_mask(p, count)       bytes: true where non-zero

@@ -74,7 +74,6 @@ QKV_INLINE Vec copysign(Vec a, Vec b) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   return {_mm256_or_ps(_mm256_and_ps(sign, b.v), _mm256_andnot_ps(sign, a.v))};
 }
-QKV_INLINE Vec sqrt(Vec a) { return {_mm256_sqrt_ps(a.v)}; }
 QKV_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }

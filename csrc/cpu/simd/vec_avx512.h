@@ -59,7 +59,6 @@ QKV_INLINE Vec copysign(Vec a, Vec b) {
   const __m512i sign = _mm512_set1_epi32(INT32_MIN);  // bits of b where sign is set, of a elsewhere: (s & b) | (~s & a)
   return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(sign, _mm512_castps_si512(b.v), _mm512_castps_si512(a.v), 0xca))};
 }
-QKV_INLINE Vec sqrt(Vec a) { return {_mm512_sqrt_ps(a.v)}; }
 QKV_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }

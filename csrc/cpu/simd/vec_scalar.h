@@ -85,10 +85,6 @@ QKV_INLINE Vec min(Vec a, Vec b) { return select(lt(a, b), a, b); }
 QKV_INLINE Vec neg(Vec a) { return {-a.v}; }
 QKV_INLINE Vec abs(Vec a) { return {(f32x4)((i32x4)a.v & 0x7fffffff)}; }
 QKV_INLINE Vec copysign(Vec a, Vec b) { return {(f32x4)(((i32x4)a.v & 0x7fffffff) | ((i32x4)b.v & INT32_MIN))}; }
-QKV_INLINE Vec sqrt(Vec a) {
-  for (int i = 0; i < kLanes; ++i) a.v[i] = __builtin_sqrtf(a.v[i]);
-  return a;
-}
 // Adding 1.5 * 2^23 leaves no bits for a fraction: the adder rounds.
 QKV_INLINE Vec round(Vec a) { return {(a.v + 0x1.8p23f) - 0x1.8p23f}; }
 
