@@ -1,59 +1,13 @@
-// matmul, linear, pack_weight.
-#include <cstring>
-#include <memory>
-
+// matmul, linear.
 #include "bind/array.h"
 #include "bind/bind.h"
 #include "bind/gil.h"
+#include "bind/packed_weight.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
 namespace qkv {
 namespace {
-
-// A weight (out, in) in the layout that the GEMM reads, see kPanel.
-class PackedWeight {
- public:
-  explicit PackedWeight(const Array& w) : n_(w.shape[0]), k_(w.shape[1]) {
-    data_ = static_cast<float*>(buffer_acquire(static_cast<size_t>(nbytes())));
-    PackArgs a{w.data, w.dtype, n_, k_, w.strides[0], w.strides[1], data_, num_threads()};
-    const Unlocked unlocked;
-    kernels().pack_weight(a);
-  }
-  ~PackedWeight() { buffer_release(data_); }
-  PackedWeight(const PackedWeight&) = delete;
-  PackedWeight& operator=(const PackedWeight&) = delete;
-
-  int64_t n() const { return n_; }
-  int64_t k() const { return k_; }
-  int64_t nbytes() const { return panels_of(n_) * kPanel * k_ * 4; }
-  const float* data() const { return data_; }
-
-  py::array dequantize() const {
-    py::array out = new_array("dequantize", float32_dtype(), {n_, k_});
-    float* to = static_cast<float*>(out.mutable_data());
-    const Unlocked unlocked;
-    for (int64_t n = 0; n < n_; ++n) {
-      const float* column = data_ + n / kPanel * kPanel * k_ + n % kPanel;
-      for (int64_t k = 0; k < k_; ++k) to[n * k_ + k] = column[k * kPanel];
-    }
-    return out;
-  }
-
- private:
-  int64_t n_, k_;
-  float* data_;
-};
-
-std::unique_ptr<PackedWeight> make_packed(py::handle w_in) {
-  const Array w = read_array("pack_weight", "w", w_in);
-  if (w.rank() != 2) fail_value("pack_weight: w must be (out, in), got " + shape_text(w.shape));
-  if (w.is_double) fail_type("pack_weight: w is float64; convert it to float32 first");
-  check_length("pack_weight", "w's out", w.shape[0]);
-  check_length("pack_weight", "w's in", w.shape[1]);
-  checked_size("pack_weight", {panels_of(w.shape[0]) * kPanel, w.shape[1]});
-  return std::make_unique<PackedWeight>(w);
-}
 
 void run(GemmArgs& g) {
   const Unlocked unlocked;
@@ -62,6 +16,15 @@ void run(GemmArgs& g) {
   const Scratch scratch(static_cast<size_t>(g.plan.scratch_bytes * g.threads));
   g.scratch = scratch.as<char>();
   kernels().gemm(g);
+}
+
+void run(QuantizedGemmArgs& g) {
+  const Unlocked unlocked;
+  g.threads = num_threads();
+  g.plan = plan_gemm_quantized(g);
+  const Scratch scratch(static_cast<size_t>(g.plan.shared_bytes + g.plan.scratch_bytes * g.threads));
+  g.scratch = scratch.as<char>();
+  kernels().gemm_quantized(g);
 }
 
 Activation activation_of(const char* op, const py::object& name) {
@@ -172,18 +135,15 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
   const Array x = read_array("linear", "x", x_in), bias = read_optional("linear", "bias", bias_in);
   Array gate = read_optional("linear", "gate", gate_in), residual = read_optional("linear", "residual", residual_in);
   Array w;
-  const PackedWeight* packed = nullptr;
-  if (py::isinstance<PackedWeight>(weight))
-    packed = weight.cast<const PackedWeight*>();
-  else
-    w = read_array("linear", "weight", weight);
+  const PackedView* packed = packed_view(weight);
+  if (!packed) w = read_array("linear", "weight", weight);
   bool serve_double = check_dtypes("linear", {&x, &gate, &residual});
   serve_double = serve_double || (w && w.is_double) || (bias && bias.is_double);
   check_parameter_dtype(x, w);
   check_parameter_dtype(x, bias);
   if (x.rank() == 0) fail_value("linear: x must have at least 1 dimension");
   if (w && w.rank() != 2) fail_value("linear: weight must be (out, in), got " + shape_text(w.shape));
-  const int64_t n = packed ? packed->n() : w.shape[0], k = packed ? packed->k() : w.shape[1];
+  const int64_t n = packed ? packed->n : w.shape[0], k = packed ? packed->k : w.shape[1];
   if (x.shape.back() != k)
     fail_value("linear: x has " + std::to_string(x.shape.back()) + " features, weight " + shape_text({n, k}) + " takes " +
                std::to_string(k));
@@ -196,24 +156,36 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
   checked_size("linear", shape);
   if (gate) gate = broadcast(gate, shape);
   if (residual) residual = broadcast(residual, shape);
-  GemmArgs g{};
-  g.activation = activation_of("linear", activation);
+  Epilogue e{};
+  e.activation = activation_of("linear", activation);
   if (serve_double) return py::none();
 
   Output out("linear", out_in, x, shape, {&x, &w, &bias, &gate, &residual});
-  g.a = rows_along(x.rank() - 1, {&x})[0];
-  g.c = rows_along(x.rank() - 1, {&out.view()})[0];
-  if (gate) g.gate = rows_along(x.rank() - 1, {&gate})[0];
-  if (residual) g.residual = rows_along(x.rank() - 1, {&residual})[0];
-  g.m = g.a.rows;
+  const Rows rows = rows_along(x.rank() - 1, {&x})[0];
+  e.c = rows_along(x.rank() - 1, {&out.view()})[0];
+  if (gate) e.gate = rows_along(x.rank() - 1, {&gate})[0];
+  if (residual) e.residual = rows_along(x.rank() - 1, {&residual})[0];
+  if (rows.rows == 0 || n == 0) return out.finish();
+  std::vector<std::vector<float>> keep;
+  e.bias = as_floats(bias, &keep);
+  if (packed && packed->type != WeightType::f32) {
+    QuantizedGemmArgs g{};
+    static_cast<Epilogue&>(g) = e;
+    g.m = rows.rows;
+    g.a = rows;
+    g.w = *packed;
+    run(g);
+    return out.finish();
+  }
+  GemmArgs g{};
+  static_cast<Epilogue&>(g) = e;
+  g.a = rows;
+  g.m = rows.rows;
   g.n = n;
   g.k = k;
-  if (g.m == 0 || n == 0) return out.finish();
-  std::vector<std::vector<float>> keep;
-  g.bias = as_floats(bias, &keep);
   g.batch = 1;
   if (packed) {
-    g.packed = packed->data();
+    g.packed = reinterpret_cast<const float*>(packed->panels);
   } else {
     g.b = w.data;
     g.b_dtype = w.dtype;
@@ -226,32 +198,7 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
 
 }  // namespace
 
-const float* packed_table(py::handle object, int64_t* rows, int64_t* width) {
-  if (!py::isinstance<PackedWeight>(object)) return nullptr;
-  const auto* w = object.cast<const PackedWeight*>();
-  *rows = w->n();
-  *width = w->k();
-  return w->data();
-}
-
 void bind_gemm(py::module_& m) {
-  py::class_<PackedWeight>(m, "PackedWeight",
-                           "A weight matrix (out, in) in the layout that qkv.linear reads; made by qkv.pack_weight.")
-      .def_property_readonly(
-          "shape", [](const PackedWeight& w) { return py::make_tuple(w.n(), w.k()); }, "(out, in)")
-      .def_property_readonly(
-          "dtype", [](const PackedWeight&) { return "float32"; }, "Name of the stored type.")
-      .def_property_readonly("nbytes", &PackedWeight::nbytes, "Bytes held, padding included.")
-      .def("dequantize", &PackedWeight::dequantize, "The matrix as a new float32 array (out, in).")
-      .def("__repr__",
-           [](const PackedWeight& w) { return "PackedWeight(shape=" + shape_text({w.n(), w.k()}) + ", dtype='float32')"; })
-      .def(py::pickle([](const PackedWeight& w) { return py::make_tuple(w.dequantize()); },
-                      [](const py::tuple& state) {
-                        if (state.size() != 1) fail_value("PackedWeight: a pickled state has one array");
-                        const py::object w = state[0];
-                        return make_packed(w);
-                      }));
-  m.def("pack_weight", make_packed, py::arg("w"));
   m.def("matmul", matmul, py::arg("a"), py::arg("b"));
   m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"),
         py::arg("residual"), py::arg("out"));

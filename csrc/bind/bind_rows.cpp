@@ -2,12 +2,11 @@
 #include "bind/array.h"
 #include "bind/bind.h"
 #include "bind/gil.h"
+#include "bind/packed_weight.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
 namespace qkv {
-
-const float* packed_table(py::handle object, int64_t* rows, int64_t* width);  // bind_gemm.cpp
 
 namespace {
 
@@ -110,8 +109,11 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   EmbeddingArgs a{};
   int64_t rows = 0;
   Array table;
-  a.packed = packed_table(table_in, &rows, &a.width);
-  if (!a.packed) {
+  const PackedView* packed = packed_view(table_in);
+  if (packed) {
+    rows = packed->n;
+    a.width = packed->k;
+  } else {
     table = read_array("embedding", "table", table_in);
     if (table.rank() != 2) fail_value("embedding: table must be (vocabulary, width), got " + shape_text(table.shape));
     rows = table.shape[0];
@@ -134,7 +136,10 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   a.y = static_cast<char*>(out.mutable_data());
   const Unlocked unlocked;
   a.threads = num_threads();
-  kernels().embedding(a);
+  if (packed)
+    kernels().dequantize({*packed, a.ids, a.count, reinterpret_cast<float*>(a.y), a.threads});
+  else
+    kernels().embedding(a);
   return std::move(out);
 }
 

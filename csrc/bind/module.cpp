@@ -4,6 +4,7 @@
 PYBIND11_MODULE(_cpu, m) {
   m.doc() = "CPU kernels of qkv. Private: use qkv.ops, where the functions are documented.";
   qkv::bind_runtime(m);
+  qkv::bind_packed_weight(m);
   qkv::bind_gemm(m);
   qkv::bind_rows(m);
   qkv::bind_attention(m);

@@ -1,4 +1,4 @@
-// embedding: y[i] = table[ids[i]]. A row copy; from a packed table, one column of a panel.
+// embedding: y[i] = table[ids[i]]. A row copy; rows of a packed table are quantize.cpp's to read.
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
 
@@ -11,10 +11,7 @@ void embedding(const EmbeddingArgs& a) {
     for (int64_t i = begin; i < end; ++i) {
       char* y = a.y + i * a.width * size;
       const int64_t id = a.ids[i];
-      if (a.packed) {
-        const float* column = a.packed + id / kPanel * kPanel * a.width + id % kPanel;
-        for (int64_t j = 0; j < a.width; ++j) ((float*)y)[j] = column[j * kPanel];
-      } else if (a.step == 1) {
+      if (a.step == 1) {
         memcpy(y, a.table + id * a.row * size, (size_t)(a.width * size));
       } else {
         for (int64_t j = 0; j < a.width; ++j) memcpy(y + j * size, a.table + (id * a.row + j * a.step) * size, (size_t)size);

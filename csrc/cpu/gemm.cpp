@@ -3,65 +3,21 @@
 // In the manner of BLIS: b in panels of 16 columns (packed once for weights, on the fly otherwise), a register tile of up to 8 x
 // 48, k cut into blocks that keep a panel group in L2. a is read where it lies: broadcasts need no packing, only float32 rows;
 // other dtypes and strides are converted per block. K blocks depend on k alone, so every element has one summation order.
+// Weights of other types: gemm_quantized.cpp.
+#include "cpu/dot_tile.h"
+#include "cpu/epilogue.h"
 #include "cpu/kernels.h"
-#include "cpu/simd/math.h"
 #include "cpu/tile.h"
 
 namespace qkv {
 namespace QKV_ISA {
 
-static Vec activate(Activation op, Vec x) {
-  switch (op) {
-    case Activation::none:
-      return x;
-    case Activation::gelu:
-      return gelu(x);
-    case Activation::gelu_tanh:
-      return gelu_tanh(x);
-    case Activation::relu:
-      return relu(x);
-    case Activation::silu:
-      return sigmoid_unit(x, 1.0f);
-    case Activation::quick_gelu:
-      return sigmoid_unit(x, 1.702f);
-    case Activation::tanh:
-      return tanh(x);
-    case Activation::exp:
-      return exp(x);
-    case Activation::erf:
-      return erf(x);
-  }
-  return x;
-}
-
-// A piece of a row of finished sums -> c[row, column .. column + n). `sum` may be that place.
-static void finish(const GemmArgs& g, int64_t row, int64_t column, int64_t n, const float* sum, char* c) {
-  float x[kTilePanels * kPanel], other[kTilePanels * kPanel];
-  each(n, [&](int64_t i, auto count) {
-    Vec v = load(sum + i, count);
-    if (g.bias) v = add(v, load(g.bias + column + i, count));
-    store(x + i, activate(g.activation, v), count);
-  });
-  const auto read = [&](const Rows& from) {
-    gather(other, from.dtype, row_ptr(from, row) + column * from.step * size_of(from.dtype), from.step, n);
-  };
-  if (g.gate.data) {
-    read(g.gate);
-    each(n, [&](int64_t i, auto count) { store(x + i, mul(load(x + i, count), load(other + i, count)), count); });
-  }
-  if (g.residual.data) {
-    read(g.residual);
-    each(n, [&](int64_t i, auto count) { store(x + i, add(load(x + i, count), load(other + i, count)), count); });
-  }
-  scatter(g.c.dtype, c + column * size_of(g.c.dtype), 1, x, n);
-}
-
 void gemm(const GemmArgs& g) {
   const GemmPlan& p = g.plan;
-  const bool plain = !g.bias && g.activation == Activation::none && !g.gate.data && !g.residual.data;
+  const bool plain = is_plain(g);
   const int64_t panels = panels_of(g.n), lda = p.copy_a ? p.k_block : g.a.rank ? g.a.strides[0] : 0;
   // Few rows do not repay packing: a row-major float b is read as it lies, except for its last, partial panel.
-  const bool in_place = !g.packed && g.b_n == 1 && g.b_dtype == DType::f32 && g.m <= 2 * kTileRows;
+  const bool in_place = !g.packed && g.b_n == 1 && g.b_dtype == DType::f32 && g.m <= 2 * kMostRows;
 
   parallel(g.batch * p.row_chunks * p.panel_chunks, p.grain, g.threads, [&](int64_t begin, int64_t end, int thread) {
     float* const a_copy = (float*)(g.scratch + thread * p.scratch_bytes);
@@ -90,7 +46,6 @@ void gemm(const GemmArgs& g) {
       // At least one round, so that k == 0 gives zeros.
       for (int64_t k = 0; k == 0 || k < g.k; k += p.k_block) {
         const int64_t kc = g.k - k < p.k_block ? g.k - k : p.k_block;
-        const bool last = k + kc == g.k;
         const float* a = (const float*)a_base + row * lda + k;
         if (p.copy_a) {
           for (int64_t i = 0; i < m; ++i) {
@@ -100,7 +55,7 @@ void gemm(const GemmArgs& g) {
           a = a_copy;
         }
         for (int64_t q = 0; q < count;) {
-          const int group = group_of(count - q);
+          const int group = panels_for(rows_of(m), count - q);
           const int64_t width = n - q * kPanel < group * kPanel ? n - q * kPanel : group * kPanel;
           const float* b;
           int64_t b_k = kPanel, b_panel;
@@ -117,18 +72,23 @@ void gemm(const GemmArgs& g) {
             pack_panels(b_pack, g.b_dtype, b_base + (q * kPanel * g.b_n + k * g.b_k) * size_of(g.b_dtype), g.b_k, g.b_n, kc,
                         width);
           }
-          for (int64_t i = 0; i < m; i += kTileRows) {
-            const int rows = (int)(m - i < kTileRows ? m - i : kTileRows);
-            tile_group(group, rows, kc, a + i * lda, lda, b, b_k, b_panel, c + i * ldc + q * kPanel, ldc, width, k == 0);
-            if (last && !(plain && !p.separate_c))
-              for (int64_t r = i; r < i + rows; ++r)
-                finish(g, row + r, column + q * kPanel, width, c + r * ldc + q * kPanel,
-                       c_base + row_offset(g.c, row + r) * size_of(g.c.dtype));
+          for (int64_t i = 0; i < m;) {
+            const int rows = rows_of(m - i);
+            with_tile(rows, group, [&](auto r, auto at_once) {
+              Vec sum[decltype(r)::value][decltype(at_once)::value * kPanelVectors];
+              clear<DotFloat>(sum);
+              dot_sums<DotFloat>(kc, (const char*)(a + i * lda), lda * 4, (const char*)b, b_k * 4, b_panel * 4, sum);
+              store_sums(sum, c + i * ldc + q * kPanel, ldc, width, k == 0);
+            });
+            i += rows;
           }
           q += group;
         }
         if (g.k == 0) break;
       }
+      if (!(plain && !p.separate_c))
+        for (int64_t r = 0; r < m; ++r)
+          finish(g, row + r, column, n, c + r * ldc, c_base + row_offset(g.c, row + r) * size_of(g.c.dtype));
     }
   });
 }

@@ -11,9 +11,47 @@ namespace qkv {
 enum class Activation : uint8_t { none, gelu, gelu_tanh, relu, silu, quick_gelu, tanh, exp, erf };
 
 // Columns of a packed panel, on every ISA: packed weights need no repacking when the ISA changes.
-// Panel p holds w[16p .. 16p+15, 0 .. K) as (K, 16), zeros beyond the last row: the GEMM reads one stream per panel.
+// Panel p holds w[16p .. 16p+15, 0 .. K) in rows of 16 columns x 32 bits, zeros beyond the last column: the GEMM reads one stream
+// per panel.
 constexpr int64_t kPanel = 16;
 static inline int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
+
+enum class WeightType : uint8_t { f32, bf16, int8, int4 };
+
+// A packed weight (n, k): w = value, or scale * q, or scale * q + offset.
+struct PackedView {
+  WeightType type;
+  int64_t n, k;
+  int64_t group;        // of neighbours along k that share a scale; 0: float types, and int8 with one scale a row
+  char* panels;         // aligned to 64 bytes
+  float* row_scale;     // (n) int8 by row, zeros up to whole panels
+  int32_t* row_sum;     // (n) likewise: sum of q
+  f16 *scale, *offset;  // (panels, groups, 16) with a group; offset: int4 only
+};
+
+// Elements of k in 32 bits, in a row padded to whole groups and panel rows, rows of a panel, groups of a row.
+static inline int64_t per_panel_row(WeightType t) {
+  return t == WeightType::f32 ? 1 : t == WeightType::bf16 ? 2 : t == WeightType::int8 ? 4 : 8;
+}
+static inline int64_t padded_k(const PackedView& w) {
+  const int64_t unit = w.group ? w.group : per_panel_row(w.type);
+  return (w.k + unit - 1) / unit * unit;
+}
+static inline int64_t panel_rows(const PackedView& w) { return padded_k(w) / per_panel_row(w.type); }
+static inline int64_t groups_of(const PackedView& w) { return w.group ? padded_k(w) / w.group : 0; }
+constexpr int64_t kPanelRowBytes = kPanel * 4;
+constexpr int64_t kMostInt8 = 1 << 16;  // features of a row of int8 with one scale: 127 * 255 times that is below 2^31
+
+// Where element (n, k) stands: bytes from `panels`, and for int4 which half of the byte. A panel row of int4 has k .. k + 3 in
+// the lower halves and k + 4 .. k + 7 in the upper ones.
+static inline int64_t packed_place(const PackedView& w, int64_t n, int64_t k, int* shift) {
+  const int64_t per = per_panel_row(w.type), row = n / kPanel * panel_rows(w) + k / per;
+  const int64_t in_word = w.type == WeightType::f32 ? 0 : w.type == WeightType::bf16 ? k % 2 * 2 : k % 4;
+  *shift = w.type == WeightType::int4 && k % 8 >= 4 ? 4 : 0;
+  return row * kPanelRowBytes + n % kPanel * 4 + in_word;
+}
+
+constexpr int64_t kChunkPanels = 12;  // of c that a thread works on at a time, at most
 
 // How a GEMM is cut up. Depends on sizes, never on the ISA, so that scratch can be sized without asking the kernel.
 struct GemmPlan {
@@ -26,15 +64,19 @@ struct GemmPlan {
   int64_t a_floats, b_floats, scratch_bytes;  // per thread: [a rows | a group of b's panels | sums]
 };
 
-// c = act(a b + bias) * gate + residual, over a batch.
-struct GemmArgs {
-  int64_t m, n, k;
-  Rows a;             // m rows of k; with a batch, those of its first matrix
+// What becomes of a product: c = act(sum + bias) * gate + residual.
+struct Epilogue {
   Rows c;             // m rows of n, neighbours adjacent
   Rows gate;          // m rows of n, or data == nullptr
   Rows residual;      // m rows of n, or data == nullptr
   const float* bias;  // (n) or nullptr
   Activation activation;
+};
+
+// c = act(a b + bias) * gate + residual, over a batch.
+struct GemmArgs : Epilogue {
+  int64_t m, n, k;
+  Rows a;               // m rows of k; with a batch, those of its first matrix
   const float* packed;  // panels of b's columns, or nullptr: then b is raw
   const char* b;        // element (k, n) at b[k * b_k + n * b_n]
   DType b_dtype;
@@ -47,6 +89,45 @@ struct GemmArgs {
   int threads;
 };
 GemmPlan plan_gemm(const GemmArgs&);
+
+struct QuantizedGemmPlan {
+  int64_t k_block;       // by k alone; whole groups
+  int64_t rows, panels;  // of c in one chunk
+  int64_t row_chunks, panel_chunks;
+  int64_t grain;                        // chunks worth a thread
+  bool separate_c;                      // sums need a float buffer beside c
+  int64_t row_bytes, stats_bytes;       // of one row of activations, in any form, and of what is known about it
+  int64_t shared_bytes, scratch_bytes;  // m such rows; per thread: [a row as floats | sums]
+};
+
+// c = act(a w^T + bias) * gate + residual, w bf16, int8 or int4: a is rounded to bf16 or quantised first.
+struct QuantizedGemmArgs : Epilogue {
+  int64_t m;
+  Rows a;  // m rows of w.k
+  PackedView w;
+  QuantizedGemmPlan plan;
+  char* scratch;  // shared_bytes, then scratch_bytes a thread
+  int threads;
+};
+QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs&);
+
+// Fills `to` from rows of floats.
+struct QuantizeArgs {
+  Rows w;  // to.n rows of to.k
+  PackedView to;
+  float* scratch;  // to.k floats a thread
+  int* bad;        // set to 1 if a value cannot be stored
+  int threads;
+};
+
+// y[i] = row ids[i] of the packed weight (row i without ids) as floats.
+struct DequantizeArgs {
+  PackedView w;
+  const int64_t* ids;  // checked, or nullptr
+  int64_t count;
+  float* y;
+  int threads;
+};
 
 // out = panels of w (n, k), element (n, k) at w[n * w_n + k * w_k].
 struct PackArgs {
@@ -146,14 +227,13 @@ struct ActivationArgs {
   int threads;
 };
 
-// y[i] = table[ids[i]]; packed tables keep the layout of PackedWeight.
+// y[i] = table[ids[i]].
 struct EmbeddingArgs {
   const int64_t* ids;  // checked
   int64_t count, width;
   const char* table;
   DType dtype;
   int64_t row, step;  // strides of the table
-  const float* packed;
   char* y;
   int threads;
 };

@@ -11,10 +11,10 @@ int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 }  // namespace
 
 GemmPlan plan_gemm(const GemmArgs& g) {
-  constexpr int64_t kBlock = 512;   // a panel group of 48 columns takes 96 KB: L2
-  constexpr int64_t kRowUnit = 24;  // a multiple of every ISA's tile
-  constexpr int64_t kPanelUnit = 3;
-  constexpr int64_t kMostRows = 240, kMostPanels = 12;
+  constexpr int64_t kBlock = 512;                     // a panel group of 48 columns takes 96 KB: L2
+  constexpr int64_t kRowUnit = 24;                    // a multiple of every ISA's tile
+  constexpr int64_t kPanelUnit = 3, kMostPanels = 6;  // of the widest tile
+  constexpr int64_t kMostRows = 240;
   constexpr int64_t kWorth = 1 << 16;  // multiply-adds that repay waking a thread
 
   GemmPlan p;
@@ -26,7 +26,7 @@ GemmPlan plan_gemm(const GemmArgs& g) {
   p.rows = g.packed ? kMostRows : 4 * kMostRows;
   if (p.copy_a)
     while (p.rows > kRowUnit && p.rows * p.k_block > 1 << 17) p.rows = round_up(p.rows / 2, kRowUnit);
-  p.panels = kMostPanels;
+  p.panels = kChunkPanels;
   const auto chunks = [&] {
     p.row_chunks = ceil_div(g.m, p.rows);
     p.panel_chunks = ceil_div(panels, p.panels);
@@ -40,9 +40,38 @@ GemmPlan plan_gemm(const GemmArgs& g) {
 
   const int64_t rows = p.rows < g.m ? p.rows : g.m;
   p.a_floats = p.copy_a ? round_up(rows * p.k_block, 16) : 0;
-  p.b_floats = g.packed ? 0 : kPanelUnit * kPanel * p.k_block;  // one group at a time
+  p.b_floats = g.packed ? 0 : kMostPanels * kPanel * p.k_block;  // one group at a time
   const int64_t c_floats = p.separate_c ? rows * p.panels * kPanel : 0;
   p.scratch_bytes = round_up((p.a_floats + p.b_floats + c_floats) * 4, 64);
+  return p;
+}
+
+QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
+  constexpr int64_t kMostRows = 240, kPanelUnit = 6, kRowUnit = 24;
+  constexpr int64_t kWorth = 1 << 17;  // multiply-adds that repay waking a thread
+
+  QuantizedGemmPlan p;
+  const int64_t k = padded_k(g.w);
+  // Sums of floats are cut as in plan_gemm. 32 bits hold all of a row of int8 (kMostInt8), groups are summed up one by one.
+  p.k_block = k == 0 ? 1 : g.w.type == WeightType::bf16 ? round_up(ceil_div(k, ceil_div(k, 512)), 2) : k;
+  p.separate_c = g.c.dtype != DType::f32 || g.c.rank > 1;
+  p.row_bytes = round_up(k + 16, 16) * 4 + 128;  // rows a power of two apart would share few sets of the cache
+  p.stats_bytes = round_up(8 * (groups_of(g.w) + 2), 16);
+  const int64_t panels = panels_of(g.w.n);
+  p.rows = kMostRows;
+  while (p.rows > kRowUnit && p.rows * k > 1 << 18) p.rows = round_up(p.rows / 2, kRowUnit);  // quantised rows stay in L2
+  p.panels = kChunkPanels;
+  const auto chunks = [&] {
+    p.row_chunks = ceil_div(g.m, p.rows);
+    p.panel_chunks = ceil_div(panels, p.panels);
+    return p.row_chunks * p.panel_chunks;
+  };
+  while (chunks() < 4 * g.threads && p.panels > kPanelUnit) p.panels = round_up(p.panels / 2, kPanelUnit);
+  while (chunks() < 2 * g.threads && p.rows > kRowUnit && g.m > kRowUnit) p.rows = round_up(p.rows / 2, kRowUnit);
+  const int64_t rows = p.rows < g.m ? p.rows : g.m, cost = rows * p.panels * kPanel * k;
+  p.grain = cost > 0 && cost < kWorth ? kWorth / cost : 1;
+  p.shared_bytes = round_up(g.m * (p.row_bytes + p.stats_bytes), 64);
+  p.scratch_bytes = round_up((round_up(g.w.k, 16) + (p.separate_c ? rows * p.panels * kPanel : 0)) * 4, 64);
   return p;
 }
 

@@ -90,18 +90,26 @@ def matmul(a: Array, b: Array) -> Array:
 def pack_weight(w: Array, dtype: str = "float32", group_size: int | None = None) -> PackedWeight:
     """Rearranges a weight matrix (out, in) into the layout that `linear` and `embedding` read.
 
-    dtype is how it is stored: "float32". group_size belongs to quantised types. The layout is the same for all
-    instruction sets. `.shape`, `.dtype`, `.nbytes`, and `.dequantize()` gives the float32 matrix back.
+    dtype is how it is stored:
+      "float32", "bfloat16"
+      "int8": w = scale q with q in -127 ... 127 and one scale a row or, with group_size=32, for 32 neighbours of a row
+      "int4": w = scale q + offset with q in 0 ... 15 for group_size 32 (the default), 64 or 128 neighbours
+    Scales and offsets of groups are float16. `reference.quantize` has the roundings. The layout is the same for all
+    instruction sets. `.shape`, `.dtype`, `.group_size`, `.nbytes`, and `.dequantize()` gives a float32 matrix.
+
+    ValueError: a value that the type cannot store (NaN and infinity in the integer types), a group size it does not
+    have.
     """
-    if dtype != "float32":
-        raise ValueError(f"pack_weight: dtype must be 'float32', got {dtype!r}")
-    if group_size is not None:
-        raise ValueError("pack_weight: group_size is for quantised dtypes; float32 has none")
+    if not isinstance(dtype, str):
+        raise TypeError(f"pack_weight: dtype must be a string, got {type(dtype).__name__}")
     if isinstance(w, PackedWeight):
         raise TypeError("pack_weight: w is packed already")
+    if group_size is not None and (isinstance(group_size, bool) or not hasattr(group_size, "__index__")):
+        raise TypeError(f"pack_weight: group_size must be an integer or None, got {type(group_size).__name__}")
+    group = (32 if dtype == "int4" else 0) if group_size is None else operator.index(group_size)
     if _cpu.check_arrays("pack_weight", {"w": w}):
         w = w.astype(np.float32)
-    return _cpu.pack_weight(w)
+    return _cpu.pack_weight(w, dtype, group)
 
 
 @accepts_arrays("x", "weight", "bias", "gate", "residual", "out")
@@ -120,6 +128,10 @@ def linear(
     x (..., in); weight (out, in), an array or from `pack_weight`; bias (out,); gate and residual broadcast to the
     result (..., out). activation: gelu (erf), gelu_tanh, relu, silu, quick_gelu, tanh or None. out: an array to write
     the result to; it may be one of the inputs.
+
+    With a packed weight of another type than float32, rows of x are rounded to it first: to bfloat16; to 8 bits with a
+    scale and a zero point a row (int8 with one scale a row) or a scale a group (int8 and int4 by group). A row that
+    holds NaN or infinity is NaN in the integer types. float64 x is multiplied by the dequantised weight, unrounded.
     """
     result = _cpu.linear(x, weight, bias, activation, gate, residual, out)
     if result is None:

@@ -1,0 +1,106 @@
+// The register tile of products with packed weights of any type: sums (rows, 16 * panels) of words of activations times rows of
+// panels, see simd/dot.h. Every sum is one chain over k in order, whatever the tile's shape.
+#pragma once
+#include "cpu/kernels.h"
+#include "cpu/simd/dot.h"
+#include "cpu/simd/loops.h"
+
+namespace qkv {
+namespace QKV_ISA {
+
+constexpr int kPanelVectors = (int)(kPanel / kLanes);
+
+// Tile shapes: as many accumulators as registers allow. Few rows take more panels at a time: a chain of sums has a latency of
+// four or five cycles, so eight or more must be under way.
+#if defined(__AVX512F__)
+constexpr int kMostRows = 8;
+constexpr int most_panels(int rows) { return rows <= 4 ? 6 : 3; }
+#elif defined(__AVX2__)
+constexpr int kMostRows = 6;
+constexpr int most_panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 3 : rows == 3 ? 2 : 1; }
+#else
+constexpr int kMostRows = 2;
+constexpr int most_panels(int) { return 1; }
+#endif
+
+template <int N>
+struct Int {
+  static constexpr int value = N;
+};
+
+// f(Int<rows>, Int<panels>) with the numbers as constants.
+template <int R, int P, class F>
+QKV_INLINE void with_panels(int panels, F&& f) {
+  if (panels == P) return f(Int<R>{}, Int<P>{});
+  if constexpr (P > 1) with_panels<R, P - 1>(panels, f);
+}
+template <int R = kMostRows, class F>
+QKV_INLINE void with_tile(int rows, int panels, F&& f) {
+  if (rows == R) return with_panels<R, most_panels(R)>(panels, f);
+  if constexpr (R > 1) with_tile<R - 1>(rows, panels, f);
+}
+
+// Rows [i, i + rows_of(m - i)) are the next tile of m: tiles differ by one row at most, since one of a single row is the slowest.
+QKV_INLINE int rows_of(int64_t left) {
+  const int64_t tiles = (left + kMostRows - 1) / kMostRows;
+  return (int)((left + tiles - 1) / tiles);
+}
+
+// How many of the `left` panels the next group takes for tiles of so many rows; two and two rather than three and one.
+QKV_INLINE int panels_for(int rows, int64_t left) {
+  const int most = most_panels(rows);
+  const int64_t groups = (left + most - 1) / most;
+  return (int)((left + groups - 1) / groups);
+}
+
+// sum += a b: `steps` rows of the panels; a: words of row r at a + r * lda; b: row k of panel p at b + p * b_panel + k * b_step.
+// All distances in bytes.
+template <class Dot, int R, int V>
+QKV_INLINE void dot_sums(int64_t steps, const char* a, int64_t lda, const char* b, int64_t b_step, int64_t b_panel,
+                         typename Dot::Acc (&sum)[R][V]) {
+  for (int64_t k = 0; k < steps; ++k) {
+    QKV_UNROLL(8)
+    for (int part = 0; part < Dot::kParts; ++part) {
+      decltype(Dot::weight(b, 0)) w[V];
+      QKV_UNROLL(24)
+      for (int v = 0; v < V; ++v) w[v] = Dot::weight(b + (v / kPanelVectors) * b_panel + (v % kPanelVectors) * kLanes * 4, part);
+      QKV_UNROLL(8)
+      for (int r = 0; r < R; ++r) {
+        const auto x = Dot::spread(a + r * lda + part * 4);
+        QKV_UNROLL(24)
+        for (int v = 0; v < V; ++v) sum[r][v] = Dot::mac(sum[r][v], w[v], x);
+      }
+    }
+    a += Dot::kParts * 4;
+    b += b_step;
+  }
+}
+
+template <class Dot, int R, int V>
+QKV_INLINE void clear(typename Dot::Acc (&sum)[R][V]) {
+  QKV_UNROLL(8)
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(24)
+    for (int v = 0; v < V; ++v) sum[r][v] = Dot::zero();
+  }
+}
+
+// c = [c +] sum; row r at c + r * ldc; columns from `columns` on are not written. `first`: c is set.
+template <int R, int V>
+QKV_INLINE void store_sums(const Vec (&sum)[R][V], float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_UNROLL(8)
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(24)
+    for (int v = 0; v < V; ++v) {
+      const int64_t left = columns - v * kLanes;
+      float* const to = c + r * ldc + v * kLanes;
+      if (left >= kLanes)
+        store(to, first ? sum[r][v] : add(load(to, Full{}), sum[r][v]), Full{});
+      else if (left > 0)
+        store(to, first ? sum[r][v] : add(load(to, Rest{left}), sum[r][v]), Rest{left});
+    }
+  }
+}
+
+}  // namespace QKV_ISA
+}  // namespace qkv

@@ -1,0 +1,300 @@
+// linear over weights of bf16, int8 or int4: c = act(a w^T + bias) * gate + residual, in sums of float or 32-bit integers.
+//
+// Rows of a are rounded or quantised once per call, then tiles are as in gemm.cpp:
+//
+//   bf16            a rounded to bf16                                     c = sum a w
+//   int8 by row     a = s (u - z): u in 0 ... 255, one s and z a row      c = s t sum (u - z) q,          w = t q
+//   int8, int4      a = s u: u in -127 ... 127, one s a row and group     c = sum over groups s (t sum u q + o sum u), w = t q +
+//   o
+//
+// int8 is stored as q + 128, so what is summed up is corrected by 128 sum u. qkv/reference.py has the roundings of s and u. A row
+// that holds NaN or infinity has s = NaN.
+#include "cpu/dot_tile.h"
+#include "cpu/epilogue.h"
+#include "cpu/kernels.h"
+#include "cpu/rounding.h"
+
+namespace qkv {
+namespace QKV_ISA {
+
+// Of a row with one scale. stored = u - z - shift.
+struct RowStats {
+  float scale;
+  int32_t minus;  // -128 times the sum of what is stored
+  int32_t shift;  // comes back as shift times the sum of q
+};
+// Of a group of a row.
+struct GroupStats {
+  float scale;
+  union {
+    int32_t minus;  // int8: -128 times the sum of u
+    float sum;      // int4: scale times the sum of u
+  };
+};
+
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+constexpr int64_t unit_bytes(Units units) { return units == Units::i8x4 ? 1 : units == Units::i16x2 ? 2 : 4; }
+
+// Writes x[0 .. n) as units, padded with zeros to n rounded up to whole vectors; value(x) is an integral float. Returns their
+// sum.
+template <class Value>
+static float write_units(char* to, Units units, const float* x, int64_t n, Value value) {
+  Vec sum = zero();
+  each(n, [&](int64_t i, auto count) {
+    const Vec v = select(active(count), value(load(x + i, count)), zero());
+    sum = add(sum, v);  // exact: below 2^24
+    store_units(to + i * unit_bytes(units), v, units);
+  });
+  return reduce_add(sum);
+}
+
+static void quantize_row(const float* x, int64_t k, char* to, RowStats* stats) {
+  float low, high;
+  const bool finite = range_of(x, k, &low, &high);
+  if (!finite) low = high = 0;
+  const Rounding u((double)high - (double)low, 255);
+  float zero_point[kLanes];
+  store(zero_point, u(set(-low)), Full{});
+  const float z = zero_point[0] < 255 ? zero_point[0] : 255, shift = DotInt8::units == Units::i8x4 ? 128 - z : 0;
+  const Vec offset = set(z), back = set(z + shift), bottom = zero(), top = set(255);
+  if (!finite) {  // finite numbers for the integers' sake; the scale says the rest
+    memset(to, 0, (size_t)(round_up(k, kLanes) * unit_bytes(DotInt8::units)));
+    *stats = {__builtin_nanf(""), 0, 0};
+    return;
+  }
+  const float sum =
+      write_units(to, DotInt8::units, x, k, [&](Vec v) { return sub(min(max(add(u(v), offset), bottom), top), back); });
+  *stats = {u.scale, (int32_t)(-128 * (int64_t)sum), (int32_t)shift};
+}
+
+template <class Dot, bool kOffset>
+static void quantize_groups(const float* x, int64_t k, int64_t group, char* to, GroupStats* stats) {
+  bool all_finite = true;
+  for (int64_t at = 0, g = 0; at < k; at += group, ++g) {
+    const int64_t n = k - at < group ? k - at : group;
+    float low, high;
+    const bool finite = range_of(x + at, n, &low, &high);
+    all_finite = all_finite && finite;
+    char* const units = to + at * unit_bytes(Dot::units);
+    memset(units, 0, (size_t)(group * unit_bytes(Dot::units)));
+    if (!finite) low = high = 0;
+    const Rounding u(high > -low ? high : -low, 127);
+    float sum = 0;
+    if (finite) sum = write_units(units, Dot::units, x + at, n, u);
+    stats[g].scale = u.scale;
+    if (kOffset)
+      stats[g].sum = u.scale * sum;
+    else
+      stats[g].minus = (int32_t)(-128 * sum);
+  }
+  if (!all_finite) stats[0].scale = __builtin_nanf("");
+}
+
+// A row as pairs of bf16, or as floats rounded to bf16; an odd one gets a zero.
+static void round_row(const float* x, int64_t k, char* to) {
+  each(k, [&](int64_t i, auto count) {
+    const Vec v = load(x + i, count);
+    bf16* half = (bf16*)to + (DotBf16::kFloats ? 2 * i : i);  // where it is wanted, or in the place of its float
+    store(half, v, count);
+    if (DotBf16::kFloats) store((float*)to + i, load(half, count), count);
+  });
+  if (k % 2 != 0) memset(to + k * (DotBf16::kFloats ? 4 : 2), 0, DotBf16::kFloats ? 4 : 2);
+}
+
+// What a chunk of c is made from.
+struct Operands {
+  const char *a, *b;          // first row, first panel
+  int64_t lda, b_panel;       // bytes
+  const RowStats* row_stats;  // of the first row
+  const GroupStats* group_stats;
+  int64_t stats_step;      // of rows, in bytes
+  const float* row_scale;  // of the first panel's first column
+  const int32_t* row_sum;
+  const f16 *scale, *offset;  // of the first panel's first group
+  int64_t groups;             // a panel has so many
+  int64_t group;
+};
+
+// c [+]= one tile over `steps` rows of the panels (bf16, int8) or so many groups (int8 and int4 by group).
+struct Bf16Tile {
+  static constexpr int64_t kPerRow = 2;
+  template <int R, int P>
+  QKV_INLINE void run(const Operands& o, int64_t steps, float* c, int64_t ldc, int64_t columns, bool first) {
+    Vec sum[R][P * kPanelVectors];
+    clear<DotBf16>(sum);
+    dot_sums<DotBf16>(steps, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
+    store_sums(sum, c, ldc, columns, first);
+  }
+};
+
+struct Int8Tile {
+  static constexpr int64_t kPerRow = 4;
+  template <int R, int P>
+  QKV_INLINE void run(const Operands& o, int64_t steps, float* c, int64_t ldc, int64_t columns, bool first) {
+    constexpr int V = P * kPanelVectors;
+    IVec sum[R][V];
+    clear<DotInt8>(sum);
+    dot_sums<DotInt8>(steps, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
+    Vec out[R][V];
+    QKV_UNROLL(8)
+    for (int r = 0; r < R; ++r) {
+      const RowStats& s = *(const RowStats*)((const char*)o.row_stats + r * o.stats_step);
+      const IVec minus = iset(s.minus), shift = iset(s.shift);
+      const Vec scale = set(s.scale);
+      QKV_UNROLL(24)
+      for (int v = 0; v < V; ++v) {
+        IVec x = iadd(sum[r][v], minus);
+        if (DotInt8::units == Units::i8x4) x = iadd(x, imul(shift, iload(o.row_sum + v * kLanes)));
+        out[r][v] = mul(mul(to_float(x), scale), load(o.row_scale + v * kLanes, Full{}));
+      }
+    }
+    store_sums(out, c, ldc, columns, first);
+  }
+};
+
+template <class Dot, int64_t kPerPanelRow, bool kOffset>
+struct GroupTile {
+  static constexpr int64_t kPerRow = kPerPanelRow;
+  template <int R, int P>
+  QKV_INLINE void run(const Operands& o, int64_t groups, float* c, int64_t ldc, int64_t columns, bool first) {
+    constexpr int V = P * kPanelVectors;
+    Vec out[R][V];
+    clear<DotFloat>(out);
+    const int64_t steps = o.group / kPerRow;
+    const char *a = o.a, *b = o.b;
+    for (int64_t g = 0; g < groups; ++g) {
+      IVec total[R][V];
+      clear<DotInt8>(total);
+      if constexpr (Dot::kRows == 0) {
+        dot_sums<Dot>(steps, a, o.lda, b, kPanelRowBytes, o.b_panel, total);
+      } else {
+        for (int64_t at = 0; at < steps; at += Dot::kRows) {
+          IVec sum[R][V];
+          clear<Dot>(sum);
+          dot_sums<Dot>(Dot::kRows, a + at * Dot::kParts * 4, o.lda, b + at * kPanelRowBytes, kPanelRowBytes, o.b_panel, sum);
+          QKV_UNROLL(8)
+          for (int r = 0; r < R; ++r) {
+            QKV_UNROLL(24)
+            for (int v = 0; v < V; ++v) total[r][v] = iadd(total[r][v], Dot::widen(sum[r][v]));
+          }
+        }
+      }
+      a += steps * Dot::kParts * 4;
+      b += steps * kPanelRowBytes;
+      QKV_UNROLL(24)
+      for (int v = 0; v < V; ++v) {
+        const int64_t at = ((v / kPanelVectors) * o.groups + g) * kPanel + (v % kPanelVectors) * kLanes;
+        const Vec scale = load(o.scale + at, Full{}), offset = kOffset ? load(o.offset + at, Full{}) : zero();
+        QKV_UNROLL(8)
+        for (int r = 0; r < R; ++r) {
+          const GroupStats& s = ((const GroupStats*)((const char*)o.group_stats + r * o.stats_step))[g];
+          const IVec t = kOffset ? total[r][v] : iadd(total[r][v], iset(s.minus));
+          out[r][v] = fma(mul(scale, set(s.scale)), to_float(t), out[r][v]);
+          if (kOffset) out[r][v] = fma(offset, set(s.sum), out[r][v]);
+        }
+      }
+    }
+    store_sums(out, c, ldc, columns, first);
+  }
+};
+using Int8GroupTile = GroupTile<DotInt8, 4, false>;
+using Int4GroupTile = GroupTile<DotInt4, 8, true>;
+
+template <class Tile>
+static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t bytes_per_k) {
+  const QuantizedGemmPlan& p = g.plan;
+  const bool plain = is_plain(g);
+  const int64_t panels = panels_of(g.w.n), k_all = padded_k(g.w);
+  char* const own = g.scratch + p.shared_bytes;
+  parallel(p.row_chunks * p.panel_chunks, p.grain, g.threads, [&](int64_t begin, int64_t end, int thread) {
+    float* const sums = (float*)(own + thread * p.scratch_bytes) + round_up(g.w.k, 16);
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
+      const int64_t m = g.m - row < p.rows ? g.m - row : p.rows;
+      const int64_t count = panels - panel < p.panels ? panels - panel : p.panels;
+      const int64_t column = panel * kPanel, n = g.w.n - column < count * kPanel ? g.w.n - column : count * kPanel;
+      const int64_t ldc = p.separate_c ? p.panels * kPanel : g.c.rank ? g.c.strides[0] : 0;
+      float* const c = p.separate_c ? sums : (float*)g.c.data + row * ldc + column;
+      for (int64_t k = 0; k == 0 || k < k_all; k += p.k_block) {
+        const int64_t kc = k_all - k < p.k_block ? k_all - k : p.k_block;
+        const int64_t steps = all.group ? kc / all.group : kc / Tile::kPerRow;
+        for (int64_t q = 0; q < count;) {
+          const int group = panels_for(rows_of(m), count - q);
+          for (int64_t i = 0; i < m;) {
+            const int rows = rows_of(m - i);
+            Operands o = all;
+            o.a += (row + i) * all.lda + k * bytes_per_k;
+            o.b += (panel + q) * all.b_panel + k / Tile::kPerRow * kPanelRowBytes;
+            const int64_t first_group = all.group ? k / all.group : 0;
+            const int64_t stats = (row + i) * all.stats_step;
+            o.row_stats = (const RowStats*)((const char*)all.row_stats + stats);
+            o.group_stats = (const GroupStats*)((const char*)all.group_stats + stats) + first_group;
+            if (all.row_scale) {
+              o.row_scale += column + q * kPanel;
+              o.row_sum += column + q * kPanel;
+            }
+            if (all.scale) o.scale += ((panel + q) * all.groups + first_group) * kPanel;
+            if (all.offset) o.offset += ((panel + q) * all.groups + first_group) * kPanel;
+            with_tile(rows, group, [&](auto r, auto panels_at_once) {
+              Tile::template run<decltype(r)::value, decltype(panels_at_once)::value>(o, steps, c + i * ldc + q * kPanel, ldc,
+                                                                                      n - q * kPanel, k == 0);
+            });
+            i += rows;
+          }
+          q += group;
+        }
+        if (k_all == 0) break;
+      }
+      if (!(plain && !p.separate_c))
+        for (int64_t r = 0; r < m; ++r)
+          finish(g, row + r, column, n, c + r * ldc, g.c.data + row_offset(g.c, row + r) * size_of(g.c.dtype));
+    }
+  });
+}
+
+void gemm_quantized(const QuantizedGemmArgs& g) {
+  const QuantizedGemmPlan& p = g.plan;
+  const PackedView& w = g.w;
+  char* const stats = g.scratch + g.m * p.row_bytes;
+  char* const own = g.scratch + p.shared_bytes;
+  const int64_t bytes_per_k = w.type == WeightType::bf16   ? DotBf16::kFloats ? 4 : 2
+                              : w.type == WeightType::int8 ? unit_bytes(DotInt8::units)
+                                                           : unit_bytes(DotInt4::units);
+  const int64_t lda = round_up((padded_k(w) + kPanel) * bytes_per_k, 64) + 64;  // at most p.row_bytes
+  parallel(g.m, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t r = begin; r < end; ++r) {
+      const float* x = read_row(g.a, r, (float*)(own + thread * p.scratch_bytes));
+      char* const to = g.scratch + r * lda;
+      char* const about = stats + r * p.stats_bytes;
+      if (w.type == WeightType::bf16)
+        round_row(x, w.k, to);
+      else if (!w.group)
+        quantize_row(x, w.k, to, (RowStats*)about);
+      else if (w.type == WeightType::int8)
+        quantize_groups<DotInt8, false>(x, w.k, w.group, to, (GroupStats*)about);
+      else
+        quantize_groups<DotInt4, true>(x, w.k, w.group, to, (GroupStats*)about);
+    }
+  });
+  const Operands all = {g.scratch,
+                        w.panels,
+                        lda,
+                        panel_rows(w) * kPanelRowBytes,
+                        (const RowStats*)stats,
+                        (const GroupStats*)stats,
+                        p.stats_bytes,
+                        w.row_scale,
+                        w.row_sum,
+                        w.scale,
+                        w.offset,
+                        groups_of(w),
+                        w.group};
+  if (w.type == WeightType::bf16) return product<Bf16Tile>(g, all, bytes_per_k);
+  if (!w.group) return product<Int8Tile>(g, all, bytes_per_k);
+  if (w.type == WeightType::int8) return product<Int8GroupTile>(g, all, bytes_per_k);
+  product<Int4GroupTile>(g, all, bytes_per_k);
+}
+
+}  // namespace QKV_ISA
+}  // namespace qkv

@@ -1,0 +1,244 @@
+// Dot products in steps of 32 bits a column: what a register tile (cpu/dot_tile.h) multiplies and adds.
+//
+// A panel of packed weights holds rows of 16 columns x 32 bits: one float, two bf16, four int8 or eight int4 along k. A Dot says
+// how one such row meets one or more 32-bit words of activations:
+//
+//   kParts          words of activations that a row of the panel takes
+//   weight(p, i)    kLanes columns of the row at p, prepared for word i
+//   spread(p)       the word at p in every lane
+//   mac(s, w, a)    s + w . a
+//   Acc, zero()     what is summed in
+//
+// and integer ones also `units`, the form that activations must have:
+//
+//   Units::i8x4     four signed bytes along k
+//   Units::i16x2    two 16-bit numbers: k and k + 2, then k + 1 and k + 3, as masks and shifts split a word of four bytes
+//   Units::i32      one number
+//
+// Weights are unsigned bytes (int8 is stored with 128 added), activations signed: that is what vpdpbusd and vpmaddubsw multiply.
+// Without VNNI int8 goes through vpmaddwd, whose 32-bit sums cannot saturate; vpmaddubsw's 16-bit ones would, so it serves int4
+// alone.
+#pragma once
+#include "cpu/simd/vec.h"
+
+namespace qkv {
+namespace QKV_ISA {
+
+enum class Units : uint8_t { i8x4, i16x2, i32 };
+
+// kLanes 32-bit integers.
+struct IVec {
+#if defined(__AVX512F__)
+  __m512i v;
+#elif defined(__AVX2__)
+  __m256i v;
+#else
+  i32x4 v;
+#endif
+};
+
+#if defined(__AVX512F__)
+
+QKV_INLINE IVec izero() { return {_mm512_setzero_si512()}; }
+QKV_INLINE IVec iset(int32_t x) { return {_mm512_set1_epi32(x)}; }
+QKV_INLINE IVec iload(const void* p) { return {_mm512_loadu_si512(p)}; }
+QKV_INLINE IVec iadd(IVec a, IVec b) { return {_mm512_add_epi32(a.v, b.v)}; }
+QKV_INLINE IVec imul(IVec a, IVec b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+QKV_INLINE Vec to_float(IVec a) { return {_mm512_cvtepi32_ps(a.v)}; }
+QKV_INLINE Vec as_float(IVec a) { return {_mm512_castsi512_ps(a.v)}; }
+QKV_INLINE IVec iand(IVec a, int32_t mask) { return {_mm512_and_si512(a.v, _mm512_set1_epi32(mask))}; }
+template <int N>
+QKV_INLINE IVec shift_left(IVec a) {
+  return {_mm512_slli_epi32(a.v, N)};
+}
+template <int N>
+QKV_INLINE IVec shift_right16(IVec a) {
+  return {_mm512_srli_epi16(a.v, N)};
+}
+QKV_INLINE IVec madd16(IVec a, IVec b) { return {_mm512_madd_epi16(a.v, b.v)}; }
+QKV_INLINE IVec madd8(IVec u, IVec s) { return {_mm512_maddubs_epi16(u.v, s.v)}; }
+QKV_INLINE IVec iadd16(IVec a, IVec b) { return {_mm512_add_epi16(a.v, b.v)}; }
+
+// kLanes integral floats as units; i8x4 and i16x2 need them to fit.
+QKV_INLINE void store_units(void* to, Vec a, Units units) {
+  const __m512i x = _mm512_cvtps_epi32(a.v);
+  if (units == Units::i8x4) {
+    _mm_storeu_si128((__m128i*)to, _mm512_cvtepi32_epi8(x));
+  } else {
+    const __m256i pairs = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15,  //
+                                           0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    _mm256_storeu_si256((__m256i*)to, _mm256_shuffle_epi8(_mm512_cvtepi32_epi16(x), pairs));
+  }
+}
+
+#elif defined(__AVX2__)
+
+QKV_INLINE IVec izero() { return {_mm256_setzero_si256()}; }
+QKV_INLINE IVec iset(int32_t x) { return {_mm256_set1_epi32(x)}; }
+QKV_INLINE IVec iload(const void* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
+QKV_INLINE IVec iadd(IVec a, IVec b) { return {_mm256_add_epi32(a.v, b.v)}; }
+QKV_INLINE IVec imul(IVec a, IVec b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+QKV_INLINE Vec to_float(IVec a) { return {_mm256_cvtepi32_ps(a.v)}; }
+QKV_INLINE Vec as_float(IVec a) { return {_mm256_castsi256_ps(a.v)}; }
+QKV_INLINE IVec iand(IVec a, int32_t mask) { return {_mm256_and_si256(a.v, _mm256_set1_epi32(mask))}; }
+template <int N>
+QKV_INLINE IVec shift_left(IVec a) {
+  return {_mm256_slli_epi32(a.v, N)};
+}
+template <int N>
+QKV_INLINE IVec shift_right16(IVec a) {
+  return {_mm256_srli_epi16(a.v, N)};
+}
+QKV_INLINE IVec madd16(IVec a, IVec b) { return {_mm256_madd_epi16(a.v, b.v)}; }
+QKV_INLINE IVec madd8(IVec u, IVec s) { return {_mm256_maddubs_epi16(u.v, s.v)}; }
+QKV_INLINE IVec iadd16(IVec a, IVec b) { return {_mm256_add_epi16(a.v, b.v)}; }
+
+QKV_INLINE void store_units(void* to, Vec a, Units units) {
+  const __m256i x = _mm256_cvtps_epi32(a.v);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  if (units == Units::i8x4)
+    _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(words, words));
+  else
+    _mm_storeu_si128((__m128i*)to, _mm_shuffle_epi8(words, _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15)));
+}
+
+#else
+
+QKV_INLINE IVec izero() { return {i32x4{0, 0, 0, 0}}; }
+QKV_INLINE IVec iset(int32_t x) { return {i32x4{x, x, x, x}}; }
+QKV_INLINE IVec iload(const void* p) {
+  IVec a;
+  memcpy(&a.v, p, 16);
+  return a;
+}
+QKV_INLINE IVec iadd(IVec a, IVec b) { return {a.v + b.v}; }
+QKV_INLINE IVec imul(IVec a, IVec b) { return {a.v * b.v}; }
+QKV_INLINE Vec to_float(IVec a) { return {__builtin_convertvector(a.v, f32x4)}; }
+QKV_INLINE Vec as_float(IVec a) {
+  Vec b;
+  memcpy(&b.v, &a.v, 16);
+  return b;
+}
+QKV_INLINE IVec iand(IVec a, int32_t mask) { return {a.v & iset(mask).v}; }
+template <int N>
+QKV_INLINE IVec shift_left(IVec a) {
+  typedef uint32_t u32x4 __attribute__((vector_size(16)));
+  return {(i32x4)((u32x4)a.v << N)};
+}
+
+QKV_INLINE void store_units(void* to, Vec a, Units) {
+  const i32x4 x = __builtin_convertvector(a.v, i32x4);
+  memcpy(to, &x, 16);
+}
+
+#endif
+
+QKV_INLINE IVec ispread(const void* p) {
+  int32_t word;
+  memcpy(&word, p, 4);
+  return iset(word);
+}
+
+struct DotFloat {
+  using Acc = Vec;
+  static constexpr int kParts = 1;
+  QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
+  QKV_INLINE Vec weight(const char* p, int) { return load((const float*)p, Full{}); }
+  QKV_INLINE Vec spread(const char* p) { return set(*(const float*)p); }
+  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return fma(a, w, s); }
+};
+
+#if defined(__AVX512BF16__)
+
+// The products of a pair are added one after the other; denormals count as zero.
+struct DotBf16 {
+  using Acc = Vec;
+  static constexpr int kParts = 1;
+  static constexpr bool kFloats = false;  // activations are pairs of bf16
+  QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
+  QKV_INLINE IVec weight(const char* p, int) { return iload(p); }
+  QKV_INLINE IVec spread(const char* p) { return ispread(p); }
+  QKV_INLINE Vec mac(Vec s, IVec w, IVec a) { return {_mm512_dpbf16_ps(s.v, (__m512bh)a.v, (__m512bh)w.v)}; }
+};
+
+#else
+
+// bf16 are the upper halves of floats: products of two are exact.
+struct DotBf16 {
+  using Acc = Vec;
+  static constexpr int kParts = 2;
+  static constexpr bool kFloats = true;  // activations are floats, rounded to bf16
+  QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
+  QKV_INLINE Vec weight(const char* p, int part) {
+    return as_float(part == 0 ? shift_left<16>(iload(p)) : iand(iload(p), (int32_t)0xffff0000));
+  }
+  QKV_INLINE Vec spread(const char* p) { return set(*(const float*)p); }
+  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return fma(a, w, s); }
+};
+
+#endif
+
+// Integer Dots. kRows: so many rows of a panel fit into Acc, whose 32-bit lanes `widen` then makes; 0: Acc has them and holds any.
+#if defined(__AVX512VNNI__)
+
+struct DotInt8 {
+  using Acc = IVec;
+  static constexpr int64_t kRows = 0;
+  static constexpr int kParts = 1;
+  static constexpr Units units = Units::i8x4;
+  QKV_INLINE IVec zero() { return izero(); }
+  QKV_INLINE IVec weight(const char* p, int) { return iload(p); }
+  QKV_INLINE IVec spread(const char* p) { return ispread(p); }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return {_mm512_dpbusd_epi32(s.v, w.v, a.v)}; }
+};
+struct DotInt4 : DotInt8 {
+  static constexpr int kParts = 2;
+  QKV_INLINE IVec weight(const char* p, int part) { return iand(part == 0 ? iload(p) : shift_right16<4>(iload(p)), 0x0f0f0f0f); }
+};
+
+#elif defined(__AVX2__)
+
+struct DotInt8 {
+  using Acc = IVec;
+  static constexpr int64_t kRows = 0;
+  static constexpr int kParts = 2;
+  static constexpr Units units = Units::i16x2;
+  QKV_INLINE IVec zero() { return izero(); }
+  QKV_INLINE IVec weight(const char* p, int part) { return part == 0 ? iand(iload(p), 0x00ff00ff) : shift_right16<8>(iload(p)); }
+  QKV_INLINE IVec spread(const char* p) { return ispread(p); }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return iadd(s, madd16(w, a)); }
+};
+// Sums of 16 bits: a pair of products is at most 2 * 15 * 127 and eight of those fit: four rows of the panel.
+struct DotInt4 {
+  using Acc = IVec;
+  static constexpr int64_t kRows = 4;
+  static constexpr int kParts = 2;
+  static constexpr Units units = Units::i8x4;
+  QKV_INLINE IVec zero() { return izero(); }
+  QKV_INLINE IVec weight(const char* p, int part) { return iand(part == 0 ? iload(p) : shift_right16<4>(iload(p)), 0x0f0f0f0f); }
+  QKV_INLINE IVec spread(const char* p) { return ispread(p); }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return iadd16(s, madd8(w, a)); }
+  QKV_INLINE IVec widen(IVec s) { return madd16(s, iset(0x00010001)); }
+};
+
+#else
+
+struct DotInt8 {
+  using Acc = IVec;
+  static constexpr int64_t kRows = 0;
+  static constexpr int kParts = 4;
+  static constexpr Units units = Units::i32;
+  QKV_INLINE IVec zero() { return izero(); }
+  QKV_INLINE IVec weight(const char* p, int part) { return iand({iload(p).v >> (8 * part)}, 0xff); }
+  QKV_INLINE IVec spread(const char* p) { return ispread(p); }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return iadd(s, imul(w, a)); }
+};
+struct DotInt4 : DotInt8 {
+  static constexpr int kParts = 8;
+  QKV_INLINE IVec weight(const char* p, int part) { return iand({iload(p).v >> (part < 4 ? 8 * part : 8 * (part - 4) + 4)}, 15); }
+};
+
+#endif
+
+}  // namespace QKV_ISA
+}  // namespace qkv
