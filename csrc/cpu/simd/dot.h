@@ -133,6 +133,14 @@ QKV_INLINE void store_units(void* to, Vec a, Units) {
 
 #endif
 
+// GCC reorders integer sums and, out of registers, spills them; what went through here stays as written.
+QKV_INLINE IVec pinned(IVec a) {
+#if defined(__AVX2__)
+  asm("" : "+x"(a.v));
+#endif
+  return a;
+}
+
 QKV_INLINE IVec ispread(const void* p) {
   int32_t word;
   memcpy(&word, p, 4);
@@ -206,7 +214,7 @@ struct DotInt8 {
   QKV_INLINE IVec zero() { return izero(); }
   QKV_INLINE IVec weight(const char* p, int part) { return part == 0 ? iand(iload(p), 0x00ff00ff) : shift_right16<8>(iload(p)); }
   QKV_INLINE IVec spread(const char* p) { return ispread(p); }
-  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return iadd(s, madd16(w, a)); }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return pinned(iadd(s, madd16(w, a))); }
 };
 // Sums of 16 bits: a pair of products is at most 2 * 15 * 127 and eight of those fit: four rows of the panel.
 struct DotInt4 {
@@ -217,7 +225,7 @@ struct DotInt4 {
   QKV_INLINE IVec zero() { return izero(); }
   QKV_INLINE IVec weight(const char* p, int part) { return iand(part == 0 ? iload(p) : shift_right16<4>(iload(p)), 0x0f0f0f0f); }
   QKV_INLINE IVec spread(const char* p) { return ispread(p); }
-  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return iadd16(s, madd8(w, a)); }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return pinned(iadd16(s, madd8(w, a))); }
   QKV_INLINE IVec widen(IVec s) { return madd16(s, iset(0x00010001)); }
 };
 
