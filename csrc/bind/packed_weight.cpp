@@ -250,11 +250,12 @@ void bind_packed_weight(py::module_& m) {
              return "PackedWeight(shape=" + shape_text({v.n, v.k}) + ", dtype='" + w.type_name() + "'" +
                     (v.group ? ", group_size=" + std::to_string(v.group) : "") + ")";
            })
-      .def(py::pickle([](const PackedWeight& w) { return parts(w); }, [](const py::tuple& state) {
-        if (state.size() != 6) fail_value("PackedWeight: a pickled state has six parts");
-        return from_parts(state[0].cast<std::string>(), state[1].cast<int64_t>(), state[2].cast<int64_t>(), state[3], state[4],
-                          state[5]);
-      }));
+      .def(py::pickle([](const PackedWeight& w) { return parts(w); },
+                      [](const py::tuple& state) {
+                        if (state.size() != 6) fail_value("PackedWeight: a pickled state has six parts");
+                        return from_parts(state[0].cast<std::string>(), state[1].cast<int64_t>(), state[2].cast<int64_t>(),
+                                          state[3], state[4], state[5]);
+                      }));
   m.def("pack_weight", pack, py::arg("w"), py::arg("dtype"), py::arg("group_size"));
 }
 

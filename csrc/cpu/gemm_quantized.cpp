@@ -190,7 +190,7 @@ struct GroupTile {
         for (int r = 0; r < R; ++r) {
           const GroupStats& s = ((const GroupStats*)((const char*)o.group_stats + r * o.stats_step))[g];
           const IVec t = kOffset ? total[r][v] : iadd(total[r][v], iset(s.minus));
-          out[r][v] = fma(mul(scale, set(s.scale)), to_float(t), out[r][v]);
+          out[r][v] = fma(mul(to_float(t), set(s.scale)), scale, out[r][v]);  // two small scales might make a zero
           if (kOffset) out[r][v] = fma(offset, set(s.sum), out[r][v]);
         }
       }

@@ -63,12 +63,16 @@ PICKLE_ADVICE = (
 
 @dataclass(frozen=True)
 class Tensor:
-    """A tensor that has not been read yet. `names`: where it comes from, in the file's own names."""
+    """A tensor that has not been read yet. `names`: where it comes from, in the file's own names.
+
+    parts: of a packed weight the arguments of PackedWeight.from_parts, instead of what `read` gives.
+    """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    parts: Callable[[], tuple[Any, ...]] | None = None
 
     @staticmethod
     def of(name: str, array: np.ndarray) -> Tensor:
@@ -178,6 +182,7 @@ def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:
             if dtype != "bfloat16" or name not in tensors or tensors[name].dtype != np.uint16:
                 raise ValueError(f"{where}: {name} must be a uint16 array that holds bfloat16; {META} says {dtype!r}")
             tensors[name] = _view(tensors[name], _bfloat16())
+        _join_packed(tensors, meta.get("packed", {}), f"{where}: {META}")
         for alias, name in _string_map(meta.get("ties", {}), f"{where}: {META}: ties").items():
             if name not in tensors or alias in tensors:
                 raise ValueError(f"{where}: {META} ties {alias} to {name}, which does not fit the entries")
@@ -462,6 +467,28 @@ def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndar
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _join_packed(tensors: dict[str, Tensor], packed: Any, where: str) -> None:
+    """Packed weights lie in up to three entries: name, name.scale, name.offset. packed: name -> (dtype, group, width),
+    as Model.save writes it; shapes and dtypes are checked when the weight is put together."""
+    if not isinstance(packed, dict):
+        raise ValueError(f"{where}: packed must map names to dtype, group and width")
+    for name, about in packed.items():
+        values = tensors.get(name)
+        if (
+            values is None
+            or len(values.shape) != 2
+            or not (isinstance(about, list) and len(about) == 3 and isinstance(about[0], str) and _is_sizes(about[1:]))
+        ):
+            raise ValueError(f"{where}: {name} is packed as {about!r:.99}, which does not fit the entries")
+        others = [tensors.pop(f"{name}.{kind}", None) for kind in ("scale", "offset")]
+
+        def parts(about: list[Any] = about, of: tuple[Tensor | None, ...] = (values, *others)) -> tuple[Any, ...]:
+            return (*about, *(None if t is None else t.read() for t in of))
+
+        shape = (values.shape[0], about[2])
+        tensors[name] = Tensor((name,), shape, np.dtype(np.float32), values.read, parts)
 
 
 def _is_sizes(value: Any) -> bool:

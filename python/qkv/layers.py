@@ -91,11 +91,12 @@ class RMSNorm:
 
 
 class Embedding:
-    """Rows of a table (rows, width): one for each id."""
+    """Rows of a table (rows, width): one for each id. exact: float32 whatever the model's dtype, for positions and the
+    like."""
 
-    def __init__(self, w: Weights, rows: int, width: int):
+    def __init__(self, w: Weights, rows: int, width: int, *, exact: bool = False):
         self.rows = rows
-        self.weight = w.table("weight", (rows, width))
+        self.weight = w.vector("weight", (rows, width)) if exact else w.table("weight", (rows, width))
 
     def __call__(self, ids: Array) -> Array:
         rows: Array = ops.embedding(ids, self.weight)  # (total, width)

@@ -94,7 +94,7 @@ def pack_weight(w: Array, dtype: str = "float32", group_size: int | None = None)
       "float32", "bfloat16"
       "int8": w = scale q with q in -127 ... 127 and one scale a row or, with group_size=32, for 32 neighbours of a row
       "int4": w = scale q + offset with q in 0 ... 15 for group_size 32 (the default), 64 or 128 neighbours
-    Scales and offsets of groups are float16. `reference.quantize` has the roundings. The layout is the same for all
+    Scales and offsets of groups are float16. `reference.pack_weight` has the roundings. The layout is the same for all
     instruction sets. `.shape`, `.dtype`, `.group_size`, `.nbytes`, and `.dequantize()` gives a float32 matrix.
 
     ValueError: a value that the type cannot store (NaN and infinity in the integer types), a group size it does not

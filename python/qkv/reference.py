@@ -18,6 +18,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from .positions import Scaling, rotary_angles, rotary_width
@@ -76,38 +77,135 @@ __all__ = [
 
 
 class PackedWeight:
-    """What `pack_weight` returns: a weight (out, in), here simply kept as float32."""
+    """What `pack_weight` returns: the stored values of a weight (out, in) and what scales them.
 
-    def __init__(self, values: Array) -> None:
-        self._values = values
+    values float64 (out, in), integral in the integer types; scale and offset float64, broadcastable to the groups
+    (out, groups) of group_size values each.
+    """
+
+    def __init__(self, dtype: str, group_size: int | None, values: Array, scale: Array, offset: Array) -> None:
+        self.dtype = dtype
+        self.group_size = group_size
+        self.values, self.scale, self.offset = values, scale, offset
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._values.shape
-
-    @property
-    def dtype(self) -> str:
-        return "float32"
+        return self.values.shape
 
     @property
     def nbytes(self) -> int:
-        return self._values.nbytes
+        return int(self.values.size * {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5}[self.dtype])
+
+    def wide(self) -> Array:
+        """scale * value + offset in float64, (out, in)."""
+        size = self.group_size or max(self.shape[1], 1)
+        scale, offset = (np.repeat(x, size, axis=1)[:, : self.shape[1]] for x in (self.scale, self.offset))
+        wide: Array = self.values * scale + offset
+        return wide
 
     def dequantize(self) -> Array:
         """The weight as a float32 array (out, in)."""
-        return self._values.copy()
+        return rounded(self.wide(), np.dtype(np.float32))
 
 
+FLOAT32 = np.dtype(np.float32)
+
+
+def _steps(x: Array, top: Array, levels: int) -> tuple[Array, Array]:
+    """(round(x levels / top), top / levels) for float32 x; rounds to even, and is 0 where top is.
+
+    The products are float32's, after a power of two that keeps them in range, the quotients float64's. top
+    broadcasts to x."""
+    top = top.astype(np.float64)
+    power = np.where(top < 2.0**-60, 2.0**64, np.where(top > 2.0**60, 2.0**-64, 1.0))
+    inverse = np.where(top > 0, levels / np.where(top > 0, top * power, 1), 0).astype(np.float32)
+    return np.rint(x * power.astype(np.float32) * inverse).astype(np.float64), (top / levels).astype(np.float32)
+
+
+def _groups(x: Array, size: int) -> Array:
+    """(n, k) as (n, groups, size), padded with zeros."""
+    n, k = x.shape
+    return np.pad(x, ((0, 0), (0, -k % size))).reshape(n, -1, size)
+
+
+@quiet
 def pack_weight(w: ArrayLike, dtype: str = "float32", group_size: int | None = None) -> PackedWeight:
-    """A weight (out, in) ready for `linear` and `embedding`.
+    """A weight (out, in) ready for `linear` and `embedding`, rounded to how it is stored.
 
-    dtype must be "float32" and group_size None (ValueError): groups belong to quantised weights.
+    With every operation in float32 but for the quotients top / 127:
+      int8 by row: q = round(w / t), t = max |w| / 127, see _steps
+      int8 by group of 32: t = float16(max |w| / 127), q = round(w * (1 / t)) kept in -127 ... 127
+      int4 by group of 32, 64 or 128: t = float16((max w - min w) / 15), o = float16(min w),
+        q = round((w - o) * (1 / t)) kept in 0 ... 15
+    Raises ValueError for another dtype or group size, and for what cannot be stored.
     """
-    require(dtype == "float32", f"pack_weight: dtype must be 'float32', got {dtype!r}")
-    require(group_size is None, f"pack_weight: group_size must be None for 'float32', got {group_size!r}")
+    sizes = {"float32": (None,), "bfloat16": (None,), "int8": (None, 32), "int4": (32, 64, 128)}
+    one_of("pack_weight", "dtype", dtype, tuple(sizes))
+    group_size = 32 if dtype == "int4" and group_size is None else group_size
+    require(group_size in sizes[dtype], f"pack_weight: group_size of {dtype} must be of {sizes[dtype]}")
     _, (wide,) = widen("pack_weight", 1, w=w)
     require(wide.ndim == 2, f"pack_weight: w must have 2 dimensions (out, in), got shape {wide.shape}")
-    return PackedWeight(rounded(wide, np.dtype(np.float32)))
+    single = rounded(wide, FLOAT32)
+    n, k = single.shape
+    one, zero = np.ones((n, 1)), np.zeros((n, 1))
+    if dtype in ("float32", "bfloat16"):
+        stored = single if dtype == "float32" else rounded(wide, np.dtype(ml_dtypes.bfloat16))
+        return PackedWeight(dtype, None, stored.astype(np.float64), one, zero)
+    require(bool(np.isfinite(single).all()), f"pack_weight: w holds values that {dtype} cannot store")
+    if group_size is None:
+        q, scale = _steps(single, np.abs(single).max(axis=1, keepdims=True, initial=0), 127)
+        return PackedWeight(dtype, None, q, scale.astype(np.float64), zero)
+    parts = _groups(single, group_size)
+    if dtype == "int8":
+        offset = np.zeros(parts.shape[:2], np.float32)
+        scale = (np.abs(parts).max(axis=2, initial=0) / np.float32(127)).astype(np.float16)
+        low, high = -127, 127
+    else:
+        real = np.arange(parts.shape[1] * group_size).reshape(parts.shape[1:]) < k  # padding is not in the range
+        offset = np.where(real, parts, np.float32(np.inf)).min(axis=2, initial=np.inf).astype(np.float16)
+        top = np.where(real, parts, np.float32(-np.inf)).max(axis=2, initial=-np.inf)
+        bottom = np.where(real, parts, np.float32(np.inf)).min(axis=2, initial=np.inf)
+        scale = ((top - bottom) / np.float32(15)).astype(np.float16)
+        low, high = 0, 15
+    require(
+        bool(np.isfinite(scale).all() and np.isfinite(offset).all()),
+        f"pack_weight: w holds values that {dtype} cannot store: scales beyond float16",
+    )
+    step = scale.astype(np.float32)[..., None]
+    inverse = np.where(step > 0, np.float32(1) / np.where(step > 0, step, np.float32(1)), np.float32(0))
+    q = np.clip(np.rint((parts - offset.astype(np.float32)[..., None]) * inverse), low, high)
+    values = q.astype(np.float64).reshape(n, -1)[:, :k]
+    return PackedWeight(dtype, group_size, values, scale.astype(np.float64), offset.astype(np.float64))
+
+
+@quiet
+def rounded_rows(x: ArrayLike, dtype: str, group_size: int | None = None) -> Array:
+    """What `linear` over a packed weight of this type multiplies in place of the float32 rows x (..., in); float64.
+
+    bfloat16: x rounded to it. int8 by row: s (u - z), with u = round(x / s) + z kept in 0 ... 255,
+    s = (max - min) / 255 and z = round(-min / s), where max and min are the row's or 0. By group: s round(x / s),
+    s = max |x| / 127 over the group. A row of an integer type that is not finite is NaN. float32: x.
+    """
+    _, (wide,) = widen("rounded_rows", 1, x=x)
+    exact: Array = wide
+    if dtype == "float32":
+        return exact
+    if dtype == "bfloat16":
+        return rounded(wide, np.dtype(ml_dtypes.bfloat16)).astype(np.float64)
+    single = rounded(wide, FLOAT32).reshape(-1, wide.shape[-1])
+    finite = np.isfinite(single).all(axis=1, keepdims=True)
+    single = np.where(finite, single, np.float32(0))
+    if group_size is None:
+        low = single.min(axis=1, keepdims=True, initial=0)
+        top = single.max(axis=1, keepdims=True, initial=0).astype(np.float64) - low
+        u, scale = _steps(single, top, 255)
+        z = np.minimum(_steps(-low, top, 255)[0], 255)
+        result = scale.astype(np.float64) * (np.clip(u + z, 0, 255) - z)
+    else:
+        parts = _groups(single, group_size)
+        u, scale = _steps(parts, np.abs(parts).max(axis=2, keepdims=True, initial=0), 127)
+        result = (scale.astype(np.float64) * u).reshape(len(single), -1)[:, : single.shape[1]]
+    return np.where(finite, result, np.nan).reshape(wide.shape)
 
 
 def _unpacked(weight: Any) -> Any:
@@ -138,7 +236,8 @@ def linear(
 ) -> Array:
     """act(x W^T + bias) * gate + residual.
 
-    x (..., in), weight (out, in) as an array or a PackedWeight, bias (out,); gate and residual broadcast to (..., out).
+    x (..., in), weight (out, in) as an array or a PackedWeight, which counts as what it dequantises to, bias (out,);
+    gate and residual broadcast to (..., out). What the kernels make of x first: `rounded_rows`.
     activation: gelu, gelu_tanh, relu, silu, quick_gelu or tanh. Raises ValueError for another one or a shape.
     """
     op = "linear"

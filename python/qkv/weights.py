@@ -254,9 +254,9 @@ def _origins(name: str, rules: Sequence[Rule | Tie]) -> list[str]:
 class Weights:
     """What layers are built from: `weights.at("attn").matrix("weight", (n, k))` is parameter attn.weight.
 
-    matrix: a weight of ops.linear, (out, in), packed. table: rows for ops.embedding. vector: float32, any
-    rank. While a model is only being planned these return None, so layers do nothing with them but keep
-    them.
+    matrix: a weight of ops.linear, (out, in), packed. table: rows for ops.embedding, packed unless dtype is
+    float32. vector: float32, any rank. While a model is only being planned these return None, so layers do
+    nothing with them but keep them.
     """
 
     def __init__(self, store: _Store, prefix: str = ""):
@@ -292,7 +292,8 @@ class _Store:
         """From now on `take` returns values."""
         self.values = {}
         # a table that is also a head's matrix is packed as the matrix; ops.embedding takes it so too
-        self._packed = {id(self.tensors[name]) for name, (kind, _) in self.asked.items() if kind == "matrix"}
+        kinds = ("matrix",) if self.dtype == "float32" else ("matrix", "table")
+        self._packed = {id(self.tensors[name]) for name, (kind, _) in self.asked.items() if kind in kinds}
 
     def take(self, kind: str, name: str, shape: tuple[int, ...]) -> Any:
         if self.values is None:
@@ -305,9 +306,18 @@ class _Store:
         return self.values[name]
 
     def _load(self, tensor: Tensor) -> Any:
-        array = _narrowed(tensor)
+        dtype = self.dtype
+        if tensor.parts is not None:
+            packed = ops.PackedWeight.from_parts(*tensor.parts())
+            if dtype in (packed.dtype, "auto"):
+                return packed
+            array = packed.dequantize()
+        else:
+            array = _narrowed(tensor)
+        if dtype == "auto":
+            dtype = "bfloat16" if array.dtype.name == "bfloat16" else "float32"
         if id(tensor) in self._packed:
-            return ops.pack_weight(np.require(array, np.float32, ["C", "A"]), dtype=self.dtype)
+            return ops.pack_weight(np.require(array, np.float32, ["C", "A"]), dtype=dtype)
         return np.array(array, np.float32, order="C")  # a copy: the file may change or go away
 
 

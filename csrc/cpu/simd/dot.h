@@ -186,7 +186,8 @@ struct DotBf16 {
 
 #endif
 
-// Integer Dots. kRows: so many rows of a panel fit into Acc, whose 32-bit lanes `widen` then makes; 0: Acc has them and holds any.
+// Integer Dots. kRows: so many rows of a panel fit into Acc, whose 32-bit lanes `widen` then makes; 0: Acc has them and holds
+// any.
 #if defined(__AVX512VNNI__)
 
 struct DotInt8 {

@@ -18,7 +18,7 @@ from ..weights import Rule, Tie, Weights, load_parameters
 from . import bert
 from .base import Model
 
-DTYPES = ("float32",)
+DTYPES = ("float32", "bfloat16", "int8", "int4", "auto")
 DEVICES = ("cpu",)
 
 
@@ -41,7 +41,9 @@ def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = 
     """Load a model: a Hugging Face folder as it is, or an .npz that Model.save wrote.
 
     A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
-    tokenizer.json if text is to go in. Weights of any float type are held as `dtype`. An .npz may also be
+    tokenizer.json if text is to go in. Weights of any float type are held as `dtype`: "float32", "bfloat16",
+    "int8" or "int4" as qkv.pack_weight makes them, matrices and token embeddings alike, while norms, biases
+    and positions stay float32; "auto" keeps bfloat16 and what Model.save wrote packed. An .npz may also be
     made by hand: arrays under transformers' names, and config.json's bytes as a uint8 array named
     "config.json".
 

@@ -72,18 +72,27 @@ class Model:
         for name, data in files.items():
             yield name, np.frombuffer(data, np.uint8)
         written: dict[int, str] = {}
-        ties, dtypes = {}, {}
+        ties, dtypes, packed = {}, {}, {}
         for name, value in self._all_parameters().items():
             if id(value) in written:
                 ties[name] = written[id(value)]
                 continue
             written[id(value)] = name
-            array = value if isinstance(value, np.ndarray) else value.dequantize()
+            if isinstance(value, np.ndarray):
+                array = value
+            elif value.dtype == "float32":
+                array = value.dequantize()
+            else:
+                dtype, group, width, array, *others = value.parts()
+                packed[name] = [dtype, group, width]
+                for kind, part in zip(("scale", "offset"), others, strict=True):
+                    if part is not None:
+                        yield f"{name}.{kind}", part
             if array.dtype.name == "bfloat16":  # .npy has no name for it
                 dtypes[name] = "bfloat16"
                 array = array.view(np.uint16)
             yield name, array
-        meta = {"format": 1, "architecture": self.architecture, "dtypes": dtypes, "ties": ties}
+        meta = {"format": 1, "architecture": self.architecture, "dtypes": dtypes, "ties": ties, "packed": packed}
         yield META, np.frombuffer(json.dumps(meta).encode(), np.uint8)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -22,8 +22,8 @@ class Embeddings:
     def __init__(self, w: Weights, vocabulary: int, types: int, positions: int, width: int, eps: float):
         self.width = width
         self.word = Embedding(w.at("word"), vocabulary, width)
-        self.type = Embedding(w.at("type"), types, width)
-        self.position = Embedding(w.at("position"), positions, width)
+        self.type = Embedding(w.at("type"), types, width, exact=True)
+        self.position = Embedding(w.at("position"), positions, width, exact=True)
         self.norm = LayerNorm(w.at("norm"), width, eps)
 
     def __call__(self, packed: Packed) -> Array:
