@@ -12,7 +12,7 @@ constexpr int kPanelVectors = (int)(kPanel / kLanes);
 
 // Tile shapes: as many accumulators as registers allow. Few rows take more panels at a time: a chain of sums has a latency of
 // four or five cycles, so eight or more must be under way.
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
 constexpr int kMostRows = 8;
 constexpr int most_panels(int rows) { return rows <= 4 ? 6 : 3; }
 #elif defined(__AVX2__)

@@ -28,7 +28,7 @@ enum class Units : uint8_t { i8x4, i16x2, i32 };
 
 // kLanes 32-bit integers.
 struct IVec {
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
   __m512i v;
 #elif defined(__AVX2__)
   __m256i v;
@@ -37,7 +37,7 @@ struct IVec {
 #endif
 };
 
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
 
 QKV_INLINE IVec izero() { return {_mm512_setzero_si512()}; }
 QKV_INLINE IVec iset(int32_t x) { return {_mm512_set1_epi32(x)}; }
@@ -136,7 +136,7 @@ QKV_INLINE void store_units(void* to, Vec a, Units) {
 // GCC reorders integer sums and, out of registers, spills them; what went through here stays as written.
 QKV_INLINE IVec pinned(IVec a) {
 #if defined(__AVX2__)
-  asm("" : "+x"(a.v));
+  asm("" : "+v"(a.v));
 #endif
   return a;
 }
@@ -156,7 +156,7 @@ struct DotFloat {
   QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return fma(a, w, s); }
 };
 
-#if defined(__AVX512BF16__)
+#if defined(QKV_AVX512_BF16_VNNI)
 
 // The products of a pair are added one after the other; denormals count as zero.
 struct DotBf16 {
@@ -188,7 +188,7 @@ struct DotBf16 {
 
 // Integer Dots. kRows: so many rows of a panel fit into Acc, whose 32-bit lanes `widen` then makes; 0: Acc has them and holds
 // any.
-#if defined(__AVX512VNNI__)
+#if defined(QKV_AVX512_BF16_VNNI)
 
 struct DotInt8 {
   using Acc = IVec;

@@ -20,7 +20,7 @@ class Case:
 
     params: what the suite's `inputs` takes, plain values that JSON can carry. flops: arithmetic operations, two per
     multiply-add; nbytes: bytes read once and written once; what does not bound the op is 0. limit: the field of
-    `Limits` that bounds it, or None.
+    `Limits` that bounds it, or None. tolerance: how far apart the sides' mean magnitudes may be, relatively.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Case:
     flops: float = 0
     nbytes: float = 0
     limit: str | None = None
+    tolerance: float = DIGEST_TOLERANCE
 
     @property
     def work(self) -> float:
@@ -150,7 +151,7 @@ def measure(
         digest = float(reply["digest"])
         if result.digests:
             first, expected = next(iter(result.digests.items()))
-            if not abs(digest - expected) <= DIGEST_TOLERANCE * max(abs(expected), 1e-30):
+            if not abs(digest - expected) <= case.tolerance * max(abs(expected), 1e-30):
                 result.errors[side] = (
                     f"computes something else than {first}: mean magnitude {digest:.6g}, not {expected:.6g}"
                 )
