@@ -135,7 +135,7 @@ QKV_INLINE void store_units(void* to, Vec a, Units) {
 
 // GCC reorders integer sums and, out of registers, spills them; what went through here stays as written.
 QKV_INLINE IVec pinned(IVec a) {
-#if defined(__AVX2__)
+#if defined(__AVX2__) && !defined(QKV_EMULATE_AVX512)
   asm("" : "+v"(a.v));
 #endif
   return a;
