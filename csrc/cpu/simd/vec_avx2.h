@@ -60,6 +60,11 @@ QKV_INLINE Vec load(const bf16* p, Rest r) { return from_bf16(load_halves(p, r.n
 QKV_INLINE void store(bf16* p, Vec a, Full) { _mm_storeu_si128((__m128i*)p, to_bf16(a)); }
 QKV_INLINE void store(bf16* p, Vec a, Rest r) { store_halves(p, to_bf16(a), r.n); }
 
+QKV_INLINE void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
+QKV_INLINE void stream(f16* p, Vec a) { _mm_stream_si128((__m128i*)p, to_f16(a)); }
+QKV_INLINE void stream(bf16* p, Vec a) { _mm_stream_si128((__m128i*)p, to_bf16(a)); }
+QKV_INLINE void fence() { _mm_sfence(); }
+
 QKV_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 QKV_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 QKV_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -100,6 +105,9 @@ QKV_INLINE Vec scale2(Vec a, Vec n) {
   const __m256 g = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, f), g)};
 }
+
+QKV_INLINE Vec swap_pairs(Vec a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
+QKV_INLINE Vec power2(Vec t) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t.v), 23))}; }
 
 QKV_INLINE float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -45,6 +45,11 @@ QKV_INLINE Vec load(const bf16* p, Rest r) { return from_bf16(_mm256_maskz_loadu
 QKV_INLINE void store(bf16* p, Vec a, Full) { _mm256_storeu_si256((__m256i*)p, to_bf16(a)); }
 QKV_INLINE void store(bf16* p, Vec a, Rest r) { _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_bf16(a)); }
 
+QKV_INLINE void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
+QKV_INLINE void stream(f16* p, Vec a) { _mm256_stream_si256((__m256i*)p, to_f16(a)); }
+QKV_INLINE void stream(bf16* p, Vec a) { _mm256_stream_si256((__m256i*)p, to_bf16(a)); }
+QKV_INLINE void fence() { _mm_sfence(); }
+
 QKV_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 QKV_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 QKV_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -74,6 +79,9 @@ QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
 }
 
 QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+QKV_INLINE Vec swap_pairs(Vec a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+QKV_INLINE Vec power2(Vec t) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t.v), 23))}; }
 
 QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
