@@ -7,6 +7,8 @@
 namespace qkv {
 namespace QKV_ISA {
 
+constexpr int64_t kAhead = 2048;  // bytes to fetch ahead
+
 template <class F>
 static void map(const ActivationArgs& a, F f) {
   // Elements of a block: a multiple of any vector, so that blocks of an aligned array are aligned.
@@ -22,7 +24,10 @@ static void map(const ActivationArgs& a, F f) {
       with_type(a.y.dtype, (void*)y, [&](auto* to) {
         const auto* p = (decltype(to))x;  // x has y's dtype
         if (a.x.step == 1 && a.y.step == 1)
-          write_each(to, count, a.past_caches, [&](int64_t i, auto c) { return f(load(p + i, c)); });
+          write_each(to, count, a.past_caches, [&](int64_t i, auto c) {
+            if (a.past_caches) fetch(p + i + kAhead / (int64_t)sizeof(*p), c);
+            return f(load(p + i, c));
+          });
         else
           for (int64_t part = 0; part < count; part += 256) {
             float buffer[256];

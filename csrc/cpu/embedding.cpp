@@ -25,6 +25,10 @@ void embedding(const EmbeddingArgs& a) {
         const float* column = a.packed + id / kPanel * kPanel * a.width + id % kPanel;
         for (int64_t j = 0; j < a.width; ++j) ((float*)y)[j] = column[j * kPanel];
       } else if (a.step == 1 && a.past_caches) {
+        if (i + 1 < end) {  // rows lie anywhere: nothing but the ids tells which comes next
+          const char* next = a.table + a.ids[i + 1] * a.row * size;
+          for (int64_t b = 0; b < a.width * size; b += 64) __builtin_prefetch(next + b);
+        }
         copy_past(y, a.table + id * a.row * size, a.width * size);
       } else if (a.step == 1) {
         memcpy(y, a.table + id * a.row * size, (size_t)(a.width * size));

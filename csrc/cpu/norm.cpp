@@ -36,13 +36,16 @@ static double squares_of(const float* x, Vec centre, int64_t n) {
   return sum;
 }
 
-// x and y may be the same row.
+// x and y may be the same row. next: what is read after this row, or nullptr.
 template <class T>
-static void norm_row(const NormArgs& a, const float* x, T* y, bool past) {
+static void norm_row(const NormArgs& a, const float* x, T* y, bool past, const T* next) {
   const int64_t n = a.x.n;
   const Vec centre = set(a.rms ? 0.0f : (float)(sum_of(x, n) / (double)n));
   const Vec scale = set((float)(1.0 / ::sqrt(squares_of(x, centre, n) / (double)n + (double)a.eps)));
-  const auto normed = [&](int64_t i, auto count) { return mul(sub(load(x + i, count), centre), scale); };
+  const auto normed = [&](int64_t i, auto count) {
+    if (next) fetch(next + i, count);
+    return mul(sub(load(x + i, count), centre), scale);
+  };
   if (a.weight && a.bias)
     write_each(y, n, past, [&](int64_t i, auto count) {
       return add(mul(normed(i, count), load(a.weight + i, count)), load(a.bias + i, count));
@@ -83,10 +86,13 @@ void norm(const NormArgs& a) {
       else
         x = read_row(a.x, r, buffer);
       if (a.y.step != 1) {
-        norm_row(a, x, buffer, false);
+        norm_row(a, x, buffer, false, (const float*)nullptr);
         finish_row(a.y, r, buffer);
       } else {
-        with_type(a.y.dtype, (void*)row_ptr(a.y, r), [&](auto* y) { norm_row(a, x, y, a.past_caches); });
+        with_type(a.y.dtype, (void*)row_ptr(a.y, r), [&](auto* y) {
+          const auto* next = a.past_caches && a.x.step == 1 && r + 1 < end ? (decltype(y))row_ptr(a.x, r + 1) : nullptr;
+          norm_row(a, x, y, a.past_caches, next);
+        });
       }
     }
     if (a.past_caches) fence();

@@ -8,9 +8,10 @@
 namespace qkv {
 namespace QKV_ISA {
 
-// e: room for n floats that stay in the cache between the passes; x, e and y may be the same row.
+// e: room for n floats that stay in the cache between the passes; x, e and y may be the same row. next: what is read after this
+// row, or nullptr.
 template <class T>
-static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarithm, bool past) {
+static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarithm, bool past, const T* next) {
   const Vec top = fold(
       n, set(-__builtin_inff()),
       [&](Vec so_far, int64_t i, auto count) { return max(so_far, within(count, load(x + i, count), so_far)); },
@@ -20,6 +21,7 @@ static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarith
   each_block(n, [&](int64_t from, int64_t length) {
     Pair sum = zero();
     each_pair(length, [&](int64_t i, auto count) {
+      if (next) fetch(next + from + i, count);
       const auto v = exp_down(sub(load(x + from + i, count), m));
       if (!logarithm) store(e + from + i, v, count);
       sum = add_to(sum, within(count, v, zero()));
@@ -56,7 +58,8 @@ static void softmax_across(const SoftmaxArgs& a) {
       const int64_t first = item % groups * kAtOnce, row = item / groups * inner + first;
       const int64_t count = inner - first < kAtOnce ? inner - first : kAtOnce;
       transpose_all((const float*)row_ptr(a.x, row), a.x.step, buffer, n, n, count);
-      for (int64_t r = 0; r < count; ++r) softmax_row(buffer + r * n, buffer + r * n, buffer + r * n, n, a.log, false);
+      for (int64_t r = 0; r < count; ++r)
+        softmax_row(buffer + r * n, buffer + r * n, buffer + r * n, n, a.log, false, (const float*)nullptr);
       transpose_all(buffer, n, (float*)row_ptr(a.y, row), a.y.step, count, n);
     }
   });
@@ -69,10 +72,13 @@ void softmax(const SoftmaxArgs& a) {
     for (int64_t r = begin; r < end; ++r) {
       const float* x = read_row(a.x, r, buffer);
       if (a.y.step != 1) {
-        softmax_row(x, buffer, buffer, a.x.n, a.log, false);
+        softmax_row(x, buffer, buffer, a.x.n, a.log, false, (const float*)nullptr);
         finish_row(a.y, r, buffer);
       } else {
-        with_type(a.y.dtype, (void*)row_ptr(a.y, r), [&](auto* y) { softmax_row(x, buffer, y, a.x.n, a.log, a.past_caches); });
+        with_type(a.y.dtype, (void*)row_ptr(a.y, r), [&](auto* y) {
+          const auto* next = a.past_caches && a.x.step == 1 && r + 1 < end ? (decltype(y))row_ptr(a.x, r + 1) : nullptr;
+          softmax_row(x, buffer, y, a.x.n, a.log, a.past_caches, next);
+        });
       }
     }
     if (a.past_caches) fence();

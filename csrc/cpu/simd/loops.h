@@ -74,6 +74,15 @@ QKV_INLINE void stream(T* p, Vec v, Rest r) {
   store(p, v, r);
 }
 
+// Asks for the lines of a pair of vectors that will be read soon. The hardware's own reading ahead ends at every page of memory,
+// and a long function leaves it too little time to begin again.
+template <class T>
+QKV_INLINE void fetch(const T* p, Two) {
+  for (int64_t b = 0; b < 2 * kLanes * (int64_t)sizeof(T); b += 64) __builtin_prefetch((const char*)p + b);
+}
+template <class T, class Count>
+QKV_INLINE void fetch(const T*, Count) {}
+
 // y[i] = f(i, count) over [0, n); with `past` whole vectors go past the caches. The caller ends its part with fence().
 template <class T, class F>
 QKV_INLINE void write_each(T* y, int64_t n, bool past, F&& f) {

@@ -41,7 +41,7 @@ QKV_INLINE V exp_down(V x) {
   p = fma(p, r, set(0x1.fffffcp-2f));
   p = fma(p, r, set(1.0f));
   p = fma(p, r, set(1.0f));
-  return select(lt(x, set(-87.0f)), zero(), mul(p, power2(t)));
+  return zero_where(lt(x, set(-87.0f)), mul(p, power2(t)));
 }
 
 // 2^y for y <= 0, and 0 for y < -125. 2^r = 1 + r p(r), error 2^-28. For formulas of e^x in which the rounding of y = x / ln 2,
@@ -56,7 +56,7 @@ QKV_INLINE V exp2_down(V y) {
   p = fma(p, r, set(0x1.ebfbdcp-3f));
   p = fma(p, r, set(0x1.62e43p-1f));
   p = fma(p, r, set(1.0f));
-  return select(lt(y, set(-125.0f)), zero(), mul(p, power2(t)));
+  return zero_where(lt(y, set(-125.0f)), mul(p, power2(t)));
 }
 
 // On |x|, below 0.55: x + x^3 p(x^2), error 2^-29; above: 1 - 2 e / (1 + e) with e = e^-2x.
@@ -100,7 +100,7 @@ QKV_INLINE V erf(V x) {
 template <class V>
 QKV_INLINE V logistic_unit(V x, V minus_abs_w) {
   const V e = exp2_down(minus_abs_w);
-  return div(mul(x, select(lt(x, zero()), e, set(1.0f))), add(set(1.0f), e));
+  return div(mul(x, by_sign(x, e, set(1.0f))), add(set(1.0f), e));
 }
 
 // x / (1 + e^(-c x)): silu for c = 1, quick_gelu for c = 1.702.
@@ -131,7 +131,7 @@ QKV_INLINE V gelu(V x) {
   q = fma(q, a, set(-0x1.26af0ep+0f));
   q = fma(q, a, set(-0x1.fffffep-1f));
   const V e = exp2_down(q);
-  return mul(x, select(lt(x, zero()), e, sub(set(1.0f), e)));
+  return mul(x, by_sign(x, e, sub(set(1.0f), e)));
 }
 
 // x stands second, so that a NaN gets through max.

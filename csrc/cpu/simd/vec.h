@@ -13,6 +13,7 @@
 //   swap_pairs(a)             lanes 1, 0, 3, 2, ...
 //   copysign(a, b)            |a| with b's sign
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
+//   by_sign(x, a, b)          a where x's sign bit is set, else b; zero_where(m, a)
 //   load_mask(p, count)       bytes: true where non-zero
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
 //   power2(t)                 2^n for t = kShift + n, n in [-126, 127]; kShift + x rounds x to an integer
@@ -162,6 +163,8 @@ QKV_PAIR_3(fnma)
 #undef QKV_PAIR_2
 #undef QKV_PAIR_3
 QKV_INLINE MaskPair lt(Pair x, Pair y) { return {lt(x.a, y.a), lt(x.b, y.b)}; }
+QKV_INLINE Pair by_sign(Pair x, Pair y, Pair z) { return {by_sign(x.a, y.a, z.a), by_sign(x.b, y.b, z.b)}; }
+QKV_INLINE Pair zero_where(MaskPair m, Pair x) { return {zero_where(m.a, x.a), zero_where(m.b, x.b)}; }
 QKV_INLINE Pair select(MaskPair m, Pair x, Pair y) { return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)}; }
 
 }  // namespace QKV_ISA

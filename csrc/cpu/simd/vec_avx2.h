@@ -85,6 +85,8 @@ QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 QKV_INLINE Mask first(int64_t n) { return {_mm256_castsi256_ps(lanes_below(n < 0 ? 0 : n))}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
+QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {_mm256_andnot_ps(m.m, a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
   uint8_t lanes[8] = {0};
   for (int i = 0; i < 8; ++i)

@@ -70,6 +70,10 @@ QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 QKV_INLINE Mask first(int64_t n) { return {n <= 0 ? (__mmask16)0 : lanes_below(n)}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
+QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) {
+  return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
+}
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {_mm512_maskz_mov_ps(_knot_mask16(m.m), a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Full) {
   return {_mm_test_epi8_mask(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(-1))};
 }

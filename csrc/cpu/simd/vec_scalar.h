@@ -79,6 +79,8 @@ QKV_INLINE Mask first(int64_t n) {
   return {i32x4{0, 1, 2, 3} < i32x4{k, k, k, k}};
 }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {(f32x4)((m.m & (i32x4)a.v) | (~m.m & (i32x4)b.v))}; }
+QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) { return select({(i32x4)x.v < 0}, a, b); }
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {(f32x4)(~m.m & (i32x4)a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
   Mask a = {i32x4{0, 0, 0, 0}};
   for (int i = 0; i < kLanes; ++i)
