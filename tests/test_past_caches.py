@@ -1,5 +1,7 @@
-"""Outputs that are too large for the caches are written past them, in vectors that begin at multiples of their size: the same
-bits as those of small outputs, whatever the address, width and dtype, and nothing beside the output is touched."""
+"""Outputs that are too large for the caches are written past them, in vectors that begin at multiples of their size.
+
+They have the same bits as small outputs, whatever the address, width and dtype, and nothing beside them is touched.
+"""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, 
 QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) {
   return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
 }
-QKV_INLINE Vec zero_where(Mask m, Vec a) { return {_mm512_maskz_mov_ps(_knot_mask16(m.m), a.v)}; }
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {_mm512_maskz_mov_ps((__mmask16)~m.m, a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Full) {
   return {_mm_test_epi8_mask(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(-1))};
 }
