@@ -146,3 +146,21 @@ def test_unknown_form_of_gelu() -> None:
             qkv.gelu(np.ones(3, np.float32), wrong)
     with pytest.raises((TypeError, ValueError), match=r"gelu: .*approximate"):
         qkv.gelu(np.ones(3, np.float32), True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_order_is_kept(name: str, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
+    """As NumPy's element-wise functions have it: a dense array gives one in the same order, others give C order."""
+    x = normal(rng, (3, 5, 7, 6), dtype)
+    for _ in each_isa():
+        plain = function(name)(x)
+        for order in [(0, 1, 2, 3), (3, 2, 1, 0), (1, 3, 0, 2), (0, 2, 1, 3)]:
+            out = function(name)(x.transpose(order))
+            assert out.strides == x.transpose(order).strides == np.tanh(x.transpose(order)).strides
+            assert same_bits(out, np.ascontiguousarray(plain.transpose(order)))
+        for view, values in [(x[::2], plain[::2]), (x[:, 1:], plain[:, 1:]), (x[:, ::-1], plain[:, ::-1])]:
+            out = function(name)(view)
+            assert out.flags.c_contiguous and same_bits(out, np.ascontiguousarray(values))
+        one = x[:, :1, :, :1]
+        assert same_bits(function(name)(one.T), np.ascontiguousarray(plain[:, :1, :, :1].T))
+        assert function(name)(np.broadcast_to(x[:1], x.shape)).flags.writeable

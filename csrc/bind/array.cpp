@@ -147,11 +147,15 @@ int64_t checked_size(const char* op, const std::vector<int64_t>& shape) {
   return n;
 }
 
-py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape) {
-  const int64_t bytes = checked_size(op, shape) * dtype.itemsize();
+py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape,
+                    const std::vector<int64_t>* strides) {
+  const int64_t item = dtype.itemsize(), bytes = checked_size(op, shape) * item;
   void* data = buffer_acquire(static_cast<size_t>(bytes));
   const py::capsule owner(data, buffer_release);
-  return py::array(dtype, shape, data, owner);
+  if (!strides) return py::array(dtype, shape, data, owner);
+  std::vector<int64_t> in_bytes(*strides);
+  for (int64_t& s : in_bytes) s *= item;
+  return py::array(dtype, shape, in_bytes, data, owner);
 }
 
 Array view_of(const py::array& array, DType dtype) {

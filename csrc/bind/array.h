@@ -51,8 +51,9 @@ void check_parameter_dtype(const Array& x, const Array& parameter);
 // A parameter as contiguous floats, in place where it is that; nullptr if absent. `keep` holds converted copies.
 const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep);
 
-// Uninitialised C-contiguous array on pooled memory.
-py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape);
+// Uninitialised array on pooled memory: C-contiguous, or with these strides (in elements) of a dense order.
+py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape,
+                    const std::vector<int64_t>* strides = nullptr);
 // The view of an array that we made or checked.
 Array view_of(const py::array& array, DType dtype);
 // Product of dimensions; ValueError if it cannot be an array's size.

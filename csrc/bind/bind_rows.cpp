@@ -1,8 +1,11 @@
 // Ops that work row by row: softmax, norms, activations, embedding, rotary.
+#include <algorithm>
+
 #include "bind/array.h"
 #include "bind/bind.h"
 #include "bind/gil.h"
 #include "bind/packed_weight.h"
+#include "core/cache.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -10,17 +13,17 @@ namespace qkv {
 
 namespace {
 
-// Scratch of `count` float rows a thread, for rows that cannot be worked on in place; no more threads than rows.
+// Scratch of so many floats a thread; no more threads than rows.
 struct RowScratch {
-  RowScratch(const Rows& x, bool needed, int64_t floats)
+  RowScratch(const Rows& x, int64_t floats)
       : threads(x.rows < num_threads() ? static_cast<int>(x.rows) : num_threads()),
-        memory(needed ? static_cast<size_t>(floats * threads * 4) : 0) {}
+        memory(static_cast<size_t>(floats * threads * 4)) {}
   int threads;
   Scratch memory;
   float* data() const { return memory.as<float>(); }
 };
 
-bool in_place(const Rows& x) { return !x.data || (x.dtype == DType::f32 && x.step == 1); }
+bool past_caches(const py::array& out) { return qkv::past_caches(static_cast<int64_t>(out.nbytes())); }
 
 py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const char* op = log ? "log_softmax" : "softmax";
@@ -31,6 +34,7 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
   const auto rows = rows_along(axis, {&x, &y});
+  const bool past = past_caches(out);
   const Unlocked unlocked;
   const auto neighbours_adjacent = [](const Rows& r) {
     return r.dtype == DType::f32 && r.rank > 0 && r.strides[r.rank - 1] == 1;
@@ -38,9 +42,8 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   constexpr int64_t kLongest = 1 << 16;  // 16 such rows take 4 MB a thread
   const bool across = rows[0].step != 1 && rows[1].step != 1 && rows[0].n <= kLongest && neighbours_adjacent(rows[0]) &&
                       neighbours_adjacent(rows[1]);
-  const bool buffers = !(in_place(rows[0]) && in_place(rows[1]));
-  const RowScratch scratch(rows[0], buffers, rows[0].n * (across ? 16 : 1));
-  kernels().softmax({rows[0], rows[1], log, across, scratch.data(), scratch.threads});
+  const RowScratch scratch(rows[0], rows[0].n * (across ? 16 : 1));
+  kernels().softmax({rows[0], rows[1], log, across, past, scratch.data(), scratch.threads});
   return std::move(out);
 }
 
@@ -71,35 +74,59 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
     const Array y = view_of(out, x.dtype);
     const auto rows = rows_along(x.rank() - 1, {&x, &y, &residual, &sum});
     std::vector<std::vector<float>> keep;
+    const bool past = past_caches(out);
     const float *w = as_floats(weight, &keep), *b = as_floats(bias, &keep);
     const Unlocked unlocked;
-    bool buffers = false;
-    for (const Rows& r : rows) buffers = buffers || !in_place(r);
-    const RowScratch scratch(rows[0], buffers, 2 * n);
+    const RowScratch scratch(rows[0], 2 * n);
     // An eps below the smallest float still keeps a row of zeros from dividing by zero.
     const float e = eps > 0 && static_cast<float>(eps) == 0 ? 1e-45f : static_cast<float>(eps);
-    kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, e, rms, scratch.data(), scratch.threads});
+    kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, e, rms, past, scratch.data(), scratch.threads});
   }
   if (residual) return py::make_tuple(out, total);
   return std::move(out);
 }
 
-py::object activation(const std::string& op, py::handle x_in, Activation a) {
-  const Array x = read_array(op.c_str(), "x", x_in);
+// Whether x's elements fill one stretch of memory without gaps, in whatever order of its dimensions.
+bool dense(const Array& x) {
+  int64_t reach = 1;
+  for (size_t d = 0; d < x.shape.size(); ++d) {
+    if (x.strides[d] <= 0 && x.shape[d] > 1) return false;
+    reach += (x.shape[d] - 1) * x.strides[d];
+  }
+  if (reach != x.size()) return false;
+  std::vector<size_t> order;  // innermost first
+  for (size_t d = 0; d < x.shape.size(); ++d)
+    if (x.shape[d] > 1) order.push_back(d);
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return x.strides[a] < x.strides[b]; });
+  int64_t expected = 1;
+  for (const size_t d : order) {
+    if (x.strides[d] != expected) return false;
+    expected *= x.shape[d];
+  }
+  return true;
+}
+
+// Element by element: a dense x is one long row, and the result has its memory order, as NumPy's have.
+py::object activation(const char* op, py::handle x_in, Activation a) {
+  const Array x = read_array(op, "x", x_in);
   if (x.is_double) return py::none();
-  py::array out = new_array(op.c_str(), x.owner.dtype(), x.shape);
+  if (x.size() > 0 && dense(x)) {
+    py::array out = new_array(op, x.owner.dtype(), x.shape, &x.strides);
+    const auto flat = [&](const void* data) {
+      return Rows{static_cast<char*>(const_cast<void*>(data)), x.dtype, x.size(), 1, 1, 0, {}, {}};
+    };
+    const ActivationArgs args{a, flat(x.data), flat(out.data()), past_caches(out), num_threads()};
+    const Unlocked unlocked;
+    kernels().activation(args);
+    return std::move(out);
+  }
+  py::array out = new_array(op, x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
-  auto rows = rows_along(x.rank() - 1, {&x, &y});
-  // Rows that follow each other in both arrays are one long row.
-  if (rows[0].rank == 1 && rows[0].strides[0] == rows[0].n * rows[0].step && rows[1].strides[0] == rows[1].n * rows[1].step)
-    for (Rows& r : rows) {
-      r.n *= r.rows;
-      r.rows = 1;
-      r.rank = 0;
-    }
+  const auto rows = rows_along(x.rank() - 1, {&x, &y});
+  const bool past = past_caches(out);
   const Unlocked unlocked;
-  kernels().activation({a, rows[0], rows[1], num_threads()});
+  kernels().activation({a, rows[0], rows[1], past, num_threads()});
   return std::move(out);
 }
 
@@ -134,6 +161,7 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   a.ids = ids.data();
   a.count = static_cast<int64_t>(ids.size());
   a.y = static_cast<char*>(out.mutable_data());
+  a.past_caches = past_caches(out);
   const Unlocked unlocked;
   a.threads = num_threads();
   if (packed)
@@ -143,32 +171,24 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   return std::move(out);
 }
 
-// angles: float32, x's shape with dim / 2 in place of the last dimension (strides of 0 where it was broadcast); made by qkv.ops.
+// angles: contiguous float32 (..., dim / 2) that broadcast to x's rows; made by qkv.ops.
 py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t dim, bool interleaved) {
-  const Array x = read_array("rotary", "x", x_in);
-  Array angles = read_array("rotary", "angles", angles_in);
+  const Array x = read_array("rotary", "x", x_in), angles = read_array("rotary", "angles", angles_in);
   if (x.is_double) return py::none();
   py::array out = new_array("rotary", x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
-  Array y = view_of(out, x.dtype), ordered = x;
-  // Dimensions along which the angles stay the same go innermost: one set of sines then serves neighbouring rows.
-  const size_t last = x.shape.size() - 1;
-  std::vector<size_t> order;
-  for (const bool varies : {true, false})
-    for (size_t d = 0; d < last; ++d)
-      if ((angles.strides[d] != 0) == varies) order.push_back(d);
-  order.push_back(last);
-  for (Array* a : {&ordered, &y, &angles}) {
-    const Array before = *a;
-    for (size_t d = 0; d < order.size(); ++d) {
-      a->shape[d] = before.shape[order[d]];
-      a->strides[d] = before.strides[order[d]];
-    }
-  }
-  const auto rows = rows_along(x.rank() - 1, {&ordered, &y, &angles});
+  if (!(angles.owner.flags() & py::array::c_style)) fail_value("rotary: angles must be contiguous");
+  const Array y = view_of(out, x.dtype);
+  std::vector<int64_t> shape = x.shape;
+  shape.back() = dim / 2;
+  const Array spread = broadcast(angles, shape);
+  const auto rows = rows_along(x.rank() - 1, {&x, &y, &spread});
+  const bool past = past_caches(out);
   const Unlocked unlocked;
-  const RowScratch scratch(rows[0], true, dim + rows[0].n);
-  kernels().rotary({rows[0], rows[1], rows[2], static_cast<float>(factor), dim, interleaved, scratch.data(), scratch.threads});
+  const RowScratch scratch(rows[0], 2 * rows[0].n);
+  const Scratch table(static_cast<size_t>(angles.size() * (interleaved ? 4 : 2) * 4));
+  kernels().rotary({rows[0], rows[1], reinterpret_cast<const float*>(angles.data), angles.size() / (dim / 2), rows[2],
+                    static_cast<float>(factor), dim, interleaved, past, table.as<float>(), scratch.data(), scratch.threads});
   return std::move(out);
 }
 
@@ -194,7 +214,7 @@ void bind_rows(py::module_& m) {
       "unary",
       [unary](const std::string& name, py::handle x) {
         for (const auto& u : unary)
-          if (name == u.name) return activation(name, x, u.op);
+          if (name == u.name) return activation(u.name, x, u.op);
         fail_value("unary: unknown function '" + name + "'");
       },
       py::arg("name"), py::arg("x"));

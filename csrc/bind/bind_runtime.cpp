@@ -10,6 +10,7 @@
 #include "bind/bind.h"
 #include "bind/gil.h"
 #include "core/buffer.h"
+#include "core/cache.h"
 #include "core/cpu_count.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
@@ -76,6 +77,7 @@ void bind_runtime(py::module_& m) {
     d["limit_bytes"] = s.limit_bytes;
     return d;
   });
+  m.def("set_past_caches", set_past_caches, py::arg("nbytes"));
   m.def("limit", limit, py::arg("name"), py::arg("chunks"), py::arg("repeats"));
   m.def(
       "check_arrays",

@@ -7,20 +7,27 @@
 namespace qkv {
 namespace QKV_ISA {
 
+constexpr int64_t kAhead = 2048;  // bytes to fetch ahead
+
 template <class F>
 static void map(const ActivationArgs& a, F f) {
-  constexpr int64_t kBlock = 4096;
-  const int64_t blocks = (a.x.n + kBlock - 1) / kBlock, n = a.x.n < kBlock ? a.x.n : kBlock;
+  // Elements of a block: a multiple of any vector, so that blocks of an aligned array are aligned.
+  int64_t block = a.x.n / (64 * a.threads) / 64 * 64;
+  block = block < 4096 ? 4096 : block > 65536 ? 65536 : block;
+  const int64_t blocks = (a.x.n + block - 1) / block, n = a.x.n < block ? a.x.n : block;
   parallel(a.x.rows * blocks, grain_for(n * 4), a.threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / blocks, from = item % blocks * kBlock, left = a.x.n - from;
-      const int64_t count = left < kBlock ? left : kBlock;
+      const int64_t row = item / blocks, from = item % blocks * block, left = a.x.n - from;
+      const int64_t count = left < block ? left : block;
       const char* x = row_ptr(a.x, row) + from * a.x.step * size_of(a.x.dtype);
       char* y = row_ptr(a.y, row) + from * a.y.step * size_of(a.y.dtype);
       with_type(a.y.dtype, (void*)y, [&](auto* to) {
         const auto* p = (decltype(to))x;  // x has y's dtype
         if (a.x.step == 1 && a.y.step == 1)
-          each(count, [&](int64_t i, auto c) { store(to + i, f(load(p + i, c)), c); });
+          write_each(to, count, a.past_caches, [&](int64_t i, auto c) {
+            if (a.past_caches) fetch(p + i + kAhead / (int64_t)sizeof(*p), c);
+            return f(load(p + i, c));
+          });
         else
           for (int64_t part = 0; part < count; part += 256) {
             float buffer[256];
@@ -31,29 +38,30 @@ static void map(const ActivationArgs& a, F f) {
           }
       });
     }
+    if (a.past_caches) fence();
   });
 }
 
 void activation(const ActivationArgs& a) {
   switch (a.op) {
     case Activation::none:
-      return map(a, [](Vec x) { return x; });
+      return map(a, [](auto x) { return x; });
     case Activation::gelu:
-      return map(a, [](Vec x) { return gelu(x); });
+      return map(a, [](auto x) { return gelu(x); });
     case Activation::gelu_tanh:
-      return map(a, [](Vec x) { return gelu_tanh(x); });
+      return map(a, [](auto x) { return gelu_tanh(x); });
     case Activation::relu:
-      return map(a, [](Vec x) { return relu(x); });
+      return map(a, [](auto x) { return relu(x); });
     case Activation::silu:
-      return map(a, [](Vec x) { return sigmoid_unit(x, 1.0f); });
+      return map(a, [](auto x) { return sigmoid_unit(x, 1.0f); });
     case Activation::quick_gelu:
-      return map(a, [](Vec x) { return sigmoid_unit(x, 1.702f); });
+      return map(a, [](auto x) { return sigmoid_unit(x, 1.702f); });
     case Activation::tanh:
-      return map(a, [](Vec x) { return tanh(x); });
+      return map(a, [](auto x) { return tanh(x); });
     case Activation::exp:
-      return map(a, [](Vec x) { return exp(x); });
+      return map(a, [](auto x) { return exp(x); });
     case Activation::erf:
-      return map(a, [](Vec x) { return erf(x); });
+      return map(a, [](auto x) { return erf(x); });
   }
 }
 

@@ -207,7 +207,8 @@ struct SoftmaxArgs {
   bool log;
   // Rows lie across memory and neighbours of the innermost grid dimension are adjacent, in both: 16 rows are worked on at once.
   bool across;
-  float* scratch;  // n floats per thread, 16 n with `across`, where a row is not contiguous float32
+  bool past_caches;  // write y past the caches, which it would not fit into
+  float* scratch;    // n floats per thread, 16 n with `across`
   int threads;
 };
 
@@ -217,13 +218,15 @@ struct NormArgs {
   const float *weight, *bias;  // (n) or nullptr
   float eps;
   bool rms;
-  float* scratch;  // 2 n floats per thread
+  bool past_caches;  // write y and sum past the caches
+  float* scratch;    // 2 n floats per thread
   int threads;
 };
 
 struct ActivationArgs {
   Activation op;
   Rows x, y;
+  bool past_caches;  // write y past the caches
   int threads;
 };
 
@@ -235,17 +238,22 @@ struct EmbeddingArgs {
   DType dtype;
   int64_t row, step;  // strides of the table
   char* y;
+  bool past_caches;  // write y past the caches
   int threads;
 };
 
 // y = x with the first `dim` elements of every row rotated by the row's angles, cos and sin times `factor`.
 struct RotaryArgs {
   Rows x, y;
-  Rows angles;  // dim / 2 floats a row, contiguous, on x's grid
+  const float* angle_values;  // (angle_rows, dim / 2)
+  int64_t angle_rows;
+  Rows angles;  // the same, spread over x's grid
   float factor;
   int64_t dim;
   bool interleaved;
-  float* scratch;  // dim + n floats per thread
+  bool past_caches;  // write y past the caches
+  float* table;      // (angle_rows, dim) floats, (angle_rows, 2 dim) if interleaved
+  float* scratch;    // 2 n floats per thread
   int threads;
 };
 

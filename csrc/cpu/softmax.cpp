@@ -8,30 +8,32 @@
 namespace qkv {
 namespace QKV_ISA {
 
-// x and y may be the same row.
-static void softmax_row(const float* x, float* y, int64_t n, bool logarithm) {
-  Vec top = set(-__builtin_inff());
-  each(n, [&](int64_t i, auto count) {
-    const Vec v = load(x + i, count);
-    top = max(top, select(active(count), v, top));
-  });
+// e: room for n floats that stay in the cache between the passes; x, e and y may be the same row. next: what is read after this
+// row, or nullptr.
+template <class T>
+static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarithm, bool past, const T* next) {
+  const Vec top = fold(
+      n, set(-__builtin_inff()),
+      [&](Vec so_far, int64_t i, auto count) { return max(so_far, within(count, load(x + i, count), so_far)); },
+      [](Vec a, Vec b) { return max(a, b); });
   const Vec m = set(reduce_max(top));
   double total = 0;
   each_block(n, [&](int64_t from, int64_t length) {
-    Vec sum = zero();
-    each(length, [&](int64_t i, auto count) {
-      const Vec e = exp(sub(load(x + from + i, count), m));
-      if (!logarithm) store(y + from + i, e, count);
-      sum = add(sum, select(active(count), e, zero()));
+    Pair sum = zero();
+    each_pair(length, [&](int64_t i, auto count) {
+      if (next) fetch(next + from + i, count);
+      const auto v = exp_down(sub(load(x + from + i, count), m));
+      if (!logarithm) store(e + from + i, v, count);
+      sum = add_to(sum, within(count, v, zero()));
     });
-    total += reduce_add(sum);
+    total += reduce_add(add(sum.a, sum.b));
   });
   if (logarithm) {
     const Vec ln = set((float)::log(total));
-    each(n, [&](int64_t i, auto count) { store(y + i, sub(sub(load(x + i, count), m), ln), count); });
+    write_each(y, n, past, [&](int64_t i, auto count) { return sub(sub(load(x + i, count), m), ln); });
   } else {
-    const Vec sum = set((float)total);
-    each(n, [&](int64_t i, auto count) { store(y + i, div(load(y + i, count), sum), count); });
+    const Vec scale = set((float)(1 / total));
+    write_each(y, n, past, [&](int64_t i, auto count) { return mul(load(e + i, count), scale); });
   }
 }
 
@@ -56,7 +58,8 @@ static void softmax_across(const SoftmaxArgs& a) {
       const int64_t first = item % groups * kAtOnce, row = item / groups * inner + first;
       const int64_t count = inner - first < kAtOnce ? inner - first : kAtOnce;
       transpose_all((const float*)row_ptr(a.x, row), a.x.step, buffer, n, n, count);
-      for (int64_t r = 0; r < count; ++r) softmax_row(buffer + r * n, buffer + r * n, n, a.log);
+      for (int64_t r = 0; r < count; ++r)
+        softmax_row(buffer + r * n, buffer + r * n, buffer + r * n, n, a.log, false, (const float*)nullptr);
       transpose_all(buffer, n, (float*)row_ptr(a.y, row), a.y.step, count, n);
     }
   });
@@ -64,13 +67,21 @@ static void softmax_across(const SoftmaxArgs& a) {
 
 void softmax(const SoftmaxArgs& a) {
   if (a.across) return softmax_across(a);
-  parallel(a.x.rows, grain_for(a.x.n * 4), a.threads, [&](int64_t begin, int64_t end, int thread) {
-    float* buffer = a.scratch + thread * a.x.n;
+  parallel(a.x.rows, grain_for(a.x.n * 4, a.x.rows, a.threads), a.threads, [&](int64_t begin, int64_t end, int thread) {
+    float* const buffer = a.scratch + thread * a.x.n;
     for (int64_t r = begin; r < end; ++r) {
-      float* y = write_row(a.y, r, buffer);
-      softmax_row(read_row(a.x, r, buffer), y, a.x.n, a.log);
-      finish_row(a.y, r, y);
+      const float* x = read_row(a.x, r, buffer);
+      if (a.y.step != 1) {
+        softmax_row(x, buffer, buffer, a.x.n, a.log, false, (const float*)nullptr);
+        finish_row(a.y, r, buffer);
+      } else {
+        with_type(a.y.dtype, (void*)row_ptr(a.y, r), [&](auto* y) {
+          const auto* next = a.past_caches && a.x.step == 1 && r + 1 < end ? (decltype(y))row_ptr(a.x, r + 1) : nullptr;
+          softmax_row(x, buffer, y, a.x.n, a.log, a.past_caches, next);
+        });
+      }
     }
+    if (a.past_caches) fence();
   });
 }
 

@@ -36,6 +36,13 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
+            for i, name in where:  # the common case: NumPy arrays only, and nothing to convert
+                given = args[i] if i < len(args) else kwargs.get(name)
+                if type(given) is not np.ndarray and given is not None and type(given) is not _cpu.PackedWeight:
+                    break
+            else:
+                if "out" not in kwargs:
+                    return function(*args, **kwargs)
             origin: Any = None
             values = list(args)
             out = kwargs.get("out")

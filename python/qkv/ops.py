@@ -261,8 +261,7 @@ def rotary(
     options: dict[str, Any] = {"base": base, "scaling": scaling, "layout": layout}
     dim = rotary_width(x.shape[-1] if x.ndim else 0, dim, scaling)
     angles, factor = rotary_angles(x.shape, positions, dim, **options)
-    spread = np.broadcast_to(angles, (*x.shape[:-1], dim // 2))
-    out = _cpu.rotary(x, spread, factor, dim, bool(interleaved))
+    out = _cpu.rotary(x, np.ascontiguousarray(angles), factor, dim, bool(interleaved))
     if out is None:
         out = reference.rotary(x, positions, dim=dim, interleaved=interleaved, **options)
     return out

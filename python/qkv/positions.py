@@ -13,6 +13,7 @@ more. Only float64 data is turned by exact angles (`dtype`).
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -147,10 +148,13 @@ def rotary_angles(
 # ---- the types: (dim, base, scaling, length, dtype) -> (inv_freq, attention factor) -----------------------------
 
 
+@functools.lru_cache(maxsize=64)
 def _powers(dim: int, base: float, dtype: np.dtype[Any]) -> Array:
     """base^(2i/dim), rounded where a computation in dtype rounds: base, exponent and power."""
     exponent = (np.arange(0, dim, 2) / dim).astype(dtype)
-    return (np.float64(dtype.type(base)) ** exponent.astype(np.float64)).astype(dtype)
+    powers = (np.float64(dtype.type(base)) ** exponent.astype(np.float64)).astype(dtype)
+    powers.flags.writeable = False  # it is shared
+    return powers
 
 
 def _default(dim: int, base: float, scaling: Scaling, length: int | None, dtype: np.dtype[Any]) -> tuple[Array, float]:

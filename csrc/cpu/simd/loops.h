@@ -15,6 +15,18 @@ QKV_INLINE void each(int64_t n, Body&& body) {
   if (i < n) body(i, Rest{n - i});
 }
 
+// The same with body(i, Two{}) for pairs of vectors first.
+template <class Body>
+QKV_INLINE void each_pair(int64_t n, Body&& body) {
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) body(i, Two{});
+  if (i + kLanes <= n) {
+    body(i, Full{});
+    i += kLanes;
+  }
+  if (i < n) body(i, Rest{n - i});
+}
+
 // Calls body(from, length) for stretches of 4096: long sums are sums of such parts, or a float stops growing at 2^24 of its unit.
 template <class Body>
 QKV_INLINE void each_block(int64_t n, Body&& body) {
@@ -22,9 +34,65 @@ QKV_INLINE void each_block(int64_t n, Body&& body) {
   for (int64_t from = 0; from < n; from += kBlock) body(from, n - from < kBlock ? n - from : kBlock);
 }
 
-// Lanes that a count covers.
-QKV_INLINE Mask active(Full) { return first(kLanes); }
-QKV_INLINE Mask active(Rest r) { return first(r.n); }
+// v in the lanes that a count covers, `other` beyond.
+QKV_INLINE Pair within(Two, Pair v, Vec) { return v; }
+QKV_INLINE Vec within(Full, Vec v, Vec) { return v; }
+QKV_INLINE Vec within(Rest r, Vec v, Vec other) { return select(first(r.n), v, other); }
+
+// Two sums, of the first and second vectors of pairs; what is left over joins the first.
+QKV_INLINE Pair add_to(Pair sum, Pair v) { return add(sum, v); }
+QKV_INLINE Pair add_to(Pair sum, Vec v) { return {add(sum.a, v), sum.b}; }
+
+// start, to which f(so far, i, count) adds the vector at i: four chains, because one waits for the latency of its addition,
+// joined by join(). The order depends on n alone.
+template <class F, class Join>
+QKV_INLINE Vec fold(int64_t n, Vec start, F&& f, Join&& join) {
+  Vec a = start, b = start, c = start, d = start;
+  int64_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    a = f(a, i, Full{});
+    b = f(b, i + kLanes, Full{});
+    c = f(c, i + 2 * kLanes, Full{});
+    d = f(d, i + 3 * kLanes, Full{});
+  }
+  for (; i + kLanes <= n; i += kLanes) a = f(a, i, Full{});
+  if (i < n) b = f(b, i, Rest{n - i});
+  return join(join(a, b), join(c, d));
+}
+
+template <class T>
+QKV_INLINE void stream(T* p, Pair v, Two) {
+  stream(p, v.a);
+  stream(p + kLanes, v.b);
+}
+template <class T>
+QKV_INLINE void stream(T* p, Vec v, Full) {
+  stream(p, v);
+}
+template <class T>
+QKV_INLINE void stream(T* p, Vec v, Rest r) {
+  store(p, v, r);
+}
+
+// Asks for the lines of a pair of vectors that will be read soon. The hardware's own reading ahead ends at every page of memory,
+// and a long function leaves it too little time to begin again.
+template <class T>
+QKV_INLINE void fetch(const T* p, Two) {
+  for (int64_t b = 0; b < 2 * kLanes * (int64_t)sizeof(T); b += 64) __builtin_prefetch((const char*)p + b);
+}
+template <class T, class Count>
+QKV_INLINE void fetch(const T*, Count) {}
+
+// y[i] = f(i, count) over [0, n); with `past` whole vectors go past the caches. The caller ends its part with fence().
+template <class T, class F>
+QKV_INLINE void write_each(T* y, int64_t n, bool past, F&& f) {
+  if (!past) return each_pair(n, [&](int64_t i, auto count) { store(y + i, f(i, count), count); });
+  constexpr int64_t kBytes = kLanes * (int64_t)sizeof(T);
+  int64_t head = (-(intptr_t)y & (kBytes - 1)) / (int64_t)sizeof(T);
+  if (head > n) head = n;
+  if (head) store(y, f(0, Rest{head}), Rest{head});
+  each_pair(n - head, [&](int64_t i, auto count) { stream(y + head + i, f(head + i, count), count); });
+}
 
 // Calls body(p) with p as a pointer to the dtype's element.
 template <class Body>
@@ -99,6 +167,11 @@ QKV_INLINE int64_t grain_for(int64_t cost) {
   constexpr int64_t kWorth = 16384;
   const int64_t grain = kWorth / (cost > 0 ? cost : 1);
   return grain > 0 ? grain : 1;
+}
+// The same for one of many items: 64 chunks a thread are enough, and long runs of memory are fetched ahead.
+QKV_INLINE int64_t grain_for(int64_t cost, int64_t items, int threads) {
+  const int64_t least = grain_for(cost), fair = items / (64 * (int64_t)threads);
+  return fair > least ? fair : least;
 }
 
 }  // namespace QKV_ISA

@@ -1,6 +1,6 @@
-// exp, erf, tanh and the activations, written once on Vec. Each is within 2 ulp of the true value over all floats
-// (tests/test_math.py walks through every one of them).
-// The polynomials are minimax fits (Remez exchange in 40 digits, relative error in the comment), rounded to float.
+// exp, erf, tanh and the activations, written once on Vec or Pair. exp, erf and tanh are within 2 ulp of the true value over all
+// floats (tests/test_math.py walks through every one of them).
+// The polynomials are minimax fits (relative error in the comment), rounded to float from the lowest coefficient up.
 #pragma once
 #include "cpu/simd/vec.h"
 
@@ -10,13 +10,14 @@ namespace QKV_ISA {
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln(2)/2; ln 2 in two parts, the upper with 9 zero bits at its end so that
 // n * upper is exact even without FMA. e^r = 1 + r + r^2 p(r), error 2^-26.9. exp(-inf) = 0 and exp(0) = 1 exactly: attention
 // relies on both.
-QKV_INLINE Vec exp(Vec x) {
+template <class V>
+QKV_INLINE V exp(V x) {
   // min and max return their second operand for NaN, which so gets through.
   x = max(set(-104.0f), min(set(89.0f), x));
-  const Vec n = round(mul(x, set(1.44269504f)));
-  Vec r = fnma(n, set(0x1.62e4p-1f), x);
+  const V n = sub(fma(x, set(1.44269504f), set(kShift)), set(kShift));
+  V r = fnma(n, set(0x1.62e4p-1f), x);
   r = fnma(n, set(0x1.7f7d1cp-20f), r);
-  Vec p = set(0x1.a82996p-13f);
+  V p = set(0x1.a82996p-13f);
   p = fma(p, r, set(0x1.6c7342p-10f));
   p = fma(p, r, set(0x1.11121ap-7f));
   p = fma(p, r, set(0x1.555558p-5f));
@@ -26,58 +27,118 @@ QKV_INLINE Vec exp(Vec x) {
   return scale2(p, n);
 }
 
-// On |x|, below 0.625: x + x^3 p(x^2), error 2^-32; above: 1 - 2 / (e^2x + 1).
-QKV_INLINE Vec tanh(Vec x) {
-  const Vec a = abs(x), z = mul(x, x);
-  Vec p = set(0x1.16b05ep-9f);
-  p = fma(p, z, set(-0x1.0b5f5p-7f));
-  p = fma(p, z, set(0x1.636de6p-6f));
-  p = fma(p, z, set(-0x1.b9ebf4p-5f));
-  p = fma(p, z, set(0x1.11105ap-3f));
-  p = fma(p, z, set(-0x1.555554p-2f));
-  const Vec small = fma(mul(a, z), p, a);
-  const Vec large = sub(set(1.0f), div(set(2.0f), add(exp(add(a, a)), set(1.0f))));
-  return copysign(select(lt(a, set(0.625f)), small, large), x);  // NaN: large, and exp(NaN) is NaN
+// e^x for x <= 0, and 0 for x < -87 (below 2^-125): no denormals, so one factor of 2^n does. e^r = 1 + r (1 + r p(r)), error
+// 2^-28.
+template <class V>
+QKV_INLINE V exp_down(V x) {
+  const V t = fma(x, set(1.44269504f), set(kShift)), n = sub(t, set(kShift));
+  V r = fnma(n, set(0x1.62e4p-1f), x);
+  r = fnma(n, set(0x1.7f7d1cp-20f), r);
+  V p = set(0x1.6a4f28p-10f);
+  p = fma(p, r, set(0x1.12398p-7f));
+  p = fma(p, r, set(0x1.5558aep-5f));
+  p = fma(p, r, set(0x1.555492p-3f));
+  p = fma(p, r, set(0x1.fffffcp-2f));
+  p = fma(p, r, set(1.0f));
+  p = fma(p, r, set(1.0f));
+  return zero_where(lt(x, set(-87.0f)), mul(p, power2(t)));
 }
 
-// On |x|, below 0.92: x + x p(x^2), error 2^-31; above: 1 - e^-q(x) with q = -ln erfc on [0.92, 4], error of the result 2^-34;
+// 2^y for y <= 0, and 0 for y < -125. 2^r = 1 + r p(r), error 2^-28. For formulas of e^x in which the rounding of y = x / ln 2,
+// half an ulp of y, does no harm.
+template <class V>
+QKV_INLINE V exp2_down(V y) {
+  const V t = add(y, set(kShift)), r = sub(y, sub(t, set(kShift)));
+  V p = set(0x1.417a5cp-13f);
+  p = fma(p, r, set(0x1.5f0946p-10f));
+  p = fma(p, r, set(0x1.3b2dd2p-7f));
+  p = fma(p, r, set(0x1.c6af7ap-5f));
+  p = fma(p, r, set(0x1.ebfbdcp-3f));
+  p = fma(p, r, set(0x1.62e43p-1f));
+  p = fma(p, r, set(1.0f));
+  return zero_where(lt(y, set(-125.0f)), mul(p, power2(t)));
+}
+
+// On |x|, below 0.55: x + x^3 p(x^2), error 2^-29; above: 1 - 2 e / (1 + e) with e = e^-2x.
+template <class V>
+QKV_INLINE V tanh(V x) {
+  const V a = abs(x), z = mul(x, x);
+  V p = set(-0x1.995794p-8f);
+  p = fma(p, z, set(0x1.58ec9cp-6f));
+  p = fma(p, z, set(-0x1.b91f22p-5f));
+  p = fma(p, z, set(0x1.110cf0p-3f));
+  p = fma(p, z, set(-0x1.55554ap-2f));
+  const V small = fma(mul(a, z), p, a);
+  const V e = exp2_down(mul(a, set(-2.88539008f)));
+  const V large = sub(set(1.0f), div(add(e, e), add(set(1.0f), e)));
+  return copysign(select(lt(a, set(0.55f)), small, large), x);  // NaN: large, and exp2_down(NaN) is NaN
+}
+
+// On |x|, below 0.5: x + x p(x^2), error 2^-29; above: 1 - 2^-q(x) with q = -log2 erfc on [0.5, 4], error of the result 2^-27.7;
 // beyond 4 erf rounds to 1.
-QKV_INLINE Vec erf(Vec x) {
-  const Vec a = min(set(4.0f), abs(x)), z = mul(a, a);
-  Vec p = set(0x1.5cd4aap-14f);
-  p = fma(p, z, set(-0x1.aa3f2cp-11f));
-  p = fma(p, z, set(0x1.54c7f4p-8f));
-  p = fma(p, z, set(-0x1.b80e9p-6f));
-  p = fma(p, z, set(0x1.ce2e0ap-4f));
-  p = fma(p, z, set(-0x1.812742p-2f));
+template <class V>
+QKV_INLINE V erf(V x) {
+  const V a = min(set(4.0f), abs(x)), z = mul(a, a);
+  V p = set(0x1.354ce2p-8f);
+  p = fma(p, z, set(-0x1.b668c2p-6f));
+  p = fma(p, z, set(0x1.ce2546p-4f));
+  p = fma(p, z, set(-0x1.812734p-2f));
   p = fma(p, z, set(0x1.06eba8p-3f));
-  const Vec small = fma(a, p, a);
-  Vec q = set(0x1.61ea3p-16f);
-  q = fma(q, a, set(-0x1.c790ecp-12f));
-  q = fma(q, a, set(0x1.115ac2p-8f));
-  q = fma(q, a, set(-0x1.9b8e78p-6f));
-  q = fma(q, a, set(0x1.bb83e4p-4f));
-  q = fma(q, a, set(0x1.44460cp-1f));
-  q = fma(q, a, set(0x1.2127e4p+0f));
-  q = fma(q, a, set(-0x1.6e5656p-13f));
-  const Vec large = sub(set(1.0f), exp(neg(q)));
-  return copysign(select(lt(a, set(0.92f)), small, large), x);
+  const V small = fma(a, p, a);
+  V q = set(0x1.5273aep-12f);  // -q
+  q = fma(q, a, set(-0x1.37cb0cp-8f));
+  q = fma(q, a, set(0x1.11d618p-5f));
+  q = fma(q, a, set(-0x1.386f4p-3f));
+  q = fma(q, a, set(-0x1.d540b6p-1f));
+  q = fma(q, a, set(-0x1.a0de96p+0f));
+  q = fma(q, a, set(0x1.b8a32ep-15f));
+  const V large = sub(set(1.0f), exp2_down(q));
+  return copysign(select(lt(a, set(0.5f)), small, large), x);
+}
+
+// x / (1 + 2^-w), from e = 2^-|w|, which does not overflow: x {1, e} / (1 + e). w has x's sign; -inf gives -inf * 0, NaN.
+template <class V>
+QKV_INLINE V logistic_unit(V x, V minus_abs_w) {
+  const V e = exp2_down(minus_abs_w);
+  return div(mul(x, by_sign(x, e, set(1.0f))), add(set(1.0f), e));
 }
 
 // x / (1 + e^(-c x)): silu for c = 1, quick_gelu for c = 1.702.
-QKV_INLINE Vec sigmoid_unit(Vec x, float c) { return div(x, add(set(1.0f), exp(mul(x, set(-c))))); }
-
-// x/2 (1 + erf(x / sqrt 2))
-QKV_INLINE Vec gelu(Vec x) { return mul(mul(set(0.5f), x), add(set(1.0f), erf(mul(x, set(0.707106781f))))); }
+template <class V>
+QKV_INLINE V sigmoid_unit(V x, float c) {
+  return logistic_unit(x, mul(abs(x), set(c * -1.44269504f)));
+}
 
 // x/2 (1 + tanh u) = x / (1 + e^-2u) with u = sqrt(2/pi) (x + 0.044715 x^3)
-QKV_INLINE Vec gelu_tanh(Vec x) {
-  const Vec u = mul(x, fma(mul(x, x), set(0.044715f), set(1.0f)));
-  return div(x, add(set(1.0f), exp(mul(u, set(-1.5957691216f)))));
+template <class V>
+QKV_INLINE V gelu_tanh(V x) {
+  const V cubic = fma(mul(x, x), set(0.044715f * -2.30220820f), set(-2.30220820f));
+  return logistic_unit(x, mul(abs(x), cubic));
+}
+
+// x/2 (1 + erf(x / sqrt 2)) = x {e, 1 - e} with e = erfc(|x| / sqrt 2) / 2 = 2^-q(|x|); relative error of 2^-q 2^-25 until it
+// is below 2^-30, then 10 % and worse: it no longer counts, and q grows on. On both branches of erf gelu took twice as long.
+template <class V>
+QKV_INLINE V gelu(V x) {
+  const V a = abs(x);
+  V q = set(-0x1.ab897ap-20f);  // -q
+  q = fma(q, a, set(0x1.a682dap-16f));
+  q = fma(q, a, set(-0x1.00a558p-13f));
+  q = fma(q, a, set(-0x1.26ca6cp-12f));
+  q = fma(q, a, set(0x1.da4b02p-8f));
+  q = fma(q, a, set(-0x1.aef0dp-5f));
+  q = fma(q, a, set(-0x1.d6324ap-2f));
+  q = fma(q, a, set(-0x1.26af0ep+0f));
+  q = fma(q, a, set(-0x1.fffffep-1f));
+  const V e = exp2_down(q);
+  return mul(x, by_sign(x, e, sub(set(1.0f), e)));
 }
 
 // x stands second, so that a NaN gets through max.
-QKV_INLINE Vec relu(Vec x) { return max(zero(), x); }
+template <class V>
+QKV_INLINE V relu(V x) {
+  return max(zero(), x);
+}
 
 }  // namespace QKV_ISA
 }  // namespace qkv

@@ -5,16 +5,23 @@
 //   Vec                       value type; zero(), set(x), iota() = 0, 1, 2, ...
 //   load(p, count)            count is Full{} or Rest{n}, n < kLanes: lanes beyond the rest read as 0, memory beyond it is not touched
 //   store(p, v, count)        p may be float, f16 or bf16, at any alignment; halves round to nearest even
+//   stream(p, v)              whole vector past the caches; p aligned to the bytes it writes. fence() at the end of a thread's part
 //   add sub mul div           one rounding each
 //   fma(a, b, c)              a*b + c, and fnma(a, b, c) = c - a*b: one rounding where the ISA has it, else two
 //   max(a, b), min(a, b)      b where either is NaN (as x86 does): put the value that must survive second
 //   neg abs round             round: to nearest even, |x| < 2^22
+//   swap_pairs(a)             lanes 1, 0, 3, 2, ...
 //   copysign(a, b)            |a| with b's sign
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
+//   by_sign(x, a, b)          a where x's sign bit is set, else b; zero_where(m, a)
 //   load_mask(p, count)       bytes: true where non-zero
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
+//   power2(t)                 2^n for t = kShift + n, n in [-126, 127]; kShift + x rounds x to an integer
 //   reduce_add, reduce_max    over the lanes, in a fixed order
 //   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block
+//
+// Pair is two Vecs under the same operations, its count is Two{}: two chains of instructions, written in turn, for functions that
+// are long (an out-of-order window holds only two or three evaluations of exp).
 //
 // Kernels build without -ffast-math and with contraction off: the operations written are the operations done.
 // clang-format on
@@ -40,14 +47,19 @@
 #define QKV_UNROLL(n) QKV_PRAGMA(GCC unroll n)
 #endif
 #define QKV_INLINE static inline __attribute__((always_inline))
+#define QKV_MEMBER inline __attribute__((always_inline))
 
 namespace qkv {
 namespace QKV_ISA {
 
+struct Two {};
 struct Full {};
 struct Rest {
   int64_t n;
 };
+// 1.5 * 2^23 leaves no bits for a fraction; 127 is the bias of the exponent.
+constexpr float kShift = 0x1.8p23f + 127;
+
 // Scalar conversions, for tails and for baseline machines. bf16: upper half of a float.
 QKV_INLINE float to_float(float x) { return x; }
 QKV_INLINE float to_float(bf16 x) {
@@ -112,3 +124,56 @@ QKV_INLINE void from_float(float x, f16* y) {
 #else
 #include "cpu/simd/vec_scalar.h"
 #endif
+
+namespace qkv {
+namespace QKV_ISA {
+
+struct Pair {
+  Vec a, b;
+  QKV_MEMBER Pair(Vec both) : a(both), b(both) {}
+  QKV_MEMBER Pair(Vec first, Vec second) : a(first), b(second) {}
+};
+struct MaskPair {
+  Mask a, b;
+};
+
+template <class T>
+QKV_INLINE Pair load(const T* p, Two) {
+  return {load(p, Full{}), load(p + kLanes, Full{})};
+}
+template <class T>
+QKV_INLINE void store(T* p, Pair v, Two) {
+  store(p, v.a, Full{});
+  store(p + kLanes, v.b, Full{});
+}
+#define QKV_PAIR_1(op) \
+  QKV_INLINE Pair op(Pair x) { return {op(x.a), op(x.b)}; }
+#define QKV_PAIR_2(op) \
+  QKV_INLINE Pair op(Pair x, Pair y) { return {op(x.a, y.a), op(x.b, y.b)}; }
+#define QKV_PAIR_3(op) \
+  QKV_INLINE Pair op(Pair x, Pair y, Pair z) { return {op(x.a, y.a, z.a), op(x.b, y.b, z.b)}; }
+QKV_PAIR_1(neg)
+QKV_PAIR_1(abs)
+QKV_PAIR_1(round)
+QKV_PAIR_1(swap_pairs)
+QKV_PAIR_1(power2)
+QKV_PAIR_2(add)
+QKV_PAIR_2(sub)
+QKV_PAIR_2(mul)
+QKV_PAIR_2(div)
+QKV_PAIR_2(max)
+QKV_PAIR_2(min)
+QKV_PAIR_2(copysign)
+QKV_PAIR_2(scale2)
+QKV_PAIR_3(fma)
+QKV_PAIR_3(fnma)
+#undef QKV_PAIR_1
+#undef QKV_PAIR_2
+#undef QKV_PAIR_3
+QKV_INLINE MaskPair lt(Pair x, Pair y) { return {lt(x.a, y.a), lt(x.b, y.b)}; }
+QKV_INLINE Pair by_sign(Pair x, Pair y, Pair z) { return {by_sign(x.a, y.a, z.a), by_sign(x.b, y.b, z.b)}; }
+QKV_INLINE Pair zero_where(MaskPair m, Pair x) { return {zero_where(m.a, x.a), zero_where(m.b, x.b)}; }
+QKV_INLINE Pair select(MaskPair m, Pair x, Pair y) { return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)}; }
+
+}  // namespace QKV_ISA
+}  // namespace qkv

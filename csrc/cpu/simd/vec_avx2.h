@@ -60,6 +60,11 @@ QKV_INLINE Vec load(const bf16* p, Rest r) { return from_bf16(load_halves(p, r.n
 QKV_INLINE void store(bf16* p, Vec a, Full) { _mm_storeu_si128((__m128i*)p, to_bf16(a)); }
 QKV_INLINE void store(bf16* p, Vec a, Rest r) { store_halves(p, to_bf16(a), r.n); }
 
+QKV_INLINE void stream(float* p, Vec a) { _mm256_stream_ps(p, a.v); }
+QKV_INLINE void stream(f16* p, Vec a) { _mm_stream_si128((__m128i*)p, to_f16(a)); }
+QKV_INLINE void stream(bf16* p, Vec a) { _mm_stream_si128((__m128i*)p, to_bf16(a)); }
+QKV_INLINE void fence() { _mm_sfence(); }
+
 QKV_INLINE Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.v, b.v)}; }
 QKV_INLINE Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.v, b.v)}; }
 QKV_INLINE Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.v, b.v)}; }
@@ -80,6 +85,8 @@ QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)};
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
 QKV_INLINE Mask first(int64_t n) { return {_mm256_castsi256_ps(lanes_below(n < 0 ? 0 : n))}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
+QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {_mm256_andnot_ps(m.m, a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
   uint8_t lanes[8] = {0};
   for (int i = 0; i < 8; ++i)
@@ -100,6 +107,9 @@ QKV_INLINE Vec scale2(Vec a, Vec n) {
   const __m256 g = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, f), g)};
 }
+
+QKV_INLINE Vec swap_pairs(Vec a) { return {_mm256_permute_ps(a.v, 0xb1)}; }
+QKV_INLINE Vec power2(Vec t) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t.v), 23))}; }
 
 QKV_INLINE float reduce_add(Vec a) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));

@@ -48,6 +48,11 @@ QKV_INLINE Vec load(const bf16* p, Rest r) { return from_bf16(_mm256_maskz_loadu
 QKV_INLINE void store(bf16* p, Vec a, Full) { _mm256_storeu_si256((__m256i*)p, to_bf16(a)); }
 QKV_INLINE void store(bf16* p, Vec a, Rest r) { _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_bf16(a)); }
 
+QKV_INLINE void stream(float* p, Vec a) { _mm512_stream_ps(p, a.v); }
+QKV_INLINE void stream(f16* p, Vec a) { _mm256_stream_si256((__m256i*)p, to_f16(a)); }
+QKV_INLINE void stream(bf16* p, Vec a) { _mm256_stream_si256((__m256i*)p, to_bf16(a)); }
+QKV_INLINE void fence() { _mm_sfence(); }
+
 QKV_INLINE Vec add(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
 QKV_INLINE Vec sub(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
 QKV_INLINE Vec mul(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
@@ -68,6 +73,10 @@ QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 QKV_INLINE Mask first(int64_t n) { return {n <= 0 ? (__mmask16)0 : lanes_below(n)}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
+QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) {
+  return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
+}
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {_mm512_maskz_mov_ps((__mmask16)~m.m, a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Full) {
   return {_mm_test_epi8_mask(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8(-1))};
 }
@@ -77,6 +86,9 @@ QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
 }
 
 QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+
+QKV_INLINE Vec swap_pairs(Vec a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
+QKV_INLINE Vec power2(Vec t) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t.v), 23))}; }
 
 QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }

@@ -57,6 +57,13 @@ QKV_INLINE void store(f16* p, Vec a, Rest r) { store_halves(p, a, r.n); }
 QKV_INLINE void store(bf16* p, Vec a, Full) { store_halves(p, a, kLanes); }
 QKV_INLINE void store(bf16* p, Vec a, Rest r) { store_halves(p, a, r.n); }
 
+// Baseline machines store as ever: what counts here is that the results are the same.
+template <class T>
+QKV_INLINE void stream(T* p, Vec a) {
+  store(p, a, Full{});
+}
+QKV_INLINE void fence() {}
+
 QKV_INLINE Vec add(Vec a, Vec b) { return {a.v + b.v}; }
 QKV_INLINE Vec sub(Vec a, Vec b) { return {a.v - b.v}; }
 QKV_INLINE Vec mul(Vec a, Vec b) { return {a.v * b.v}; }
@@ -72,6 +79,8 @@ QKV_INLINE Mask first(int64_t n) {
   return {i32x4{0, 1, 2, 3} < i32x4{k, k, k, k}};
 }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {(f32x4)((m.m & (i32x4)a.v) | (~m.m & (i32x4)b.v))}; }
+QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) { return select({(i32x4)x.v < 0}, a, b); }
+QKV_INLINE Vec zero_where(Mask m, Vec a) { return {(f32x4)(~m.m & (i32x4)a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
   Mask a = {i32x4{0, 0, 0, 0}};
   for (int i = 0; i < kLanes; ++i)
@@ -92,6 +101,9 @@ QKV_INLINE Vec scale2(Vec a, Vec n) {
   const i32x4 whole = __builtin_convertvector(n.v, i32x4), half = whole >> 1, rest = whole - half;
   return {a.v * (f32x4)((half + 127) << 23) * (f32x4)((rest + 127) << 23)};
 }
+
+QKV_INLINE Vec swap_pairs(Vec a) { return {f32x4{a.v[1], a.v[0], a.v[3], a.v[2]}}; }
+QKV_INLINE Vec power2(Vec t) { return {(f32x4)((i32x4)t.v << 23)}; }
 
 QKV_INLINE float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 QKV_INLINE float reduce_max(Vec a) {
