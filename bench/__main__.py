@@ -14,17 +14,8 @@ from . import bert, startup
 from .peers import PEERS
 
 OPS = (
-    "gemm",
-    "gemm_quantized",
-    "quantize",
-    "softmax",
-    "norm",
-    "activation",
-    "embedding",
-    "rotary",
-    "attention",
-    "additive_attention",
-    "bert",
+    *("gemm", "gemm_quantized", "quantize", "softmax", "norm", "activation", "embedding", "rotary"),
+    *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
 )
 SUBJECTS = ("limits", *OPS, "import")
 

@@ -8,6 +8,7 @@
 
 #include "cpu/flash.h"
 #include "cpu/kernels.h"
+#include "cpu/keys.h"
 
 namespace qkv {
 namespace QKV_ISA {
@@ -26,10 +27,28 @@ static Entry entry_of(const AttentionArgs& a, int64_t b) {
   e.q0 = a.cu_q ? a.cu_q[b] : 0;
   e.k0 = a.cu_k ? a.cu_k[b] : 0;
   e.s = a.cu_q ? a.cu_q[b + 1] - e.q0 : a.s;
-  e.stored_t = a.cu_k ? a.cu_k[b + 1] - e.k0 : a.t;
+  e.stored_t = a.cu_k ? a.cu_k[b + 1] - e.k0 : a.blocks ? a.kv_lengths[b] : a.t;
   e.t = a.kv_lengths ? a.kv_lengths[b] : e.stored_t;
   e.shift = a.causal == Causal::top_left ? 0 : e.t - e.s;
   return e;
+}
+
+// Where the keys (x is a.k) or values of an entry lie.
+static KeySource source_of(const AttentionArgs& a, const Strided4& x, const Strided4& scale, const Entry& e, int64_t kv_head) {
+  KeySource s = {};
+  const int64_t size = scale.data ? 1 : size_of(x.dtype);
+  s.data = x.data + ((a.cu_k || a.blocks ? 0 : e.b * x.b) + kv_head * x.h + e.k0 * x.s) * size;
+  s.dtype = x.dtype;
+  s.row = x.s;
+  s.step = x.d;
+  if (scale.data) s.scale = (const float*)scale.data + kv_head * scale.h;
+  s.scale_row = scale.s;
+  s.scale_block = scale.b;
+  if (a.blocks) s.table = a.blocks + a.cu_blocks[e.b];
+  s.block_size = a.block_size;
+  s.block = x.b;
+  s.start = a.blocks ? a.starts[e.b] : 0;
+  return s;
 }
 
 // Row r of a tile: a query and a head.
@@ -150,26 +169,12 @@ static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_he
       for (int64_t j = 0; j < e.stored_t; ++j) raw[j] = kMinusInfinity;
     }
 
-  const char* k_base = a.k.data + ((a.cu_k ? 0 : e.b * a.k.b) + kv_head * a.k.h + e.k0 * a.k.s) * size_of(a.k.dtype);
-  const char* v_base = a.v.data + ((a.cu_k ? 0 : e.b * a.v.b) + kv_head * a.v.h + e.k0 * a.v.s) * size_of(a.v.dtype);
+  const KeySource k = source_of(a, a.k, a.k_scale, e, kv_head), v = source_of(a, a.v, a.v_scale, e, kv_head);
   for (int64_t key = first / kKeyBlock * kKeyBlock; key < last; key += kKeyBlock) {
     // Keys [begin, end) of the block are touched. A lane's place depends on the key alone.
     const int64_t begin = key < first ? first - key : 0, end = last - key < kKeyBlock ? last - key : kKeyBlock;
     const int64_t panel = begin / kPanel * kPanel, width = end - panel;
-    // In the first panel, keys before `begin` are not to be read: pack from `begin` on and shift into place.
-    if (begin == panel) {
-      pack_panels(keys, a.k.dtype, k_base + (key + panel) * a.k.s * size_of(a.k.dtype), a.k.d, a.k.s, a.d, width);
-    } else {
-      const int64_t lead = begin - panel, in_first = (width < kPanel ? width : kPanel) - lead;
-      with_type(a.k.dtype, (const void*)(k_base + (key + begin) * a.k.s * size_of(a.k.dtype)), [&](auto* from) {
-        for (int64_t i = 0; i < a.d; ++i)
-          for (int64_t j = 0; j < kPanel; ++j)
-            keys[i * kPanel + j] = j >= lead && j < lead + in_first ? to_float(from[(j - lead) * a.k.s + i * a.k.d]) : 0.0f;
-      });
-      if (width > kPanel)
-        pack_panels(keys + kPanel * a.d, a.k.dtype, k_base + (key + panel + kPanel) * a.k.s * size_of(a.k.dtype), a.k.d, a.k.s,
-                    a.d, width - kPanel);
-    }
+    load_keys(keys, k, key + begin, end - begin, begin - panel, a.d);
     block(rows, width, a.d, q, a.d, keys, kPanel, a.d * kPanel, f.scores + panel, kKeyBlock, true);
 
     for (int64_t r = 0; r < rows; ++r) {
@@ -184,8 +189,7 @@ static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_he
       if (a.weights) memcpy(raw_row(r, row) + key + from, s + from, (size_t)(to - from) * 4);
       flash_softmax(f, r, end);
     }
-    const bool finite = flash_values(f.values + begin * f.dv_padded, f.dv, f.dv_padded, a.v.dtype,
-                                     v_base + (key + begin) * a.v.s * size_of(a.v.dtype), a.v.s, a.v.d, end - begin);
+    const bool finite = load_values(f.values + begin * f.dv_padded, v, key + begin, end - begin, f.dv, f.dv_padded);
     flash_accumulate(f, begin, end, finite);
   }
 

@@ -158,12 +158,18 @@ struct AttentionPlan {
 
 // Attention over dense (B, H, S, D) or packed tokens: with cu_q and cu_k, batch entry b has queries cu_q[b] .. cu_q[b+1]
 // of the token axis and the b strides are unused.
+// Paged: with cu_q and blocks, k and v are (blocks, Hkv, block_size, D) in the order of strides; batch entry b has kv_lengths[b]
+// keys, from place starts[b] of blocks[cu_blocks[b]], blocks[cu_blocks[b] + 1] ... on. Blocks without a key that is seen are not
+// looked up.
 struct AttentionArgs {
   int64_t batch, heads, kv_heads, d, dv;
   int64_t s, t;  // dense lengths
   const int64_t *cu_q, *cu_k;
-  const int64_t* kv_lengths;  // (B) or nullptr
-  Strided4 q, k, v, out;      // out.d == 1
+  const int64_t* kv_lengths;                   // (B) or nullptr
+  Strided4 q, k, v, out;                       // out.d == 1
+  const int64_t *blocks, *cu_blocks, *starts;  // block numbers, (B), (B); or nullptr
+  int64_t block_size;
+  Strided4 k_scale, v_scale;  // int8 k and v: floats, d unused; data == nullptr: not int8
   float scale, softcap;       // softcap 0: none
   Causal causal;
   int64_t window_left, window_right;
@@ -185,6 +191,18 @@ struct AttentionArgs {
 };
 // `rows`: queries times group size, summed over the batch and the key heads.
 AttentionPlan plan_attention(const AttentionArgs&, int64_t rows);
+
+// Rows of new tokens into the slots of a paged cache.
+struct PagedWriteArgs {
+  int64_t tokens, heads, d, dv;
+  const int64_t* slots;  // (tokens), block * block_size + place; negative: not stored; no two alike
+  int64_t block_size;
+  Strided4 k, v;              // s: tokens, b unused
+  Strided4 k_cache, v_cache;  // b: blocks, s: places of a block
+  Strided4 k_scale, v_scale;  // int8 caches: floats, d unused; data == nullptr: not int8
+  float* scratch;             // max(d, dv) floats per thread
+  int threads;
+};
 
 // out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j over already projected q (B, S, A) and k (B, T, A).
 struct AdditiveAttentionArgs {
