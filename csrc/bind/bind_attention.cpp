@@ -104,13 +104,17 @@ Causal causal_of(const char* op, const py::object& causal) {
 void run(AttentionArgs* a, const std::vector<int64_t>& rows) {
   const Unlocked unlocked;
   a->threads = num_threads();
-  int64_t all = 0;
-  for (const int64_t r : rows) all += r;
-  a->plan = plan_attention(*a, all * a->kv_heads);
+  int64_t all = 0, longest = 0;
+  for (const int64_t r : rows) {
+    all += r;
+    longest = std::max(longest, r);
+  }
+  a->plan = plan_attention(*a, all * a->kv_heads, longest);
   std::vector<int64_t> tiles(rows.size() + 1, 0);
   for (size_t b = 0; b < rows.size(); ++b) tiles[b + 1] = tiles[b] + (rows[b] + a->plan.tile_rows - 1) / a->plan.tile_rows;
   a->tiles = tiles.data();
-  const Scratch scratch(static_cast<size_t>(a->plan.scratch_bytes * a->threads));
+  const int64_t part_bytes = tiles.back() * a->kv_heads * a->plan.splits * a->plan.part_bytes;
+  const Scratch scratch(static_cast<size_t>(a->plan.scratch_bytes * a->threads + part_bytes));
   a->scratch = scratch.as<char>();
   kernels().attention(*a);
 }

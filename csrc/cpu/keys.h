@@ -1,4 +1,4 @@
-// How a block of keys or values gets from memory into what attention works on: panels of 16 keys, rows of values, both float.
+// How a block of keys or values gets from memory into what attention works on: panels of 16 keys and panels of 16 features, float.
 //
 // Memory is dense, packed or paged (blocks named by a table), of any dtype, or int8 with a scale per token and head:
 // x = scale * q, rounded once. Whatever the memory, the same keys give the same floats in the same places.
@@ -48,89 +48,106 @@ QKV_INLINE void dequantize(float* __restrict to, const int8_t* __restrict from, 
     for (int64_t i = 0; i < n; ++i) to[i] = (float)from[i * step] * scale;
 }
 
-// Columns [first, first + n) of one panel (d, 16), element by element.
-static inline void load_columns(float* panel, const KeySource& s, const char* from, const float* scale, int64_t first, int64_t n,
-                                int64_t d) {
-  for (int64_t j = 0; j < n; ++j) {
-    float* const to = panel + first + j;
-    if (scale) {
-      const int8_t* q = (const int8_t*)from + j * s.row;
-      for (int64_t i = 0; i < d; ++i) to[i * kPanel] = (float)q[i * s.step] * scale[j * s.scale_row];
-    } else {
-      with_type(s.dtype, (const void*)(from + j * s.row * size_of(s.dtype)), [&](auto* p) {
-        for (int64_t i = 0; i < d; ++i) to[i * kPanel] = to_float(p[i * s.step]);
-      });
-    }
-  }
+// Keys [key, key + n) where they lie, if that is n rows of floats; else nullptr.
+static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_t n) {
+  if (s.scale || s.dtype != DType::f32 || s.step != 1) return nullptr;
+  const float* data = (const float*)s.data;
+  if (!s.table) return data + key * s.row;
+  const int64_t place = s.start + key, inside = place % s.block_size;
+  return inside + n <= s.block_size ? data + s.table[place / s.block_size] * s.block + inside * s.row : nullptr;
 }
 
-// One panel of int8 keys, zeros beyond the n-th: 8 or 16 features at a time are dequantised and transposed.
-static inline void load_panel_int8(float* panel, const KeySource& s, const char* from, const float* scale, int64_t n, int64_t d) {
-  const int8_t* const q = (const int8_t*)from;
-  for (int64_t i = 0; i < d; i += kLanes) {
-    const int64_t width = d - i < kLanes ? d - i : kLanes;
-    for (int64_t v = 0; v < kPanel; v += kLanes) {
-      float rows[kLanes * kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) {
-        float* const row = rows + j * kLanes;
-        if (v + j < n && s.step == 1 && width == kLanes)
-          dequantize(row, q + (v + j) * s.row + i, 1, scale[(v + j) * s.scale_row], kLanes);
-        else if (v + j < n)
-          dequantize(row, q + (v + j) * s.row + i * s.step, s.step, scale[(v + j) * s.scale_row], width);
-        else
-          store(row, zero(), Full{});
-      }
-      if (width == kLanes) {
-        transpose(rows, kLanes, panel + i * kPanel + v, kPanel);
-      } else {
-        for (int64_t c = 0; c < width; ++c)
-          for (int64_t j = 0; j < kLanes; ++j) panel[(i + c) * kPanel + v + j] = rows[j * kLanes + c];
-      }
-    }
-  }
-}
-
-// Keys [key, key + n) of width d to columns lead, lead + 1 ... of panels (d, 16), lead < 16; the rest of the panels is zero. No
-// other key is read.
-static inline void load_keys(float* panels, const KeySource& s, int64_t key, int64_t n, int64_t lead, int64_t d) {
-  if (lead) memset(panels, 0, (size_t)(kPanel * d) * 4);
+// Keys [key, key + n) to rows of d floats, ld apart.
+static inline void load_rows(float* to, int64_t ld, const KeySource& s, int64_t key, int64_t n, int64_t d) {
   each_run(s, key, n, [&](int64_t at, int64_t count, const char* from, const float* scale) {
-    int64_t column = lead + at;
-    if (const int64_t inside = column % kPanel) {  // a panel that was begun
-      const int64_t head = count < kPanel - inside ? count : kPanel - inside;
-      load_columns(panels + (column - inside) * d, s, from, scale, inside, head, d);
-      column += head;
-      count -= head;
-      from += head * s.row * (scale ? 1 : size_of(s.dtype));
-      if (scale) scale += head * s.scale_row;
-    }
-    if (!scale)
-      pack_panels(panels + column * d, s.dtype, from, s.step, s.row, d, count);
-    else
-      for (int64_t j = 0; j < count; j += kPanel)
-        load_panel_int8(panels + (column + j) * d, s, from + j * s.row, scale + j * s.scale_row,
-                        count - j < kPanel ? count - j : kPanel, d);
-  });
-}
-
-// Values [key, key + n) to rows (n, dv_padded), padded with zeros. True if all are finite.
-static inline bool load_values(float* values, const KeySource& s, int64_t key, int64_t n, int64_t dv, int64_t dv_padded) {
-  bool finite = true;
-  Vec check = zero();
-  each_run(s, key, n, [&](int64_t at, int64_t count, const char* from, const float* scale) {
-    float* const to = values + at * dv_padded;
-    if (!scale) {
-      finite = flash_values(to, dv, dv_padded, s.dtype, from, s.row, s.step, count) && finite;
-      return;
-    }
     for (int64_t j = 0; j < count; ++j) {
-      float* const row = to + j * dv_padded;
-      dequantize(row, (const int8_t*)from + j * s.row, s.step, scale[j * s.scale_row], dv);
-      for (int64_t i = dv; i < dv_padded; ++i) row[i] = 0;
-      for (int64_t i = 0; i < dv_padded; i += kLanes) check = fma(zero(), load(row + i, Full{}), check);  // as flash_values
+      float* const row = to + (at + j) * ld;
+      if (scale)
+        dequantize(row, (const int8_t*)from + j * s.row, s.step, scale[j * s.scale_row], d);
+      else
+        gather(row, s.dtype, from + j * s.row * size_of(s.dtype), s.step, d);
     }
   });
-  return finite && reduce_add(check) == 0;
+}
+
+// The 16 keys of a panel as rows, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are not read:
+// whatever stands there finds its way into scores that nobody uses.
+static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t d, float* rows,
+                                      int64_t* ld) {
+  if (begin <= 0 && end >= kPanel) {
+    *ld = s.row;
+    if (const float* in_place = rows_in_place(s, key, kPanel)) return in_place;
+  }
+  if (begin < 0) begin = 0;
+  if (end > kPanel) end = kPanel;
+  *ld = d;
+  memset(rows, 0, (size_t)(begin * d) * 4);
+  load_rows(rows + begin * d, d, s, key + begin, end - begin, d);
+  memset(rows + end * d, 0, (size_t)((kPanel - end) * d) * 4);
+  return rows;
+}
+
+// 16 rows of d floats -> a panel (d, 16).
+static inline void transpose_panel(float* panel, const float* rows, int64_t ld, int64_t d) {
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes)
+    for (int64_t v = 0; v < kPanel; v += kLanes) transpose(rows + v * ld + i, ld, panel + i * kPanel + v, kPanel);
+  for (; i < d; ++i)
+    for (int64_t j = 0; j < kPanel; ++j) panel[i * kPanel + j] = rows[j * ld + i];
+}
+
+// scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows and transposed in registers: for few rows. Adds in the
+// same order as the register tile does over a transposed panel.
+template <int R>
+QKV_INLINE void score_panel(float* scores, const float* q, const float* rows, int64_t ld, int64_t d) {
+  Vec sum[R][kVectors];
+  QKV_UNROLL(4)
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = zero();
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) {
+      Vec column[kLanes];
+      transpose(rows + v * kLanes * ld + i, ld, column);
+      QKV_UNROLL(16)
+      for (int64_t c = 0; c < kLanes; ++c) {
+        QKV_UNROLL(4)
+        for (int r = 0; r < R; ++r) sum[r][v] = fma(set(q[r * d + i + c]), column[c], sum[r][v]);
+      }
+    }
+  }
+  for (; i < d; ++i) {
+    float column[kPanel];
+    for (int64_t j = 0; j < kPanel; ++j) column[j] = rows[j * ld + i];
+    QKV_UNROLL(4)
+    for (int r = 0; r < R; ++r) {
+      QKV_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(set(q[r * d + i]), load(column + v * kLanes, Full{}), sum[r][v]);
+    }
+  }
+  QKV_UNROLL(4)
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) store(scores + r * kKeyBlock + v * kLanes, sum[r][v], Full{});
+  }
+}
+
+// Values of keys key + [begin, end), the keys of one block, into panels of (kKeyBlock, 16), padded with zeros.
+static inline void load_values(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv) {
+  each_run(s, key + begin, end - begin, [&](int64_t at, int64_t count, const char* from, const float* scale) {
+    float* const to = values + (begin + at) * kPanel;
+    if (!scale) return flash_pack_values(to, dv, s.dtype, from, s.row, s.step, count);
+    for (int64_t i = 0; i < dv; i += kPanel)
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t columns = dv - i < kPanel ? dv - i : kPanel;
+        float* const panel = to + i * kKeyBlock + j * kPanel;
+        dequantize(panel, (const int8_t*)from + j * s.row + i * s.step, s.step, scale[j * s.scale_row], columns);
+        for (int64_t c = columns; c < kPanel; ++c) panel[c] = 0;
+      }
+  });
 }
 
 }  // namespace QKV_ISA

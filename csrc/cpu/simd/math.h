@@ -26,6 +26,22 @@ QKV_INLINE Vec exp(Vec x) {
   return scale2(p, n);
 }
 
+// e^x for x <= 0, as softmax wants it, with a quarter fewer operations; otherwise as exp.
+QKV_INLINE Vec exp_down(Vec x) {
+  x = max(set(-104.0f), x);
+  const Vec t = fma(x, set(1.44269504f), set(kShifter)), n = sub(t, set(kShifter));
+  Vec r = fnma(n, set(0x1.62e4p-1f), x);
+  r = fnma(n, set(0x1.7f7d1cp-20f), r);
+  Vec p = set(0x1.a82996p-13f);
+  p = fma(p, r, set(0x1.6c7342p-10f));
+  p = fma(p, r, set(0x1.11121ap-7f));
+  p = fma(p, r, set(0x1.555558p-5f));
+  p = fma(p, r, set(0x1.555556p-3f));
+  p = fma(p, r, set(0.5f));
+  p = add(fma(mul(r, r), p, r), set(1.0f));
+  return scale2_down(p, t);
+}
+
 // On |x|, below 0.625: x + x^3 p(x^2), error 2^-32; above: 1 - 2 / (e^2x + 1).
 QKV_INLINE Vec tanh(Vec x) {
   const Vec a = abs(x), z = mul(x, x);

@@ -11,10 +11,11 @@
 //   neg abs round             round: to nearest even, |x| < 2^22
 //   copysign(a, b)            |a| with b's sign
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
-//   load_mask(p, count)       bytes: true where non-zero
+//   load_mask(p, count)       bytes: true where non-zero; any(m): true in some lane
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
+//   scale2_down(v, t)         v * 2^n for |v| < 2, t = n + kShifter, integral n in [-190, 0], graceful into denormals
 //   reduce_add, reduce_max    over the lanes, in a fixed order
-//   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block
+//   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block; transpose(p, ld, v): the rows of q as vectors
 //
 // Kernels build without -ffast-math and with contraction off: the operations written are the operations done.
 // clang-format on
@@ -35,6 +36,9 @@
 
 namespace qkv {
 namespace QKV_ISA {
+
+// Adding this rounds to an integer, which then stands in the low bits.
+constexpr float kShifter = 0x1.8p23f;
 
 struct Full {};
 struct Rest {
@@ -104,3 +108,16 @@ QKV_INLINE void from_float(float x, f16* y) {
 #else
 #include "cpu/simd/vec_scalar.h"
 #endif
+
+namespace qkv {
+namespace QKV_ISA {
+
+QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
+  Vec rows[kLanes];
+  transpose(p, ld, rows);
+  QKV_UNROLL(16)
+  for (int64_t c = 0; c < kLanes; ++c) store(q + c * ldq, rows[c], Full{});
+}
+
+}  // namespace QKV_ISA
+}  // namespace qkv

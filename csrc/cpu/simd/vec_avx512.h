@@ -63,6 +63,7 @@ QKV_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NE
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+QKV_INLINE bool any(Mask m) { return m.m != 0; }
 QKV_INLINE Mask first(int64_t n) { return {n <= 0 ? (__mmask16)0 : lanes_below(n)}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
 QKV_INLINE Mask load_mask(const uint8_t* p, Full) {
@@ -75,10 +76,12 @@ QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
 
 QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
+QKV_INLINE Vec scale2_down(Vec a, Vec t) { return {_mm512_scalef_ps(a.v, _mm512_sub_ps(t.v, _mm512_set1_ps(kShifter)))}; }
+
 QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
+QKV_INLINE void transpose(const float* p, int64_t ld, Vec* to) {
   __m512 r[16], t[16];
   QKV_UNROLL(16)
   for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(p + i * ld);
@@ -103,10 +106,10 @@ QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
   }
   QKV_UNROLL(4)
   for (int i = 0; i < 4; ++i) {
-    _mm512_storeu_ps(q + i * ldq, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
-    _mm512_storeu_ps(q + (i + 4) * ldq, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
-    _mm512_storeu_ps(q + (i + 8) * ldq, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
-    _mm512_storeu_ps(q + (i + 12) * ldq, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd));
+    to[i] = {_mm512_shuffle_f32x4(t[i], t[i + 8], 0x88)};
+    to[i + 4] = {_mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88)};
+    to[i + 8] = {_mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd)};
+    to[i + 12] = {_mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd)};
   }
 }
 
