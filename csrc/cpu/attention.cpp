@@ -12,9 +12,6 @@
 namespace qkv {
 namespace QKV_ISA {
 
-// So few rows score keys as they lie in memory; more rows share panels of them.
-constexpr int64_t kFewRows = 3;
-
 // Batch entry b: its lengths and where its tokens start.
 struct Entry {
   int64_t b, s, t;   // t: keys that count
@@ -213,7 +210,7 @@ struct Tile {
     const bool few = rows <= kFewRows;
     for (int64_t j = begin / kPanel * kPanel; j < end; j += kPanel) {
       int64_t ld;
-      const float* from = panel_rows(k, key + j, begin - j, end - j, a.d, loaded, &ld);
+      const float* const from = panel_rows(k, key + j, begin - j, end - j, a.d, loaded, &ld);
       if (!few)
         transpose_panel(panels + j * a.d, from, ld, a.d);
       else if (rows == 1)

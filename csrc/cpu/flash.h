@@ -58,19 +58,18 @@ static inline int flash_units(FlashUnit* units, int64_t row, int64_t rows) {
 // Copies n value rows into panels of (kKeyBlock, 16), padded with zeros.
 static inline void flash_pack_values(float* values, int64_t dv, DType type, const void* v, int64_t row, int64_t step, int64_t n) {
   with_type(type, v, [&](auto* from) {
-    for (int64_t i = 0; i < dv; i += kPanel) {
-      float* const to = values + i * kKeyBlock;
-      const int64_t columns = dv - i < kPanel ? dv - i : kPanel;
-      for (int64_t j = 0; j < n; ++j) {
+    for (int64_t j = 0; j < n; ++j)
+      for (int64_t i = 0; i < dv; i += kPanel) {
+        float* const to = values + i * kKeyBlock + j * kPanel;
+        const int64_t columns = dv - i < kPanel ? dv - i : kPanel;
         const auto* p = from + j * row + i * step;
         if (step == 1 && columns == kPanel) {
           QKV_UNROLL(4)
-          for (int64_t c = 0; c < kPanel; c += kLanes) store(to + j * kPanel + c, load(p + c, Full{}), Full{});
+          for (int64_t c = 0; c < kPanel; c += kLanes) store(to + c, load(p + c, Full{}), Full{});
         } else {
-          for (int64_t c = 0; c < kPanel; ++c) to[j * kPanel + c] = c < columns ? to_float(p[c * step]) : 0.0f;
+          for (int64_t c = 0; c < kPanel; ++c) to[c] = c < columns ? to_float(p[c * step]) : 0.0f;
         }
       }
-    }
   });
 }
 
@@ -98,8 +97,8 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
   const int64_t first = from / kLanes * kLanes, last = (to + kLanes - 1) / kLanes * kLanes;
   for (int64_t j = first; j < from; ++j) s[j] = kMinusInfinity;
   for (int64_t j = to; j < last; ++j) s[j] = kMinusInfinity;
-  Vec top = set(kMinusInfinity), low = top;
-  low = neg(low);
+  Vec top = set(kMinusInfinity), low = neg(top);
+  QKV_UNROLL(4)
   for (int64_t j = first; j < last; j += kLanes) {
     const Vec score = load(s + j, Full{});
     top = max(top, score);
@@ -122,7 +121,19 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
     }
     excluded = true;
   } else {
-    for (int64_t j = first; j < last; j += kLanes) {
+    int64_t j = first;
+    for (; j + 4 * kLanes <= last; j += 4 * kLanes) {
+      Vec p[4];
+      QKV_UNROLL(4)
+      for (int i = 0; i < 4; ++i) p[i] = sub(load(s + j + i * kLanes, Full{}), by);
+      exp_down(p);
+      QKV_UNROLL(4)
+      for (int i = 0; i < 4; ++i) {
+        store(s + j + i * kLanes, p[i], Full{});
+        total = add(total, p[i]);
+      }
+    }
+    for (; j < last; j += kLanes) {
       const Vec p = exp_down(sub(load(s + j, Full{}), by));
       store(s + j, p, Full{});
       total = add(total, p);

@@ -61,8 +61,9 @@ QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, in
   }
 }
 
+// Not inlined: its loops want all registers.
 template <int P>
-static inline void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel,
+static __attribute__((noinline)) void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel,
                              float* c, int64_t ldc, int64_t columns, bool first) {
   switch (rows) {
 #define QKV_ROWS(R) \

@@ -26,20 +26,31 @@ QKV_INLINE Vec exp(Vec x) {
   return scale2(p, n);
 }
 
-// e^x for x <= 0, as softmax wants it, with a quarter fewer operations; otherwise as exp.
+// x[i] = e^x[i] for N vectors x <= 0, as softmax wants it: within 1 ulp at 0, 2 at -10, 10 at -87 and 0 from -87.7 on, with half the
+// multiplications of exp: the error of log2 e is let through, as what it touches has little weight. exp_down(-inf) = 0 and
+// exp_down(0) = 1 exactly; NaN gets through. 2^r = 1 + r p(r), error 2^-29. The steps of the N stand side by side and the
+// polynomial is short rather than narrow: one vector after the other waits for latencies.
+template <int N>
+QKV_INLINE void exp_down(Vec (&x)[N]) {
+  Vec t[N], r[N], z[N], p[N], c[N];
+#define QKV_EACH QKV_UNROLL(8) for (int i = 0; i < N; ++i)
+  QKV_EACH x[i] = max(set(-88.0f), x[i]);
+  QKV_EACH t[i] = fma(x[i], set(1.44269504f), set(kShifter));
+  QKV_EACH r[i] = fma(x[i], set(1.44269504f), sub(set(kShifter), t[i]));
+  QKV_EACH z[i] = mul(r[i], r[i]);
+  QKV_EACH p[i] = fma(r[i], set(0x1.4204d8p-13f), set(0x1.5f3f6ep-10f));
+  QKV_EACH c[i] = fma(r[i], set(0x1.3b2d3ep-7f), set(0x1.c6aee6p-5f));
+  QKV_EACH p[i] = fma(p[i], z[i], c[i]);
+  QKV_EACH c[i] = fma(r[i], set(0x1.ebfbdcp-3f), set(0x1.62e43p-1f));
+  QKV_EACH p[i] = fma(p[i], z[i], c[i]);
+  QKV_EACH p[i] = fma(p[i], r[i], set(1.0f));
+  QKV_EACH x[i] = mul(p[i], two_to(t[i]));
+#undef QKV_EACH
+}
 QKV_INLINE Vec exp_down(Vec x) {
-  x = max(set(-104.0f), x);
-  const Vec t = fma(x, set(1.44269504f), set(kShifter)), n = sub(t, set(kShifter));
-  Vec r = fnma(n, set(0x1.62e4p-1f), x);
-  r = fnma(n, set(0x1.7f7d1cp-20f), r);
-  Vec p = set(0x1.a82996p-13f);
-  p = fma(p, r, set(0x1.6c7342p-10f));
-  p = fma(p, r, set(0x1.11121ap-7f));
-  p = fma(p, r, set(0x1.555558p-5f));
-  p = fma(p, r, set(0x1.555556p-3f));
-  p = fma(p, r, set(0.5f));
-  p = add(fma(mul(r, r), p, r), set(1.0f));
-  return scale2_down(p, t);
+  Vec one[1] = {x};
+  exp_down(one);
+  return one[0];
 }
 
 // On |x|, below 0.625: x + x^3 p(x^2), error 2^-32; above: 1 - 2 / (e^2x + 1).

@@ -13,7 +13,7 @@
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
 //   load_mask(p, count)       bytes: true where non-zero; any(m): true in some lane
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
-//   scale2_down(v, t)         v * 2^n for |v| < 2, t = n + kShifter, integral n in [-190, 0], graceful into denormals
+//   two_to(t)                 2^n for t = n + kShifter with integral n in [-127, 0], where 2^-127 is 0
 //   reduce_add, reduce_max    over the lanes, in a fixed order
 //   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block; transpose(p, ld, v): the rows of q as vectors
 //
@@ -39,6 +39,12 @@ namespace QKV_ISA {
 
 // Adding this rounds to an integer, which then stands in the low bits.
 constexpr float kShifter = 0x1.8p23f;
+
+// p, from where the compiler cannot see: it would else keep every address that it can derive, in registers that are not there.
+QKV_INLINE const float* hide(const float* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
 
 struct Full {};
 struct Rest {

@@ -102,10 +102,9 @@ QKV_INLINE Vec scale2(Vec a, Vec n) {
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, f), g)};
 }
 
-QKV_INLINE Vec scale2_down(Vec a, Vec t) {  // by 2^(n + 64) and then 2^-64: one rounding
+QKV_INLINE Vec two_to(Vec t) {
   const __m256i n = _mm256_slli_epi32(_mm256_castps_si256(t.v), 23);
-  const __m256 f = _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32((127 + 64) << 23)));
-  return {_mm256_mul_ps(_mm256_mul_ps(a.v, f), _mm256_set1_ps(0x1p-64f))};
+  return {_mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23)))};
 }
 
 QKV_INLINE float reduce_add(Vec a) {
@@ -121,10 +120,11 @@ QKV_INLINE float reduce_max(Vec a) {
 
 QKV_INLINE void transpose(const float* p, int64_t ld, Vec* to) {
   __m256 r[8], t[4];
+  const float* const p4 = hide(p + 4 * ld);
   QKV_UNROLL(4)
   for (int i = 0; i < 4; ++i) {  // rows i and i + 4 share a register: only 128-bit shuffles remain
-    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld)), _mm_loadu_ps(p + (i + 4) * ld), 1);
-    r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld + 4)), _mm_loadu_ps(p + (i + 4) * ld + 4), 1);
+    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld)), _mm_loadu_ps(p4 + i * ld), 1);
+    r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld + 4)), _mm_loadu_ps(p4 + i * ld + 4), 1);
   }
   QKV_UNROLL(2)
   for (int i = 0; i < 8; i += 4) {

@@ -76,7 +76,10 @@ QKV_INLINE Mask load_mask(const uint8_t* p, Rest r) {
 
 QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
-QKV_INLINE Vec scale2_down(Vec a, Vec t) { return {_mm512_scalef_ps(a.v, _mm512_sub_ps(t.v, _mm512_set1_ps(kShifter)))}; }
+QKV_INLINE Vec two_to(Vec t) {
+  const __m512i n = _mm512_slli_epi32(_mm512_castps_si512(t.v), 23);
+  return {_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23)))};
+}
 
 QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }

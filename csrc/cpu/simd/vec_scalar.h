@@ -94,9 +94,7 @@ QKV_INLINE Vec scale2(Vec a, Vec n) {
   return {a.v * (f32x4)((half + 127) << 23) * (f32x4)((rest + 127) << 23)};
 }
 
-QKV_INLINE Vec scale2_down(Vec a, Vec t) {  // by 2^(n + 64) and then 2^-64: one rounding
-  return {a.v * (f32x4)(((i32x4)t.v << 23) + ((127 + 64) << 23)) * 0x1p-64f};
-}
+QKV_INLINE Vec two_to(Vec t) { return {(f32x4)(((i32x4)t.v << 23) + (127 << 23))}; }
 
 QKV_INLINE float reduce_add(Vec a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
 QKV_INLINE float reduce_max(Vec a) {
