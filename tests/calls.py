@@ -10,14 +10,15 @@ import qkv
 from qkv import reference
 
 # How an argument may be spoiled depends on what it is.
-FLOAT, PARAMETER, MASK, INTEGERS = "float", "parameter", "mask", "integers"
+FLOAT, CACHE, PARAMETER, MASK, INTEGERS = "float", "cache", "parameter", "mask", "integers"
 
 KINDS = {
     **dict.fromkeys(("a", "b", "x", "w", "q", "k", "v", "query", "key", "value", "table"), FLOAT),
     **dict.fromkeys(("gate", "residual"), FLOAT),
+    **dict.fromkeys(("k_cache", "v_cache"), CACHE),
     **dict.fromkeys(("weight", "bias", "relative_bias", "alibi_slopes", "sinks", "w_q", "w_k", "w_v"), PARAMETER),
     **dict.fromkeys(("mask", "attn_mask"), MASK),
-    **dict.fromkeys(("ids", "positions", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k"), INTEGERS),
+    **dict.fromkeys(("ids", "positions", "kv_lengths", "cu_seqlens_q", "cu_seqlens_k", "block_tables"), INTEGERS),
 }
 
 
@@ -57,6 +58,15 @@ def calls(dtype: Any = np.float32, seed: int = 0) -> dict[str, dict[str, Any]]:
             "kv_lengths": ints(9, 6),
         },
         "attention_varlen": {**packed, **starts, **per_head},
+        "attention_paged": {
+            "q": packed["q"],
+            "k_cache": f(4, 16, 2, 8),
+            "v_cache": f(4, 16, 2, 6),
+            "block_tables": ints(3, 0, 1, 2).reshape(2, 2),
+            "kv_lengths": ints(17, 9),
+            "cu_seqlens_q": starts["cu_seqlens_q"],
+            **per_head,
+        },
         "flash_attn_func": {
             **{name: np.ascontiguousarray(np.swapaxes(a, 1, 2)) for name, a in heads.items()},
             "alibi_slopes": abs(f(4)),
@@ -77,6 +87,32 @@ def calls(dtype: Any = np.float32, seed: int = 0) -> dict[str, dict[str, Any]]:
             "w_v": f(11),
             "mask": rng.random((2, 5, 9)) < 0.8,
             "kv_lengths": ints(9, 6),
+        },
+    }
+
+
+def in_place_calls(dtype: Any = np.float32, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """name: arguments of the ops that write into their k_cache and v_cache."""
+    rng = np.random.default_rng(seed)
+
+    def f(*shape: int) -> Any:
+        return rng.standard_normal(shape).astype(dtype)
+
+    caches = {"k_cache": f(3, 16, 2, 8), "v_cache": f(3, 16, 2, 8)}
+    return {
+        "paged_write": {"k": f(5, 2, 8), "v": f(5, 2, 8), **caches, "slots": np.array([47, 3, -1, 20, 0])},
+        "flash_attn_with_kvcache": {
+            "q": f(2, 3, 4, 8),
+            **caches,
+            "k": f(2, 3, 2, 8),
+            "v": f(2, 3, 2, 8),
+            "rotary_cos": f(16, 4),
+            "rotary_sin": f(16, 4),
+            "cache_seqlens": np.array([13, 5], np.int32),
+            "cache_batch_idx": np.array([2, 0], np.int32),
+            "cache_leftpad": np.array([0, 2], np.int32),
+            "causal": True,
+            "alibi_slopes": abs(f(4)),
         },
     }
 

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import qkv
-from calls import calls, flat
+from calls import calls, flat, in_place_calls
 from checks import DTYPES, each_isa, eps, oracle
 from qkv import reference
 from qkv.ops import _cpu
@@ -19,7 +19,8 @@ from qkv.ops import _cpu
 USED_BY = {
     "gemm": {"matmul", "linear"},
     "pack_weight": {"pack_weight", "linear"},
-    "attention": {"attention", "attention_varlen", "scaled_dot_product_attention"},
+    "attention": {"attention", "attention_varlen", "attention_paged", "scaled_dot_product_attention"},
+    "paged_write": {"paged_write", "flash_attn_with_kvcache"},
     "additive_attention": {"additive_attention"},
     "softmax": {"softmax", "log_softmax"},
     "norm": {"layer_norm", "rms_norm"},
@@ -43,6 +44,14 @@ def check_ops() -> int:
                 bound = 64 * eps(dtype) * max(1.0, float(np.abs(ref).max()))
                 np.testing.assert_allclose(got.astype(np.float64), ref, rtol=0, atol=bound, err_msg=f"{op} {dtype}")
             checked += 1
+        for op, arguments in in_place_calls(dtype).items():
+            other = {name: np.copy(value) if name.endswith("_cache") else value for name, value in arguments.items()}
+            out, expected = getattr(qkv, op)(**arguments), getattr(reference, op)(**other)
+            results = [(arguments[name], other[name]) for name in ("k_cache", "v_cache")]
+            for got, ref in [*results, (out, expected)] if out is not None else results:
+                bound = 64 * eps(dtype) * max(1.0, float(np.abs(ref).max()))
+                np.testing.assert_allclose(got.astype(np.float64), ref.astype(np.float64), rtol=0, atol=bound)
+            checked += 1
     return checked
 
 
@@ -50,7 +59,7 @@ def main(expected: list[str]) -> int:
     assert qkv.isas() == expected, qkv.isas()
     assert _cpu.current_isa() == expected[-1]
     assert set(_cpu.kernel_names()) == set(USED_BY), "a kernel is new or gone: say here which op calls it"
-    assert set().union(*USED_BY.values()) <= set(calls())
+    assert set().union(*USED_BY.values()) <= {*calls(), *in_place_calls()}
     for isa in each_isa():
         checked = check_ops()
         assert all(_cpu.limit(name, 1, 1) >= 0 for name in LIMITS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
-from calls import FLOAT, MASK, PARAMETER, arguments, calls, flat, kind_of
+from calls import CACHE, FLOAT, MASK, PARAMETER, arguments, calls, flat, kind_of
 from checks import (
     BFLOAT16,
     DTYPES,
@@ -27,8 +27,8 @@ from qkv import reference
 
 EVERY = list(arguments())
 OPS = list(calls())
-REQUIRED = {a for _, a, kind in EVERY if kind == FLOAT} - {"gate", "residual"}
-REQUIRED |= {"ids", "positions", "cu_seqlens_q", "cu_seqlens_k", "w_q", "w_k", "w_v"}
+REQUIRED = {a for _, a, kind in EVERY if kind in (FLOAT, CACHE)} - {"gate", "residual"}
+REQUIRED |= {"block_tables", "ids", "positions", "cu_seqlens_q", "cu_seqlens_k", "w_q", "w_k", "w_v"}
 EACH_ARGUMENT = pytest.mark.parametrize("op, argument, kind", EVERY, ids=[f"{op}-{a}" for op, a, _ in EVERY])
 
 
@@ -77,7 +77,7 @@ WRONG_MASKS = [np.int32, np.uint8, np.complex64, object, "U4", "V1"]
 def test_wrong_dtypes(op: str, argument: str, kind: str) -> None:
     given_arguments = calls()[op]
     shape = given_arguments[argument].shape
-    wrong = WRONG_FLOATS if kind in (FLOAT, PARAMETER) else WRONG_MASKS if kind == MASK else WRONG_INTEGERS
+    wrong = WRONG_FLOATS if kind in (FLOAT, CACHE, PARAMETER) else WRONG_MASKS if kind == MASK else WRONG_INTEGERS
     if argument == "positions":  # rotary takes fractional ones too
         wrong = [w for w in wrong if w not in (np.float32, np.float64)]
     for dtype in wrong:
@@ -89,7 +89,8 @@ def test_wrong_dtypes(op: str, argument: str, kind: str) -> None:
 def test_things_that_are_no_arrays(op: str, argument: str, kind: str) -> None:
     given_arguments = calls()[op]
     things: list[Any] = ["text", b"bytes", {"a": 1}, {1, 2}, object(), print, ..., 1j, iter([1.0])]
-    if argument in REQUIRED or (op, argument) == ("linear", "weight"):
+    required = argument in REQUIRED or (op, argument) == ("linear", "weight")
+    if required and (op, argument) != ("attention_paged", "cu_seqlens_q"):
         things.append(None)
     for thing in things:
         with pytest.raises(TypeError, match=rf"{named(op)}.*{argument}"):
@@ -279,6 +280,7 @@ def spoiled_calls(draw: st.DrawFn) -> Call:
         n
         for n in spoiled
         if n in ("mask", "attn_mask", "gate", "residual", "relative_bias", "alibi_slopes", "sinks", "kv_lengths")
+        and (op, n) != ("attention_paged", "kv_lengths")
     ]
     for name in optional:
         if draw(st.booleans()):
@@ -386,6 +388,10 @@ resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
         "qkv.attention(many(1, 1, 2**22, 8), many(1, 1, 2**22, 8), many(1, 1, 2**22, 8), return_weights=True)",
         "qkv.attention(many(1, 1, 2, 8), many(1, 1, 0, 8), many(1, 1, 0, 2**50))",
         "qkv.attention_varlen(many(2**40, 1, 8), many(3, 1, 8), many(3, 1, 8), [0, 2**40], [0, 3])",
+        "qkv.attention_paged(many(2**40, 1, 8), many(1, 16, 1, 8), many(1, 16, 1, 8), np.zeros((2**40, 1), 'b'), [1])",
+        "qkv.attention_paged(many(1, 1, 8), many(1, 16, 1, 8), many(1, 16, 1, 2**60), [[0]], [1])",
+        "qkv.attention_paged(many(1, 1, 8), many(1, 2**44, 1, 8), many(1, 2**44, 1, 8), [[0]], [2**44])",
+        "qkv.paged_write(many(2**40, 1, 8), many(2**40, 1, 8), *[np.zeros((1, 16, 1, 8), 'f')] * 2, [0])",
         "qkv.scaled_dot_product_attention(many(2**40, 4, 8), many(4, 8), many(4, 8))",
         "qkv.additive_attention(many(2**40, 8), many(3, 8), many(3, 8), many(4, 8), many(4, 8), many(4))",
         "qkv.sinusoidal_positions(2**40, 512)",

@@ -111,9 +111,8 @@ def test_layers_of_the_package(path: Path) -> None:
         assert not any(name.split(".")[0] == "layers" for name in names), names
 
 
-TWINS = sorted(
-    {*ops.__all__, "flash_attn_func", "flash_attn_varlen_func", "scaled_dot_product_attention"} - {"PackedWeight"}
-)
+FLASH = {"flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache"}
+TWINS = sorted({*ops.__all__, *FLASH, "scaled_dot_product_attention"} - {"PackedWeight"})
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -19,9 +19,11 @@ bool is_bfloat16(const py::dtype& t) {
   return true;
 }
 
-// 0 float32, 1 float16, 2 bfloat16, 3 float64; -1 none of them.
+// 0 float32, 1 float16, 2 bfloat16, 3 float64, 4 int8; -1 none of them.
 int kind_of(const py::dtype& t) {
   switch (t.num()) {
+    case py::detail::npy_api::NPY_BYTE_:
+      return 4;
     case py::detail::npy_api::NPY_FLOAT_:
       return 0;
     case 23:
@@ -33,6 +35,31 @@ int kind_of(const py::dtype& t) {
 }
 
 std::string type_name(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
+
+Array read(const char* op, const char* name, py::handle object, bool int8) {
+  Array x;
+  x.where = std::string(op) + ": " + name;
+  if (!py::isinstance<py::array>(object)) fail_type(x.where + " must be an array, got " + type_name(object));
+  x.owner = py::reinterpret_borrow<py::array>(object);
+  const py::dtype type = x.owner.dtype();
+  const int kind = kind_of(type);
+  if (kind < 0 || (kind == 4 && !int8))
+    fail_type(x.where + " must be float32, float16, bfloat16" + (int8 ? ", float64 or int8" : " or float64") + ", got " +
+              py::str(type).cast<std::string>());
+  if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>'))
+    fail_type(x.where + " must be in native byte order, got " + py::str(type).cast<std::string>());
+  if (!(x.owner.flags() & kAligned)) x.owner = py::reinterpret_steal<py::array>(x.owner.attr("copy")().release());
+  x.is_double = kind == 3;
+  x.is_int8 = kind == 4;
+  x.dtype = kind == 1 ? DType::f16 : kind == 2 ? DType::bf16 : DType::f32;
+  x.data = static_cast<char*>(const_cast<void*>(x.owner.data()));
+  const int64_t item = type.itemsize();
+  for (py::ssize_t d = 0; d < x.owner.ndim(); ++d) {
+    x.shape.push_back(x.owner.shape(d));
+    x.strides.push_back(x.owner.strides(d) / item);
+  }
+  return x;
+}
 
 }  // namespace
 
@@ -53,29 +80,37 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 
 std::string dtype_name(const Array& x) {
   if (x.is_double) return "float64";
+  if (x.is_int8) return "int8";
   return x.dtype == DType::f32 ? "float32" : x.dtype == DType::f16 ? "float16" : "bfloat16";
 }
 
-Array read_array(const char* op, const char* name, py::handle object) {
-  Array x;
-  x.where = std::string(op) + ": " + name;
-  if (!py::isinstance<py::array>(object)) fail_type(x.where + " must be an array, got " + type_name(object));
-  x.owner = py::reinterpret_borrow<py::array>(object);
-  const py::dtype type = x.owner.dtype();
-  const int kind = kind_of(type);
-  if (kind < 0) fail_type(x.where + " must be float32, float16, bfloat16 or float64, got " + py::str(type).cast<std::string>());
-  if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>'))
-    fail_type(x.where + " must be in native byte order, got " + py::str(type).cast<std::string>());
-  if (!(x.owner.flags() & kAligned)) x.owner = py::reinterpret_steal<py::array>(x.owner.attr("copy")().release());
-  x.is_double = kind == 3;
-  x.dtype = kind == 1 ? DType::f16 : kind == 2 ? DType::bf16 : DType::f32;
-  x.data = static_cast<char*>(const_cast<void*>(x.owner.data()));
-  const int64_t item = type.itemsize();
-  for (py::ssize_t d = 0; d < x.owner.ndim(); ++d) {
-    x.shape.push_back(x.owner.shape(d));
-    x.strides.push_back(x.owner.strides(d) / item);
-  }
+Array read_array(const char* op, const char* name, py::handle object) { return read(op, name, object, false); }
+
+Array read_cache(const char* op, const char* name, py::handle object, bool writeable) {
+  const Array x = read(op, name, object, true);
+  if (writeable && !py::reinterpret_borrow<py::array>(object).writeable()) fail_value(x.where + " is read-only");
+  if (writeable && !x.owner.is(object)) fail_value(x.where + " is misaligned: it cannot be written in place");
   return x;
+}
+
+void check_cache_dtypes(const Array& k, const Array& v) {
+  const bool wide = k.is_double || v.is_double;
+  if (k.is_int8 != v.is_int8 || (!wide && !k.is_int8 && k.dtype != v.dtype))
+    fail_type(v.where + " is " + dtype_name(v) + " but k_cache is " + dtype_name(k));
+}
+
+Array read_scale(const char* op, const char* name, py::handle object, const Array& cache, bool writeable) {
+  if (!cache.is_int8) {
+    if (!object.is_none()) fail_value(std::string(op) + ": " + name + " is for int8 caches; " + dtype_name(cache) + " has none");
+    return Array();
+  }
+  if (object.is_none()) fail_value(std::string(op) + ": an int8 cache needs " + name);
+  const Array scale = read_cache(op, name, object, writeable);
+  if (scale.is_double || scale.is_int8 || scale.dtype != DType::f32)
+    fail_type(scale.where + " must be float32, got " + dtype_name(scale));
+  const std::vector<int64_t> shape(cache.shape.begin(), cache.shape.end() - 1);
+  if (scale.shape != shape) fail_value(scale.where + " must be " + shape_text(shape) + ", got " + shape_text(scale.shape));
+  return scale;
 }
 
 Array read_optional(const char* op, const char* name, py::handle object) {
@@ -237,9 +272,6 @@ Array broadcast(const Array& x, const std::vector<int64_t>& shape) {
   return y;
 }
 
-namespace {
-
-// Whether the memory from the first to the last byte of two arrays has anything in common.
 bool overlap(const Array& x, const Array& y) {
   const auto extent = [](const Array& a, const char** low, const char** high) {
     *low = a.data;
@@ -255,8 +287,6 @@ bool overlap(const Array& x, const Array& y) {
   extent(y, &y_low, &y_high);
   return x_low < y_high && y_low < x_high;
 }
-
-}  // namespace
 
 Output::Output(const char* op, py::handle given, const Array& like, const std::vector<int64_t>& shape,
                std::initializer_list<const Array*> inputs)

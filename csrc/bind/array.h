@@ -21,6 +21,7 @@ struct Array {
   char* data = nullptr;
   DType dtype = DType::f32;
   bool is_double = false;  // float64: checked like the others, then served by qkv.reference
+  bool is_int8 = false;    // of a cache only; dtype means nothing then
   std::vector<int64_t> shape, strides;
 
   int rank() const { return static_cast<int>(shape.size()); }
@@ -31,6 +32,12 @@ struct Array {
 // Raises TypeError unless `object` is a NumPy array of float32, float16, bfloat16 or float64 in native byte order.
 // A misaligned array is copied (its elements cannot be addressed); any strides are fine.
 Array read_array(const char* op, const char* name, py::handle object);
+// As read_array, or int8: keys or values in a cache. `writeable`: in place, so a read-only or misaligned array is a ValueError.
+Array read_cache(const char* op, const char* name, py::handle object, bool writeable);
+// TypeError unless both caches have one dtype (float64 mixes with all but int8).
+void check_cache_dtypes(const Array& k, const Array& v);
+// float32 scales of a cache (blocks, block_size, Hkv, D), one per token and head: there if and only if the cache is int8.
+Array read_scale(const char* op, const char* name, py::handle object, const Array& cache, bool writeable);
 // As read_array; None gives an empty Array.
 Array read_optional(const char* op, const char* name, py::handle object);
 // Integers of any width as int64, contiguous. TypeError for anything else.
@@ -66,6 +73,9 @@ void check_length(const char* op, const char* name, int64_t n);
 std::vector<Rows> rows_along(int axis, std::initializer_list<const Array*> arrays);
 // -rank <= axis < rank, made non-negative; ValueError otherwise.
 int check_axis(const char* op, const Array& x, int64_t axis);
+
+// Whether the memory from the first to the last byte of two arrays has anything in common.
+bool overlap(const Array& x, const Array& y);
 
 // x as if it had `shape`, by NumPy's broadcasting rules; ValueError otherwise.
 Array broadcast(const Array& x, const std::vector<int64_t>& shape);

@@ -1,5 +1,8 @@
-// attention, attention_varlen, additive_attention.
+// attention, attention_varlen, attention_paged, additive_attention.
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <numeric>
 
 #include "bind/array.h"
 #include "bind/bind.h"
@@ -222,10 +225,10 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
 }
 
 // cu_seqlens (B + 1): from 0 to total, never falling.
-std::vector<int64_t> read_cu_seqlens(const char* name, py::handle object, int64_t total) {
+std::vector<int64_t> read_cu_seqlens(const char* op, const char* name, py::handle object, int64_t total) {
   Shape shape;
-  const std::vector<int64_t> cu = read_ints("attention_varlen", name, object, &shape);
-  const std::string where = std::string("attention_varlen: ") + name;
+  const std::vector<int64_t> cu = read_ints(op, name, object, &shape);
+  const std::string where = std::string(op) + ": " + name;
   if (shape.size() != 1 || shape[0] < 1) fail_value(where + " must be (B + 1,), got " + shape_text(shape));
   if (cu.front() != 0) fail_value(where + " must start with 0, got " + std::to_string(cu.front()));
   for (size_t i = 1; i < cu.size(); ++i)
@@ -246,8 +249,8 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
     if (x->rank() != 3) fail_value(x->where + " must be (tokens, H, D), got shape " + shape_text(x->shape));
   AttentionArgs a{};
   check_heads(op, q, k, v, 1, 0, &a);
-  const std::vector<int64_t> cu_q = read_cu_seqlens("cu_seqlens_q", cu_q_in, q.shape[0]),
-                             cu_k = read_cu_seqlens("cu_seqlens_k", cu_k_in, k.shape[0]);
+  const std::vector<int64_t> cu_q = read_cu_seqlens(op, "cu_seqlens_q", cu_q_in, q.shape[0]),
+                             cu_k = read_cu_seqlens(op, "cu_seqlens_k", cu_k_in, k.shape[0]);
   if (cu_q.size() != cu_k.size())
     fail_value("attention_varlen: cu_seqlens_q has " + std::to_string(cu_q.size()) + " entries, cu_seqlens_k has " +
                std::to_string(cu_k.size()));
@@ -293,6 +296,196 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
     a.out = strided(out.view());
     a.cu_q = cu_q.data();
     a.cu_k = cu_k.data();
+    run(&a, rows);
+  }
+  return results(out.finish(), lse, weights);
+}
+
+// Integers (B,).
+std::vector<int64_t> read_per_sequence(const char* op, const char* name, py::handle object, int64_t batch) {
+  Shape shape;
+  std::vector<int64_t> x = read_ints(op, name, object, &shape);
+  if (shape != Shape{batch})
+    fail_value(std::string(op) + ": " + name + " must be " + shape_text({batch}) + ", got " + shape_text(shape));
+  return x;
+}
+
+// block_tables (B, N), any integers. Only entries that are needed are ever looked at.
+class BlockTables {
+ public:
+  BlockTables(const char* op, py::handle object, int64_t batch) {
+    const std::string where = std::string(op) + ": block_tables";
+    if (!py::isinstance<py::array>(object)) fail_type(where + " must be an integer array, got " + Py_TYPE(object.ptr())->tp_name);
+    table_ = py::reinterpret_borrow<py::array>(object);
+    const py::dtype type = table_.dtype();
+    if (type.kind() != 'i' && type.kind() != 'u')
+      fail_type(where + " must hold integers, got " + py::str(type).cast<std::string>());
+    if (table_.ndim() != 2 || table_.shape(0) != batch) {
+      Shape shape(table_.shape(), table_.shape() + table_.ndim());
+      fail_value(where + " must be (" + std::to_string(batch) + ", blocks of a sequence), got " + shape_text(shape));
+    }
+    if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>')) {
+      table_ = py::array_t<int64_t, py::array::forcecast>::ensure(table_);
+      if (!table_) throw std::bad_alloc();
+    }
+    is_signed_ = table_.dtype().kind() == 'i';
+  }
+  int64_t width() const { return table_.shape(1); }
+  int64_t at(int64_t b, int64_t i) const {
+    const char* p = static_cast<const char*>(table_.data()) + b * table_.strides(0) + i * table_.strides(1);
+    switch (table_.itemsize()) {
+      case 1:
+        return is_signed_ ? read<int8_t>(p) : read<uint8_t>(p);
+      case 2:
+        return is_signed_ ? read<int16_t>(p) : read<uint16_t>(p);
+      case 4:
+        return is_signed_ ? read<int32_t>(p) : read<uint32_t>(p);
+      default:
+        return read<int64_t>(p);  // uint64 beyond int64 is negative, and refused
+    }
+  }
+
+ private:
+  template <class T>
+  static int64_t read(const char* p) {
+    T x;
+    std::memcpy(&x, p, sizeof(T));
+    return x;
+  }
+  py::array table_;
+  bool is_signed_;
+};
+
+// With `starts`, key 0 of sequence b is at place starts[b] of its blocks, and blocks may have any size. `check_only`: the caller
+// writes into the caches next, and wants to hear of mistakes before.
+py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py::handle tables_in, py::handle kv_lengths_in,
+                           py::handle cu_q_in, py::handle k_scale_in, py::handle v_scale_in, py::handle starts_in,
+                           const py::object& causal, const py::object& relative_bias, const py::object& alibi,
+                           const py::object& scale, const py::object& softcap, const py::object& left, const py::object& right,
+                           const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool check_only) {
+  const char* op = "attention_paged";
+  const std::string o_p = std::string(op) + ": ";
+  const Array q = read_array(op, "q", q_in), k = read_cache(op, "k_cache", k_in, false),
+              v = read_cache(op, "v_cache", v_in, false);
+  if (q.rank() != 3) fail_value(q.where + " must be (tokens, H, D), got shape " + shape_text(q.shape));
+  for (const Array* x : {&k, &v})
+    if (x->rank() != 4) fail_value(x->where + " must be (blocks, block_size, Hkv, D), got shape " + shape_text(x->shape));
+  check_cache_dtypes(k, v);
+  bool serve_double = q.is_double || k.is_double || v.is_double;
+  AttentionArgs a{};
+  a.heads = q.shape[1];
+  a.kv_heads = k.shape[2];
+  a.d = q.shape[2];
+  a.dv = v.shape[3];
+  a.block_size = k.shape[1];
+  check_length(op, "q's width", a.d);
+  check_length(op, "v's width", a.dv);
+  if (v.shape[2] != a.kv_heads)
+    fail_value(v.where + " has " + heads_text(v.shape[2]) + ", k_cache has " + std::to_string(a.kv_heads));
+  if (a.heads > 0 && (a.kv_heads == 0 || a.heads % a.kv_heads != 0))
+    fail_value(k.where + " has " + heads_text(a.kv_heads) + ", which does not divide q's " + std::to_string(a.heads));
+  if (a.heads == 0 && a.kv_heads != 0) fail_value(o_p + "q has 0 heads, k_cache has " + std::to_string(a.kv_heads));
+  if (k.shape[3] != a.d) fail_value(k.where + " has width " + std::to_string(k.shape[3]) + ", q has " + std::to_string(a.d));
+  if (v.shape[0] != k.shape[0] || v.shape[1] != k.shape[1])
+    fail_value(v.where + " has " + std::to_string(v.shape[0]) + " blocks of " + std::to_string(v.shape[1]) + ", k_cache has " +
+               std::to_string(k.shape[0]) + " of " + std::to_string(k.shape[1]));
+  if (starts_in.is_none() && (a.block_size == 0 || a.block_size % 16 != 0))
+    fail_value(k.where + " has blocks of " + std::to_string(a.block_size) + ", which is no multiple of 16");
+  const Array k_scale = read_scale(op, "k_scale", k_scale_in, k, false),
+              v_scale = read_scale(op, "v_scale", v_scale_in, v, false);
+
+  std::vector<int64_t> cu_q;
+  if (cu_q_in.is_none()) {  // one query each
+    cu_q.resize(static_cast<size_t>(checked_size(op, {q.shape[0]})) + 1);
+    std::iota(cu_q.begin(), cu_q.end(), int64_t{0});
+  } else {
+    cu_q = read_cu_seqlens(op, "cu_seqlens_q", cu_q_in, q.shape[0]);
+  }
+  const int64_t batch = static_cast<int64_t>(cu_q.size()) - 1;
+  const std::vector<int64_t> lengths = read_per_sequence(op, "kv_lengths", kv_lengths_in, batch);
+  const std::vector<int64_t> starts = starts_in.is_none() ? std::vector<int64_t>(static_cast<size_t>(batch), 0)
+                                                          : read_per_sequence(op, "starts", starts_in, batch);
+  const BlockTables tables(op, tables_in, batch);
+  a.causal = causal_of(op, causal);
+  read_window(op, left, right, &a);
+  Options o;
+  serve_double = read_common(op, q, relative_bias, alibi, sinks, scale, softcap, batch, &o, &a) || serve_double;
+
+  // Lengths fit the tables, and the blocks that some query sees are there.
+  int64_t places;
+  if (__builtin_mul_overflow(tables.width(), a.block_size, &places)) places = INT64_MAX;
+  std::vector<int64_t> blocks, cu_blocks, rows;
+  for (int64_t b = 0; b < batch; ++b) {
+    const auto i = static_cast<size_t>(b);
+    const int64_t t = lengths[i], s = cu_q[i + 1] - cu_q[i], start = starts[i];
+    check_length(op, "a sequence's length", t);
+    if (start < 0 || start > places)
+      fail_value(o_p + "starts must lie in 0 to " + std::to_string(places) + ", got " + std::to_string(start));
+    if (t < 0 || t > places - start)
+      fail_value(o_p + "kv_lengths must lie in 0 to " + std::to_string(places - start) + ", what " +
+                 std::to_string(tables.width()) + " blocks of " + std::to_string(a.block_size) + " hold, got " +
+                 std::to_string(t));
+    rows.push_back(a.kv_heads > 0 ? s * (a.heads / a.kv_heads) : 0);
+    cu_blocks.push_back(static_cast<int64_t>(blocks.size()));
+    a.longest_k = std::max(a.longest_k, t);
+    const int64_t shift = a.causal == Causal::top_left ? 0 : t - s;
+    const int64_t first = std::max<int64_t>(shift - a.window_left, 0);
+    const int64_t ahead = a.causal == Causal::none ? a.window_right : 0;
+    const int64_t last = std::min(shift + s + ahead, t);  // no query sees a key from here on
+    if (s == 0 || first >= last) continue;
+    const int64_t first_block = (start + first) / a.block_size, end_block = (start + last - 1) / a.block_size + 1;
+    blocks.resize(blocks.size() + static_cast<size_t>(first_block), 0);  // never looked up
+    for (int64_t n = first_block; n < end_block; ++n) {
+      const int64_t block = tables.at(b, n);
+      if (block < 0 || block >= k.shape[0])
+        fail_value(o_p + "block_tables names block " + std::to_string(block) + " for sequence " + std::to_string(b) +
+                   ", the cache has " + std::to_string(k.shape[0]));
+      blocks.push_back(block);
+    }
+  }
+  const Shape out_shape = {q.shape[0], a.heads, a.dv};
+  checked_size(op, out_shape);
+  if (serve_double || check_only) return py::none();
+
+  Output out(op, out_in, q, out_shape, {&q, &k, &v, &k_scale, &v_scale, &o.relative_bias, &o.alibi, &o.sinks});
+  py::object lse = py::none(), weights = py::none();
+  if (return_lse) {
+    const py::array made = new_array(op, float32_dtype(), {a.heads, q.shape[0]});
+    a.lse = static_cast<float*>(const_cast<void*>(made.data()));
+    a.lse_h = q.shape[0];
+    lse = made;
+  }
+  std::vector<char*> weight_rows;
+  if (return_weights) {
+    py::list list;
+    for (size_t b = 0; b < lengths.size(); ++b) {
+      const py::array made = new_array(op, q.owner.dtype(), {a.heads, cu_q[b + 1] - cu_q[b], lengths[b]});
+      weight_rows.push_back(static_cast<char*>(const_cast<void*>(made.data())));
+      list.append(made);
+    }
+    a.weights = weight_rows.data();
+    weights = list;
+  }
+  if (q.shape[0] * a.heads > 0) {
+    const auto strided = [](const Array& x) { return Strided4{x.data, x.dtype, 0, x.strides[1], x.strides[0], x.strides[2]}; };
+    const auto cache = [](const Array& x) {
+      return Strided4{x.data, x.dtype, x.strides[0], x.strides[2], x.strides[1], x.strides[3]};
+    };
+    const auto scales = [](const Array& x) {
+      return x ? Strided4{x.data, x.dtype, x.strides[0], x.strides[2], x.strides[1], 0} : Strided4{};
+    };
+    a.q = strided(q);
+    a.k = cache(k);
+    a.v = cache(v);
+    a.k_scale = scales(k_scale);
+    a.v_scale = scales(v_scale);
+    a.out = strided(out.view());
+    blocks.push_back(0);  // a pointer that is not null
+    a.cu_q = cu_q.data();
+    a.kv_lengths = lengths.data();
+    a.blocks = blocks.data();
+    a.cu_blocks = cu_blocks.data();
+    a.starts = starts.data();
     run(&a, rows);
   }
   return results(out.finish(), lse, weights);
@@ -357,6 +550,11 @@ void bind_attention(py::module_& m) {
         py::arg("cu_seqlens_k"), py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"),
         py::arg("softcap"), py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"),
         py::arg("return_weights"), py::arg("out"));
+  m.def("attention_paged", attention_paged, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"),
+        py::arg("kv_lengths"), py::arg("cu_seqlens_q"), py::arg("k_scale"), py::arg("v_scale"), py::arg("starts"),
+        py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"),
+        py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"), py::arg("return_weights"),
+        py::arg("out"), py::arg("check_only"));
   m.def("additive_attention", additive_attention, py::arg("q"), py::arg("k"), py::arg("w"), py::arg("v"), py::arg("mask"),
         py::arg("kv_lengths"), py::arg("return_weights"));
 }

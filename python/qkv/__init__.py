@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .compat import flash_attn_func, flash_attn_varlen_func, scaled_dot_product_attention
+from .compat import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache, scaled_dot_product_attention
 from .ops import (
     PackedWeight,
     additive_attention,
     alibi_slopes,
     attention,
+    attention_paged,
     attention_varlen,
     embedding,
     gelu,
@@ -22,6 +23,7 @@ from .ops import (
     log_softmax,
     matmul,
     pack_weight,
+    paged_write,
     quick_gelu,
     relu,
     rms_norm,
@@ -43,10 +45,12 @@ __all__ = [
     "additive_attention",
     "alibi_slopes",
     "attention",
+    "attention_paged",
     "attention_varlen",
     "embedding",
     "flash_attn_func",
     "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "from_weights",
     "gelu",
     "get_num_threads",
@@ -57,6 +61,7 @@ __all__ = [
     "log_softmax",
     "matmul",
     "pack_weight",
+    "paged_write",
     "quick_gelu",
     "relu",
     "rms_norm",

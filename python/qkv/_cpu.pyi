@@ -94,6 +94,38 @@ def attention_varlen(
     return_weights: bool,
     out: _Array | None,
 ) -> Any: ...
+def attention_paged(
+    q: _Array,
+    k_cache: _Array,
+    v_cache: _Array,
+    block_tables: _Array,
+    kv_lengths: _Array,
+    cu_seqlens_q: _Array | None,
+    k_scale: _Array | None,
+    v_scale: _Array | None,
+    starts: _Array | None,
+    causal: bool | str,
+    relative_bias: _Array | None,
+    alibi_slopes: _Array | None,
+    scale: float | None,
+    softcap: float | None,
+    window_left: int | None,
+    window_right: int | None,
+    sinks: _Array | None,
+    return_lse: bool,
+    return_weights: bool,
+    out: _Array | None,
+    check_only: bool,
+) -> Any: ...
+def paged_write(
+    k: _Array,
+    v: _Array,
+    k_cache: _Array,
+    v_cache: _Array,
+    slots: _Array,
+    k_scale: _Array | None,
+    v_scale: _Array | None,
+) -> bool: ...
 def additive_attention(
     q: _Array,
     k: _Array,

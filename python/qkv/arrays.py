@@ -22,16 +22,17 @@ R = TypeVar("R")
 _CPU_DEVICE = 1  # kDLCPU
 
 
-def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator: the named parameters of an op reach it as NumPy arrays (None and packed weights as they are).
 
-    The result takes the kind of the first argument that is no NumPy array; an `out` argument is returned itself.
+    Those `in_place` are written to, so they must be arrays whose memory can be shared. The result takes the kind of the
+    first argument that is no NumPy array; an `out` argument is returned itself.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         code = function.__code__
         parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        where = [(parameters.index(name), name) for name in names]
+        where = [(parameters.index(name), name) for name in (*names, *in_place)]
         op = function.__name__
 
         @functools.wraps(function)
@@ -48,7 +49,7 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                     continue
                 if given is None or type(given) is _cpu.PackedWeight:
                     continue
-                array = as_numpy(op, name, given)
+                array = as_numpy(op, name, given, name in in_place or name == "out")
                 if isinstance(given, (list, tuple, int, float)) and dtype is not None and array.dtype == np.float64:
                     array = array.astype(dtype)  # Python's numbers take the dtype of the arrays beside them
                 elif dtype is None and array.dtype.kind in "fV":
@@ -71,13 +72,16 @@ def accepts_arrays(*names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     return decorate
 
 
-def as_numpy(op: str, name: str, given: Any) -> Any:
-    """`given` as a NumPy array, in place where it can be; TypeError in the op's words for what is no array."""
+def as_numpy(op: str, name: str, given: Any, in_place: bool = False) -> Any:
+    """`given` as a NumPy array, in place where it can be; TypeError in the op's words for what is no array.
+
+    in_place: it is written to, so nothing that NumPy would copy.
+    """
     if isinstance(given, np.ndarray):
         if type(given).__name__ == "MaskedArray":
             raise TypeError(f"{op}: {name} is a masked array; its mask would be ignored")
         return np.asarray(given)
-    if isinstance(given, (list, tuple, int, float, np.generic)) and name != "out":
+    if isinstance(given, (list, tuple, int, float, np.generic)) and not in_place:
         try:
             return np.asarray(given)
         except ValueError as error:
@@ -90,7 +94,7 @@ def as_numpy(op: str, name: str, given: Any) -> Any:
         except (BufferError, RuntimeError, TypeError, ValueError) as error:  # torch: requires_grad, sparse, meta ...
             raise TypeError(f"{op}: {name} cannot be shared: {error}") from error
         raise TypeError(f"{op}: {name} lives on DLPack device type {device}; only the CPU (1) is supported")
-    if hasattr(given, "__array__") or hasattr(given, "__array_interface__"):
+    if not in_place and (hasattr(given, "__array__") or hasattr(given, "__array_interface__")):
         return np.asarray(given)
     raise TypeError(f"{op}: {name} must be an array, got {type(given).__name__}")
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from . import _cpu
+from . import _cpu, reference
 from .arrays import accepts_arrays
-from .ops import Array, Window, attention, attention_varlen
+from .ops import Array, Window, _optional_number, attention, attention_varlen, paged_write
 
 
 def _no_dropout(op: str, dropout_p: float) -> None:
@@ -90,8 +90,8 @@ def flash_attn_varlen_func(
     """flash-attn 2's function: q (total_q, H, D), k, v (total_k, Hkv, D), with the conventions of `flash_attn_func`.
 
     A sequence longer than max_seqlen_q or max_seqlen_k is a ValueError. With block_table (B, n), integers, k and v are
-    caches (blocks, block_size, Hkv, D) and sequence b's keys lie in the blocks that row b names, in order; they are
-    gathered first. Returns out (total_q, H, D); with return_attn_probs (out, softmax_lse (H, total_q), S_dmask).
+    caches (blocks, block_size, Hkv, D) and sequence b's keys lie in the blocks that row b names, in order.
+    Returns out (total_q, H, D); with return_attn_probs (out, softmax_lse (H, total_q), S_dmask).
     """
     op = "flash_attn_varlen_func"
     _no_dropout(op, dropout_p)
@@ -101,29 +101,175 @@ def flash_attn_varlen_func(
         longest = int(np.diff(starts.astype(np.int64)).max(initial=0))
         if longest > most:
             raise ValueError(f"{op}: a sequence of {longest} tokens exceeds max_seqlen_{name} = {most}")
-    if block_table is not None:
-        k, v = (_gather_blocks(op, x, cu_seqlens_k, block_table) for x in (k, v))
     options = _flash_options(op, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
-    result = attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    if block_table is None:
+        result = attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    else:
+        if cu_seqlens_k.ndim != 1 or not len(cu_seqlens_k) or cu_seqlens_k[0] != 0:
+            raise ValueError(f"{op}: cu_seqlens_k must be (B + 1,) and start with 0, got {cu_seqlens_k.shape}")
+        lengths = np.diff(cu_seqlens_k.astype(np.int64))
+        result = _paged(q, k, v, block_table, lengths, np.zeros_like(lengths), cu_seqlens_q, options, False)
+        if result is None:  # float64
+            result = reference.flash_attn_varlen_func(
+                q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dropout_p, softmax_scale, causal,
+                window_size, softcap, alibi_slopes, deterministic, return_attn_probs, block_table,
+            )  # fmt: skip
+            return result
     return (*result, np.empty(0, result[0].dtype)) if return_attn_probs else result
 
 
-def _gather_blocks(op: str, cache: Any, cu_seqlens: Any, table: Any) -> Any:
-    """Packed rows (total, Hkv, D) of a cache (blocks, block_size, Hkv, D)."""
-    lengths = np.diff(cu_seqlens.astype(np.int64))
-    if cache.ndim != 4:
-        raise ValueError(f"{op}: with block_table, k and v must be 4-D, got shape {cache.shape}")
-    if table.dtype.kind not in "iu":
-        raise TypeError(f"{op}: block_table must hold integers, got {table.dtype}")
-    size = cache.shape[1]
-    if table.ndim != 2 or len(table) != len(lengths) or np.any(lengths > table.shape[1] * size):
-        raise ValueError(f"{op}: block_table {table.shape} does not hold sequences of {lengths.tolist()} tokens")
-    token = np.concatenate([np.arange(n) for n in lengths]) if len(lengths) else np.zeros(0, np.int64)
-    row = np.repeat(np.arange(len(lengths)), lengths)
-    block = table[row, token // max(size, 1)]
-    if np.any((block < 0) | (block >= len(cache))):
-        raise ValueError(f"{op}: block_table names a block outside 0 to {len(cache) - 1}")
-    return cache[block, token % max(size, 1)]
+def _per_sequence(op: str, name: str, x: Any, batch: int) -> Any:
+    """Integers (B,) as int64, from an integer or an array."""
+    x = np.asarray(x)
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"{op}: {name} must hold integers, got {x.dtype}")
+    if x.ndim and x.shape != (batch,):
+        raise ValueError(f"{op}: {name} must be ({batch},), got {x.shape}")
+    return np.broadcast_to(x.astype(np.int64), (batch,))
+
+
+def _paged(
+    q: Any,
+    k: Any,
+    v: Any,
+    table: Any,
+    lengths: Any,
+    starts: Any,
+    cu_seqlens_q: Any,
+    options: dict[str, Any],
+    check: bool,
+) -> Any:
+    """`attention_paged` over blocks of any size, with key 0 at place starts[b]; `check`: only its checks."""
+    op = "attention_paged"
+    left, right = options["window"]
+    scale, softcap = (_optional_number(op, name, options[name]) for name in ("scale", "softcap"))
+    return _cpu.attention_paged(
+        q, k, v, table, lengths, cu_seqlens_q, None, None, starts, options["causal"], None, options["alibi_slopes"],
+        scale, softcap, left, right, None, options["return_lse"], False, None, check,
+    )  # fmt: skip
+
+
+@accepts_arrays(
+    "q", "k", "v", "rotary_cos", "rotary_sin", "cache_seqlens", "cache_batch_idx", "cache_leftpad", "block_table",
+    "alibi_slopes", in_place=("k_cache", "v_cache"),
+)  # fmt: skip
+def flash_attn_with_kvcache(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    k: Array | None = None,
+    v: Array | None = None,
+    rotary_cos: Array | None = None,
+    rotary_sin: Array | None = None,
+    cache_seqlens: int | Array | None = None,
+    cache_batch_idx: Array | None = None,
+    cache_leftpad: Array | None = None,
+    block_table: Array | None = None,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    rotary_interleaved: bool = True,
+    alibi_slopes: Array | None = None,
+    num_splits: int = 0,
+    return_softmax_lse: bool = False,
+) -> Any:
+    """flash-attn 2's function: stores new keys and values in a cache, in place, and attends to all of it.
+
+    q (B, S, H, D). Caches (B_cache, S_cache, Hkv, D): sequence b has row cache_batch_idx[b], or b. With block_table
+    (B, n): (blocks, block_size, Hkv, D), of any block size. cache_seqlens, an integer or (B,), counts the tokens that
+    are there (None: the cache is full), cache_leftpad (B,) those at its start that are padding. k, v (B, S_new, Hkv, D)
+    are stored behind them. rotary_cos, rotary_sin (positions, dim / 2) turn k at positions cache_seqlens + i, and q
+    too if causal or windowed, else all of q at cache_seqlens; pairs of features are 2i and 2i + 1, or i and i + dim/2
+    with rotary_interleaved=False. num_splits is accepted and not needed. The rest is as in `flash_attn_func`.
+
+    Nothing is written when an argument is refused. Of sequences with the same cache row the last one's k and v stay.
+    Returns out (B, S, H, D); with return_softmax_lse (out, softmax_lse (B, H, S)).
+    """
+    op = "flash_attn_with_kvcache"
+    for pair, names in (((k, v), "k and v"), ((rotary_cos, rotary_sin), "rotary_cos and rotary_sin")):
+        if (pair[0] is None) != (pair[1] is None):
+            raise ValueError(f"{op}: {names} go together")
+    if k is None and rotary_cos is not None:
+        raise ValueError(f"{op}: rotary_cos and rotary_sin need k and v")
+    if k is not None and cache_seqlens is None:
+        raise ValueError(f"{op}: k and v need cache_seqlens")
+    wide = False  # float64 somewhere
+    for group in (
+        {"q": q, "k": k, "v": v},
+        {"k_cache": k_cache, "v_cache": v_cache},
+        {"rotary_cos": rotary_cos, "rotary_sin": rotary_sin},
+        {"alibi_slopes": alibi_slopes},
+    ):
+        given: dict[str, Any] = {n: x for n, x in group.items() if x is not None or n in ("q", "k_cache", "v_cache")}
+        wide = _cpu.check_arrays(op, given) or wide
+        for name, x in given.items():
+            if x.ndim != 4 and name in ("q", "k", "v", "k_cache", "v_cache"):
+                raise ValueError(f"{op}: {name} must have 4 dimensions, got shape {x.shape}")
+    (batch, s, heads, width), size = q.shape, k_cache.shape[1]
+    where = "cache_batch_idx" if block_table is None else "block_table"
+    if block_table is None:
+        rows = np.arange(batch) if cache_batch_idx is None else cache_batch_idx
+        block_table = _per_sequence(op, where, rows, batch)[:, None]
+    elif cache_batch_idx is not None:
+        raise ValueError(f"{op}: cache_batch_idx does not go with block_table")
+    elif block_table.dtype.kind not in "iu":
+        raise TypeError(f"{op}: block_table must hold integers, got {block_table.dtype}")
+    elif block_table.ndim != 2 or len(block_table) != batch:
+        raise ValueError(f"{op}: block_table must be ({batch}, blocks of a sequence), got {block_table.shape}")
+    capacity, new = block_table.shape[1] * size, 0 if k is None else k.shape[1]
+    lengths = _per_sequence(op, "cache_seqlens", capacity if cache_seqlens is None else cache_seqlens, batch)
+    skipped = _per_sequence(op, "cache_leftpad", 0 if cache_leftpad is None else cache_leftpad, batch)
+    if np.any((lengths < 0) | (lengths > capacity - new)):
+        raise ValueError(f"{op}: cache_seqlens must lie in 0 to {capacity - new}, with {new} new tokens in {capacity}")
+    if np.any((skipped < 0) | (skipped > lengths + new)):
+        raise ValueError(f"{op}: cache_leftpad must lie in 0 to the length of the sequence")
+    options = _flash_options(op, softmax_scale, causal, window_size, softcap, alibi_slopes, return_softmax_lse)
+    if wide:
+        return reference.flash_attn_with_kvcache(
+            q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, cache_batch_idx, cache_leftpad,
+            None if where == "cache_batch_idx" else block_table, softmax_scale, causal, window_size, softcap,
+            rotary_interleaved, alibi_slopes, num_splits, return_softmax_lse,
+        )  # fmt: skip
+    after = lengths[:, None] + np.arange(new)  # where new tokens go
+    if rotary_cos is not None:
+        local = causal or tuple(window_size) != (-1, -1)
+        at = lengths[:, None] + (np.arange(s) if local else np.zeros(s, np.int64))
+        q = _turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
+        k = _turned(op, k, rotary_cos, rotary_sin, after, rotary_interleaved)
+    rest = (block_table, lengths + new - skipped, skipped, np.arange(batch + 1) * s, options)
+    packed = q.reshape(batch * s, heads, width)
+    if k is not None and v is not None:
+        if k.shape[0] != batch or v.shape[:2] != k.shape[:2]:
+            raise ValueError(f"{op}: k and v must be ({batch}, tokens, Hkv, D), got {k.shape} and {v.shape}")
+        block = np.take_along_axis(block_table, after // max(size, 1), 1).astype(np.int64)
+        if np.any((block < 0) | (block >= len(k_cache))):
+            raise ValueError(f"{op}: {where} must lie in 0 to {len(k_cache) - 1}")
+        _paged(packed, k_cache, v_cache, *rest, True)
+        k, v = (x.reshape(batch * new, *x.shape[2:]) for x in (k, v))
+        paged_write(k, v, k_cache, v_cache, (block * size + after % max(size, 1)).reshape(-1))
+    result = _paged(packed, k_cache, v_cache, *rest, False)
+    out, lse = result if return_softmax_lse else (result, None)
+    out = out.reshape(batch, s, heads, v_cache.shape[3])
+    return out if lse is None else (out, np.ascontiguousarray(lse.reshape(heads, batch, s).swapaxes(0, 1)))
+
+
+def _turned(op: str, x: Any, cos: Any, sin: Any, positions: Any, interleaved: bool) -> Any:
+    """x (B, S, H, D) with its first features rotated by the tables' rows at positions (B, S), in x's dtype."""
+    half = cos.shape[-1] if cos.ndim == 2 else -1
+    if cos.shape != sin.shape or not 0 <= 2 * half <= x.shape[3]:
+        raise ValueError(
+            f"{op}: rotary_cos and rotary_sin must be (positions, at most {x.shape[3] // 2}), got {cos.shape}"
+        )
+    if positions.max(initial=-1) >= len(cos):
+        raise ValueError(f"{op}: rotary_cos has {len(cos)} positions, {positions.max() + 1} are needed")
+    c, s = (table[positions][:, :, None, :].astype(np.float32) for table in (cos, sin))
+    y = np.array(x, np.float32)
+    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    a, b = y[..., first].copy(), y[..., second].copy()
+    y[..., first], y[..., second] = a * c - b * s, b * c + a * s
+    return y.astype(x.dtype, copy=False)
 
 
 @accepts_arrays("query", "key", "value", "attn_mask")

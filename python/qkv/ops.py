@@ -30,6 +30,7 @@ __all__ = [
     "additive_attention",
     "alibi_slopes",
     "attention",
+    "attention_paged",
     "attention_varlen",
     "embedding",
     "gelu",
@@ -38,6 +39,7 @@ __all__ = [
     "log_softmax",
     "matmul",
     "pack_weight",
+    "paged_write",
     "quick_gelu",
     "relu",
     "rms_norm",
@@ -407,6 +409,100 @@ def attention_varlen(
             out=out,
         )
     return result
+
+
+@accepts_arrays(
+    "q", "k_cache", "v_cache", "block_tables", "kv_lengths", "cu_seqlens_q", "k_scale", "v_scale", "relative_bias",
+    "alibi_slopes", "sinks", "out",
+)  # fmt: skip
+def attention_paged(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    block_tables: Array,
+    kv_lengths: Array,
+    *,
+    cu_seqlens_q: Array | None = None,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
+    causal: Causal = False,
+    relative_bias: Array | None = None,
+    alibi_slopes: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: Window | None = None,
+    sinks: Array | None = None,
+    precision: str = "highest",
+    return_lse: bool = False,
+    return_weights: bool = False,
+    out: Array | None = None,
+) -> Any:
+    """`attention_varlen` over keys and values in a paged cache (Kwon et al. 2023), read where they lie.
+
+    q (total_q, H, D). k_cache (blocks, block_size, Hkv, D) and v_cache (blocks, block_size, Hkv, Dv), block_size a
+    multiple of 16, share a dtype that need not be q's; int8 has float32 k_scale and v_scale (blocks, block_size, Hkv).
+    kv_lengths (B,) integers count the new tokens, which `paged_write` has stored by then: key j of sequence b lies at
+    offset j % block_size of block block_tables[b, j // block_size]. block_tables (B, N) integers; entries that hold no
+    key which a query sees are never looked at.
+    cu_seqlens_q: (B + 1,) as in `attention_varlen`; None: one query each. A sequence's queries stand at its end.
+    Other options as for `attention`. Results are, to the bit, those of the same keys in any other layout.
+
+    Returns out (total_q, H, Dv) in q's dtype; with return_lse also float32 (H, total_q); with return_weights also a
+    list of B arrays (H, S_b, T_b).
+    """
+    _precision("attention_paged", precision)
+    left, right = _window("attention_paged", window)
+    scale = _optional_number("attention_paged", "scale", scale)
+    softcap = _optional_number("attention_paged", "softcap", softcap)
+    result = _cpu.attention_paged(
+        q, k_cache, v_cache, block_tables, kv_lengths, cu_seqlens_q, k_scale, v_scale, None, causal, relative_bias,
+        alibi_slopes, scale, softcap, left, right, sinks, bool(return_lse), bool(return_weights), out, False,
+    )  # fmt: skip
+    if result is None:
+        result = reference.attention_paged(
+            q,
+            k_cache,
+            v_cache,
+            block_tables,
+            kv_lengths,
+            cu_seqlens_q=cu_seqlens_q,
+            k_scale=k_scale,
+            v_scale=v_scale,
+            causal=causal,
+            relative_bias=relative_bias,
+            alibi_slopes=alibi_slopes,
+            scale=scale,
+            softcap=softcap,
+            window=window,
+            sinks=sinks,
+            return_lse=return_lse,
+            return_weights=return_weights,
+            out=out,
+        )
+    return result
+
+
+@accepts_arrays("k", "v", "slots", in_place=("k_cache", "v_cache", "k_scale", "v_scale"))
+def paged_write(
+    k: Array,
+    v: Array,
+    k_cache: Array,
+    v_cache: Array,
+    slots: Array,
+    *,
+    k_scale: Array | None = None,
+    v_scale: Array | None = None,
+) -> None:
+    """Stores new keys and values in a paged cache, in place: token t at slot slots[t] = block * block_size + offset.
+
+    k (total, Hkv, D), v (total, Hkv, Dv); k_cache (blocks, block_size, Hkv, D), v_cache (blocks, block_size, Hkv, Dv);
+    slots (total,) integers, a negative one means that the token is not stored. Of tokens with the same slot the last
+    one stays. The caches share a dtype, float32, float16, bfloat16 or int8, to which k and v are rounded. int8 is
+    symmetric with a scale per token and head, written to k_scale and v_scale, float32 (blocks, block_size, Hkv):
+    scale = max|x| / 127, x / scale to the nearest even integer; a row that is not finite gets the scale NaN.
+    """
+    if not _cpu.paged_write(k, v, k_cache, v_cache, slots, k_scale, v_scale):
+        reference.paged_write(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
 
 
 @accepts_arrays("q", "k", "v", "w_q", "w_k", "w_v", "mask", "kv_lengths")

@@ -29,6 +29,7 @@ from .reference_attention import (
     flash_attn_varlen_func,
     scaled_dot_product_attention,
 )
+from .reference_cache import attention_paged, flash_attn_with_kvcache, paged_write
 from .reference_rules import (
     Array,
     ArrayLike,
@@ -50,16 +51,19 @@ __all__ = [
     "additive_attention",
     "alibi_slopes",
     "attention",
+    "attention_paged",
     "attention_varlen",
     "embedding",
     "flash_attn_func",
     "flash_attn_varlen_func",
+    "flash_attn_with_kvcache",
     "gelu",
     "layer_norm",
     "linear",
     "log_softmax",
     "matmul",
     "pack_weight",
+    "paged_write",
     "quick_gelu",
     "relu",
     "rms_norm",

@@ -98,7 +98,7 @@ def attention(
         result = result.swapaxes(1, 2)
     results = [deliver(op, result, dtype, out)]
     if return_lse:
-        results.append(rounded(lse, _lse_dtype(dtype)))
+        results.append(rounded(lse, lse_dtype(dtype)))
     if return_weights:
         results.append(rounded(weights, dtype))
     return results[0] if len(results) == 1 else tuple(results)
@@ -206,7 +206,7 @@ def _weighted_sum(weights: Array, excluded: Array, v: Array) -> Array:
     return out
 
 
-def _lse_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def lse_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype if dtype == np.float64 else np.dtype(np.float32)
 
 
@@ -243,8 +243,8 @@ def attention_varlen(
     rank(op, 3, q=q, k=k, v=v)
     one_of(op, "precision", precision, ("highest", "bf16"))
     require(v.shape[0] == k.shape[0], f"{op}: v has {v.shape[0]} rows, k has {k.shape[0]}")
-    starts_q = _cumulative(op, "cu_seqlens_q", cu_seqlens_q, len(q))
-    starts_k = _cumulative(op, "cu_seqlens_k", cu_seqlens_k, len(k))
+    starts_q = cumulative(op, "cu_seqlens_q", cu_seqlens_q, len(q))
+    starts_k = cumulative(op, "cu_seqlens_k", cu_seqlens_k, len(k))
     batch, heads = len(starts_q) - 1, q.shape[1]
     require(len(starts_k) - 1 == batch, f"{op}: cu_seqlens_k must have {batch + 1} entries, got {len(starts_k)}")
     slopes: Any = [alibi_slopes] * batch
@@ -273,13 +273,13 @@ def attention_varlen(
         weights.append(rounded(part_weights[0], dtype))
     results: list[Any] = [deliver(op, result, dtype, out)]
     if return_lse:
-        results.append(rounded(lse, _lse_dtype(dtype)))
+        results.append(rounded(lse, lse_dtype(dtype)))
     if return_weights:
         results.append(weights)
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def _cumulative(op: str, name: str, x: ArrayLike, total: int) -> list[int]:
+def cumulative(op: str, name: str, x: ArrayLike, total: int) -> list[int]:
     starts = integers(op, name, x)
     require(starts.ndim == 1 and len(starts), f"{op}: {name} must have shape (B+1,), got {starts.shape}")
     listed = [int(i) for i in starts]
@@ -316,7 +316,7 @@ def flash_attn_func(
         alibi_slopes=alibi_slopes,
         scale=softmax_scale,
         softcap=softcap if softcap > 0 else None,
-        window=_flash_window(window_size),
+        window=flash_window(window_size),
         layout="bshd",
         return_lse=return_attn_probs,
     )
@@ -364,13 +364,13 @@ def flash_attn_varlen_func(
         alibi_slopes=alibi_slopes,
         scale=softmax_scale,
         softcap=softcap if softcap > 0 else None,
-        window=_flash_window(window_size),
+        window=flash_window(window_size),
         return_lse=return_attn_probs,
     )
     return (*result, np.empty(0, result[0].dtype)) if return_attn_probs else result
 
 
-def _flash_window(window_size: tuple[int, int]) -> tuple[int | None, int | None]:
+def flash_window(window_size: tuple[int, int]) -> tuple[int | None, int | None]:
     left, right = window_size
     return (None if left < 0 else left, None if right < 0 else right)
 

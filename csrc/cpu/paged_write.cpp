@@ -1,0 +1,69 @@
+// paged_write: new keys and values go to their slots in a paged cache, rounded to its dtype. int8, per token and head:
+//
+//   scale = max_i |x_i| / 127,  q_i = x_i / scale to the nearest even integer
+#include "cpu/kernels.h"
+#include "cpu/simd/loops.h"
+
+namespace qkv {
+namespace QKV_ISA {
+
+// One row (d) of a token and head. A row that is not finite gets the scale NaN, so that it stays visible.
+static void quantize_row(const float* x, int64_t d, int8_t* q, int64_t step, float* scale) {
+  Vec top = zero(), check = zero();
+  each(d, [&](int64_t i, auto count) {
+    const Vec a = load(x + i, count);
+    top = max(abs(a), top);
+    check = fma(zero(), a, check);
+  });
+  const bool finite = reduce_add(check) == 0;
+  const float by = finite ? reduce_max(top) / 127.0f : __builtin_nanf("");
+  *scale = by;
+  if (!(by > 0)) {
+    for (int64_t i = 0; i < d; ++i) q[i * step] = 0;
+    return;
+  }
+  // Where the scale is denormal, x / scale may exceed 127.
+  each(d, [&](int64_t i, auto count) {
+    float lanes[kLanes];
+    const Vec y = round(div(load(x + i, count), set(by)));
+    store(lanes, min(max(y, set(-127.0f)), set(127.0f)), Full{});
+    for (int64_t j = 0; j < kLanes && i + j < d; ++j) q[(i + j) * step] = (int8_t)lanes[j];
+  });
+}
+
+static void write_rows(const PagedWriteArgs& a, const Strided4& x, int64_t d, const Strided4& cache, const Strided4& scale,
+                       int64_t token, float* row) {
+  const int64_t block = a.slots[token] / a.block_size, inside = a.slots[token] % a.block_size;
+  for (int64_t h = 0; h < a.heads; ++h) {
+    const char* from = x.data + (token * x.s + h * x.h) * size_of(x.dtype);
+    const int64_t at = block * cache.b + inside * cache.s + h * cache.h;
+    if (scale.data) {
+      gather(row, x.dtype, from, x.d, d);
+      quantize_row(row, d, (int8_t*)cache.data + at, cache.d,
+                   (float*)scale.data + block * scale.b + inside * scale.s + h * scale.h);
+      continue;
+    }
+    char* to = cache.data + at * size_of(cache.dtype);
+    if (x.dtype == cache.dtype && x.d == 1 && cache.d == 1) {
+      memcpy(to, from, (size_t)(d * size_of(x.dtype)));
+    } else {
+      gather(row, x.dtype, from, x.d, d);
+      scatter(cache.dtype, to, cache.d, row, d);
+    }
+  }
+}
+
+void paged_write(const PagedWriteArgs& a) {
+  const int64_t floats = a.d > a.dv ? a.d : a.dv;
+  parallel(a.tokens, grain_for(a.heads * (a.d + a.dv)), a.threads, [&](int64_t begin, int64_t end, int thread) {
+    float* const row = a.scratch + thread * floats;
+    for (int64_t token = begin; token < end; ++token) {
+      if (a.slots[token] < 0) continue;
+      write_rows(a, a.k, a.d, a.k_cache, a.k_scale, token, row);
+      write_rows(a, a.v, a.dv, a.v_cache, a.v_scale, token, row);
+    }
+  });
+}
+
+}  // namespace QKV_ISA
+}  // namespace qkv

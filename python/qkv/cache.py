@@ -1,0 +1,367 @@
+"""The paged cache of keys and values that generation works on (Kwon et al. 2023, arXiv:2309.06180).
+
+Tokens live in blocks of `block_size`; a sequence is a list of block numbers and a length. All layers use the same
+numbers. A block may belong to many sequences and counts them: a fork copies no token, and the first append to a shared,
+partly filled block moves the writer to a copy of its own. Blocks are taken from a pool that doubles until its maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Sequence_
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .ops import attention_paged, paged_write
+
+Array = npt.NDArray[Any]
+Ints = npt.NDArray[np.int64]
+
+
+class CacheFull(RuntimeError):
+    """No block is left below the cache's maximum. Nothing was changed: free or truncate sequences and call again."""
+
+
+class CachedSequence:
+    """Tokens in a `PagedCache`; made by its methods. `len()` counts them, `frozen` ones take no more."""
+
+    __slots__ = ("_blocks", "_cache", "_count", "_length", "frozen")
+
+    def __init__(self, cache: PagedCache) -> None:
+        self._cache: PagedCache | None = cache  # None: freed
+        self._blocks = np.empty(4, np.int32)  # the first _count of them
+        self._count = self._length = 0
+        self.frozen = False
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def blocks(self) -> npt.NDArray[np.int32]:
+        """Its block numbers in order, a copy."""
+        return self._blocks[: self._count].copy()
+
+    def _append(self, block: int) -> None:
+        if self._count == len(self._blocks):
+            self._blocks = np.concatenate([self._blocks, np.empty_like(self._blocks)])
+        self._blocks[self._count] = block
+        self._count += 1
+
+
+class Step:
+    """What one step of a batch needs in every layer, worked out once: see `PagedCache.extend`.
+
+    slots (total,), tables (B, N), lengths (B,) with the new tokens, cu_seqlens_q (B + 1,).
+    """
+
+    def __init__(self, cache: PagedCache, slots: Ints, tables: Array, lengths: Ints, cu_seqlens_q: Ints) -> None:
+        self.cache, self.slots, self.tables, self.lengths = cache, slots, tables, lengths
+        self.cu_seqlens_q = cu_seqlens_q
+
+    def write(self, layer: int, k: Any, v: Any) -> None:
+        """Stores the new tokens' k (total, Hkv, D) and v (total, Hkv, Dv) of a layer."""
+        c = self.cache
+        paged_write(k, v, c.k[layer], c.v[layer], self.slots, **c.scales(layer))
+
+    def attend(self, layer: int, q: Any, **options: Any) -> Any:
+        """`attention_paged` of q (total, H, D), one row for each new token, with its options."""
+        c = self.cache
+        return attention_paged(
+            q,
+            c.k[layer],
+            c.v[layer],
+            self.tables,
+            self.lengths,
+            cu_seqlens_q=self.cu_seqlens_q,
+            **c.scales(layer),
+            **options,
+        )
+
+
+class PagedCache:
+    """Keys and values of all layers: `k[layer]` (blocks, block_size, Hkv, D), `v[layer]` (blocks, block_size, Hkv, Dv).
+
+    dtype: "float32", "float16", "bfloat16" or "int8" (with `k_scale`, `v_scale` as `paged_write` has them). max_tokens
+    bounds the pool, rounded up to blocks; None: only memory does. When the pool grows, the arrays are new ones and
+    `version` rises, so take them from the cache in every step.
+
+        a = cache.sequence()
+        step = cache.extend([a], [5])                   # five tokens of a prompt
+        for layer in range(layers):
+            step.write(layer, k, v)
+            out = step.attend(layer, q, causal=True)
+        b = cache.fork(a)                               # shares all blocks
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        value_dim: int | None = None,
+        dtype: str = "float32",
+        block_size: int = 16,
+        initial_tokens: int = 256,
+        max_tokens: int | None = None,
+    ) -> None:
+        for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
+            if value < 0:
+                raise ValueError(f"PagedCache: {name} must not be negative, got {value}")
+        if block_size < 16 or block_size % 16:
+            raise ValueError(f"PagedCache: block_size must be a multiple of 16, got {block_size}")
+        if dtype not in ("float32", "float16", "bfloat16", "int8"):
+            raise ValueError(f"PagedCache: dtype must be float32, float16, bfloat16 or int8, got {dtype!r}")
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"PagedCache: max_tokens must not be negative, got {max_tokens}")
+        self.block_size, self.dtype, self.version = block_size, dtype, 0
+        self.max_blocks = None if max_tokens is None else -(-max_tokens // block_size)
+        blocks = -(-max(initial_tokens, 0) // block_size)
+        if self.max_blocks is not None:
+            blocks = min(blocks, self.max_blocks)
+
+        stored: Any = dtype
+        if dtype == "bfloat16":
+            from ml_dtypes import bfloat16 as stored
+        widths = (head_dim, head_dim if value_dim is None else value_dim)
+
+        def arrays(kind: Any, *tail: int) -> list[Array]:
+            return [np.empty((blocks, block_size, kv_heads, *tail), kind) for _ in range(layers)]
+
+        self.k, self.v = (arrays(stored, width) for width in widths)
+        self.k_scale, self.v_scale = (arrays(np.float32) if dtype == "int8" else [] for _ in widths)
+        self._references = [0] * blocks
+        self._free = list(range(blocks - 1, -1, -1))  # a stack: what was used last is still in a CPU cache
+
+    # ---- what there is ----------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> int:
+        """Blocks in the pool, used or not."""
+        return len(self._references)
+
+    @property
+    def blocks_free(self) -> int:
+        """Blocks in the pool that no sequence has."""
+        return len(self._free)
+
+    @property
+    def blocks_used(self) -> int:
+        return self.blocks - self.blocks_free
+
+    @property
+    def blocks_available(self) -> int | None:
+        """Blocks that can be had before `CacheFull`; None without a maximum."""
+        return None if self.max_blocks is None else self.max_blocks - self.blocks_used
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the pool, used or not."""
+        return sum(x.nbytes for group in self._groups() for x in group)
+
+    @property
+    def nbytes_used(self) -> int:
+        return self.nbytes // self.blocks * self.blocks_used if self.blocks else 0
+
+    def scales(self, layer: int) -> dict[str, Any]:
+        """k_scale and v_scale of a layer for `paged_write` and `attention_paged`; nothing unless int8."""
+        return {"k_scale": self.k_scale[layer], "v_scale": self.v_scale[layer]} if self.k_scale else {}
+
+    def references(self, block: int) -> int:
+        """How many sequences a block belongs to."""
+        return self._references[block]
+
+    def tables(self, sequences: Iterable[CachedSequence]) -> npt.NDArray[np.int32]:
+        """(B, N): their blocks, -1 beyond the last."""
+        own = [self._own(s) for s in sequences]
+        tables = np.full((len(own), max((s._count for s in own), default=0)), -1, np.int32)
+        for row, s in zip(tables, own, strict=True):
+            row[: s._count] = s._blocks[: s._count]
+        return tables
+
+    def lengths(self, sequences: Iterable[CachedSequence]) -> Ints:
+        """(B,): their numbers of tokens."""
+        return np.array([len(self._own(s)) for s in sequences], np.int64)
+
+    # ---- sequences --------------------------------------------------------------------------------
+
+    def sequence(self) -> CachedSequence:
+        """A new one without tokens. It keeps its blocks until `free`."""
+        return CachedSequence(self)
+
+    def append(self, sequence: CachedSequence, count: int = 1) -> Ints:
+        """Makes room for `count` more tokens; their slots (count,) for `paged_write`."""
+        return self._append([sequence], [count])
+
+    def extend(self, sequences: Sequence_[CachedSequence], counts: int | Sequence_[int] = 1) -> Step:
+        """`append` to every sequence of a batch, different ones, all or (CacheFull) none.
+
+        counts: of new tokens, one number for all or one each; each of them is a query of the step.
+        """
+        each = [counts] * len(sequences) if isinstance(counts, int) else [int(n) for n in counts]
+        if len(each) != len(sequences):
+            raise ValueError(f"PagedCache: {len(each)} counts for {len(sequences)} sequences")
+        slots = self._append(sequences, each)
+        return self._step(sequences, slots, each)
+
+    def view(self, sequences: Sequence_[CachedSequence], queries: int | Sequence_[int] = 1) -> Step:
+        """A `Step` that adds no tokens and has `queries` of each sequence attend to what is there: cross-attention."""
+        each = [queries] * len(sequences) if isinstance(queries, int) else [int(n) for n in queries]
+        if len(each) != len(sequences) or min(each, default=0) < 0:
+            raise ValueError(f"PagedCache: queries must be {len(sequences)} numbers, not negative, got {each}")
+        return self._step(sequences, np.full(sum(each), -1, np.int64), each)
+
+    def fork(self, sequence: CachedSequence, length: int | None = None) -> CachedSequence:
+        """A second owner of the first `length` tokens (None: all of them); nothing is copied."""
+        self._own(sequence)
+        length = len(sequence) if length is None else length
+        if not 0 <= length <= len(sequence):
+            raise ValueError(f"PagedCache: cannot fork at {length} of {len(sequence)} tokens")
+        twin = CachedSequence(self)
+        twin._length, twin._count = length, -(-length // self.block_size)
+        twin._blocks = np.concatenate([sequence._blocks[: twin._count], np.empty(2, np.int32)])
+        twin.frozen = sequence.frozen
+        for block in twin._blocks[: twin._count].tolist():
+            self._references[block] += 1
+        return twin
+
+    def reorder(self, sequences: Sequence_[CachedSequence], parents: Sequence_[int]) -> list[CachedSequence]:
+        """Beam search: result i continues sequences[parents[i]]. Each is used once as it is, then forked, or freed."""
+        chosen = [int(p) for p in parents]
+        own = [self._own(s) for s in sequences]
+        if any(not 0 <= p < len(own) for p in chosen):
+            raise ValueError(f"PagedCache: parents must lie in 0 to {len(own) - 1}, got {chosen}")
+        taken: set[int] = set()
+        result = []
+        for p in chosen:
+            result.append(self.fork(own[p]) if p in taken else own[p])
+            taken.add(p)
+        for i, s in enumerate(own):
+            if i not in taken:
+                self.free(s)
+        return result
+
+    def truncate(self, sequence: CachedSequence, length: int) -> None:
+        """Forgets the tokens from `length` on."""
+        self._changeable(sequence)
+        if not 0 <= length <= len(sequence):
+            raise ValueError(f"PagedCache: cannot truncate {len(sequence)} tokens to {length}")
+        keep = -(-length // self.block_size)
+        self._release(sequence._blocks[keep : sequence._count].tolist())
+        sequence._count, sequence._length = keep, length
+
+    def freeze(self, sequence: CachedSequence) -> None:
+        """From now on it, and its forks, are read only: the keys of an encoder."""
+        self._own(sequence).frozen = True
+
+    def free(self, sequence: CachedSequence) -> None:
+        """Gives its blocks back; the sequence is of no further use."""
+        self._own(sequence)
+        self._release(sequence._blocks[: sequence._count].tolist())
+        sequence._count = sequence._length = 0
+        sequence._cache = None
+
+    # ---- inside -----------------------------------------------------------------------------------
+
+    def _groups(self) -> tuple[list[Array], ...]:
+        return self.k, self.v, self.k_scale, self.v_scale
+
+    def _own(self, sequence: CachedSequence) -> CachedSequence:
+        if sequence._cache is not self:
+            state = "was freed" if sequence._cache is None else "belongs to another cache"
+            raise ValueError(f"PagedCache: the sequence {state}")
+        return sequence
+
+    def _changeable(self, sequence: CachedSequence) -> CachedSequence:
+        if self._own(sequence).frozen:
+            raise ValueError("PagedCache: the sequence is frozen")
+        return sequence
+
+    def _step(self, sequences: Sequence_[CachedSequence], slots: Ints, queries: list[int]) -> Step:
+        starts = np.zeros(len(queries) + 1, np.int64)
+        np.cumsum(queries, out=starts[1:])
+        return Step(self, slots, self.tables(sequences), self.lengths(sequences), starts)
+
+    def _release(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):
+            self._references[block] -= 1
+            if not self._references[block]:
+                self._free.append(block)
+
+    def _append(self, sequences: Sequence_[CachedSequence], counts: list[int]) -> Ints:
+        if len(set(map(id, sequences))) != len(sequences):
+            raise ValueError("PagedCache: a sequence is there twice")
+        size, needed = self.block_size, 0
+        left: dict[int, int] = {}  # other owners of a block once this call has moved some of them away
+        copied = []
+        for s, n in zip(sequences, counts, strict=True):
+            self._changeable(s)
+            if n < 0:
+                raise ValueError(f"PagedCache: counts must not be negative, got {n}")
+            needed += -(-(s._length + n) // size) - s._count
+            copy = False
+            if n and s._length % size:  # the last block is written to
+                last = int(s._blocks[s._count - 1])
+                owners = left.get(last, self._references[last])
+                copy = owners > 1
+                needed += copy
+                left[last] = owners - copy
+            copied.append(copy)
+        self._reserve(needed)
+
+        old: list[int] = []
+        new: list[int] = []
+        slots = np.empty(sum(counts), np.int64)
+        at = 0
+        for s, n, copy in zip(sequences, counts, copied, strict=True):
+            if copy:
+                old.append(int(s._blocks[s._count - 1]))
+                new.append(self._take())
+                s._blocks[s._count - 1] = new[-1]
+            first = s._length
+            s._length += n
+            while s._count * size < s._length:
+                s._append(self._take())
+            if n == 1:
+                slots[at] = int(s._blocks[first // size]) * size + first % size
+            else:
+                token = np.arange(first, s._length)
+                slots[at : at + n] = s._blocks[token // size].astype(np.int64) * size + token % size
+            at += n
+        if old:
+            for group in self._groups():
+                for x in group:
+                    x[new] = x[old]
+            self._release(old)
+        return slots
+
+    def _take(self) -> int:
+        block = self._free.pop()
+        self._references[block] = 1
+        return block
+
+    def _reserve(self, needed: int) -> None:
+        """Grows the pool until `needed` blocks are free."""
+        if needed <= len(self._free):
+            return
+        least = self.blocks_used + needed
+        if self.max_blocks is not None and least > self.max_blocks:
+            raise CacheFull(
+                f"the cache is full: {needed} more blocks of {self.block_size} tokens are needed, "
+                f"{self.blocks_used} of at most {self.max_blocks} are used"
+            )
+        blocks = max(least, 2 * self.blocks)
+        if self.max_blocks is not None:
+            blocks = min(blocks, self.max_blocks)
+        grown = []
+        for group in self._groups():  # all or none: memory may run out in the middle
+            grown.append([np.empty((blocks, *x.shape[1:]), x.dtype) for x in group])
+        for group, wider in zip(self._groups(), grown, strict=True):
+            for i, x in enumerate(group):
+                wider[i][: len(x)] = x
+                group[i] = wider[i]
+        self._free = [*range(blocks - 1, self.blocks - 1, -1), *self._free]
+        self._references += [0] * (blocks - self.blocks)
+        self.version += 1
