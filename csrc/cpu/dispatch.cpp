@@ -30,6 +30,10 @@ Features detect() {
   const unsigned most = a;  // highest subleaf
   const bool avx2 = b >> 5 & 1, bmi2 = b >> 8 & 1;
   has.avx2 = avx2 && fma && f16c && popcnt;  // 2013: Haswell; 2015: Excavator
+#if defined(QKV_EMULATE_AVX512)
+  has.avx512 = has.avx512_bf16 = has.avx2 && bmi2;
+  return has;
+#endif
   const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1, vnni = c >> 11 & 1;
   has.avx512 = has.avx2 && bmi2 && saves_zmm && f && dq && bw && vl;  // 2017: Skylake-SP; 2022: Zen 4
   if (!has.avx512 || !vnni || most < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return has;

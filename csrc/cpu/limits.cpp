@@ -33,7 +33,7 @@ static int64_t run_fma() {
   return kRounds * kChains * kLanes * 2;
 }
 
-#if defined(__AVX512BF16__)
+#if defined(QKV_AVX512_BF16_VNNI)
 static int64_t run_bf16_dot() {
   __m512 sum[kChains];
   const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = (__m512bh)_mm512_setzero_si512();
@@ -53,7 +53,7 @@ static int64_t run_bf16_dot() {
 static int64_t run_bf16_dot() { return 0; }
 #endif
 
-#if defined(__AVX512VNNI__)
+#if defined(QKV_AVX512_BF16_VNNI)
 static int64_t run_int8_dot() {
   __m512i sum[kChains];
   const __m512i a = _mm512_set1_epi32(1), b = _mm512_setzero_si512();
@@ -94,7 +94,7 @@ static void run_copy(const float* x, float* y, int64_t n) {
 
 // A copy that writes past the caches: what is written need not be read first.
 static bool run_stream(const float* x, float* y, int64_t n) {
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
   for (int64_t i = 0; i < n; i += kLanes) _mm512_stream_ps(y + i, load(x + i, Full{}).v);
   _mm_sfence();
 #elif defined(__AVX2__)

@@ -15,7 +15,7 @@ namespace QKV_ISA {
 constexpr int kVectors = (int)(kPanel / kLanes);  // per panel
 
 // Tile shapes: as many accumulators as registers allow, loads below the FMAs' pace.
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
 constexpr int kTileRows = 8, kTilePanels = 3;  // 24 accumulators, 3 of B: 11 loads for 24 FMAs. 32 registers
 #elif defined(__AVX2__)
 constexpr int kTileRows = 6, kTilePanels = 1;  // 12 accumulators, 2 of B, 1 of A. 16 registers
@@ -77,7 +77,7 @@ static __attribute__((noinline)) void tile_rows(int rows, int64_t kc, const floa
     QKV_ROWS(5)
     QKV_ROWS(6)
 #endif
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
     QKV_ROWS(7)
     QKV_ROWS(8)
 #endif
@@ -91,7 +91,7 @@ static inline void tile_group(int panels, int rows, int64_t kc, const float* a, 
   switch (panels) {
     case 1:
       return tile_rows<1>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
     case 2:
       return tile_rows<2>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
     case 3:

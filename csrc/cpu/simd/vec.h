@@ -26,6 +26,14 @@
 
 #include "core/dtype.h"
 
+// What kernels ask for, instead of the compiler's macros: the build that emulates AVX-512 (csrc/README.md) defines these itself.
+#if defined(__AVX512F__)
+#define QKV_AVX512
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512VNNI__)
+#define QKV_AVX512_BF16_VNNI
+#endif
+
 #define QKV_PRAGMA(x) _Pragma(#x)
 #if defined(__clang__)
 #define QKV_UNROLL(n) QKV_PRAGMA(clang loop unroll_count(n))
@@ -107,7 +115,7 @@ QKV_INLINE void from_float(float x, f16* y) {
 }  // namespace QKV_ISA
 }  // namespace qkv
 
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
 #include "cpu/simd/vec_avx512.h"
 #elif defined(__AVX2__)
 #include "cpu/simd/vec_avx2.h"

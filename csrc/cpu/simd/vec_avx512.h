@@ -1,6 +1,9 @@
 // Vec on AVX-512 (F, BW, DQ, VL): 16 lanes, masks for tails.
 #pragma once
 #include <immintrin.h>
+#if defined(QKV_EMULATE_AVX512)
+#include "cpu/simd/emulate_avx512.h"
+#endif
 
 namespace qkv {
 namespace QKV_ISA {
