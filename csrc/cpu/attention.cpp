@@ -130,6 +130,7 @@ struct Tile {
   const Entry e;
   const int64_t rows;
   const KeySource k, v;
+  const bool adjusted;  // scores are not q.k alone
   Row* row;       // (rows)
   float* q;       // (rows, D), scaled
   float* panels;  // of (D, 16): keys of one block
@@ -144,7 +145,8 @@ struct Tile {
         e(entry),
         rows(n),
         k(source_of(args, args.k, args.k_scale, entry, kv_head)),
-        v(source_of(args, args.v, args.v_scale, entry, kv_head)) {
+        v(source_of(args, args.v, args.v_scale, entry, kv_head)),
+        adjusted(args.softcap > 0 || args.bias.data || args.relative_bias || args.alibi || args.mask.data) {
     const int64_t most = a.plan.tile_rows, dv_padded = panels_of(a.dv) * kPanel;
     values = (float*)scratch;  // what vectors are read from comes first: aligned
     scores = values + kKeyBlock * dv_padded;
@@ -270,7 +272,7 @@ struct Tile {
           if (from < unit.from) from = unit.from;
           if (to > unit.to) to = unit.to;
           if (from < to) {
-            adjust(a, e, row[r], s, key, from, to);
+            if (adjusted) adjust(a, e, row[r], s, key, from, to);
             if (a.weights) memcpy(raw_row(r) + key + from, s + from, (size_t)(to - from) * 4);
           }
           if (flash_softmax(f, r, s, from, to, unit.from, unit.to)) unit.excluded = excluded = true;

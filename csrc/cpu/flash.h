@@ -84,61 +84,56 @@ static inline bool flash_finite(const FlashValues& v, int64_t dv_padded, int64_t
   return reduce_add(check) == 0;
 }
 
-// Softmax of row r over its scores s[from, to) of one block; rescales what came before. Keys of [begin, end), multiples of nothing,
-// that lie outside get the weight of an excluded key. True if there is an excluded key in [begin, end).
+// s = e^(s - by) for the scores of one vector, added to *total. -0 marks a key that is excluded; one whose weight underflows has +0.
+// Sums do not tell them apart, flash_accumulate does.
+QKV_INLINE void flash_marked(float* s, Vec by, Vec* total) {
+  const Vec score = load(s, Full{});
+  const Mask out = eq(score, set(kMinusInfinity));
+  const Vec p = select(out, set(-0.0f), exp_down(sub(score, by)));
+  store(s, p, Full{});
+  *total = add(*total, p);
+}
+
+// Softmax of row r over its scores s[from, to) of one block; rescales what came before. Keys of [begin, end) outside of it get the
+// weight of an excluded key. True if there is an excluded key in [begin, end).
 static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_t from, int64_t to, int64_t begin, int64_t end) {
-  // -0 marks a key that is excluded; one whose weight underflows has +0. Sums do not tell them apart, flash_accumulate does.
-  bool excluded = from > begin || to < end;
   if (from >= to) {
     for (int64_t j = begin; j < end; ++j) s[j] = -0.0f;
     return true;
   }
-  // A key's lane depends on its position in the block alone.
+  // A key's lane depends on its position in the block alone. Vectors [whole, whole_end) are full of this row's keys.
   const int64_t first = from / kLanes * kLanes, last = (to + kLanes - 1) / kLanes * kLanes;
+  const int64_t whole = (from + kLanes - 1) / kLanes * kLanes, whole_end = to / kLanes * kLanes;
   for (int64_t j = first; j < from; ++j) s[j] = kMinusInfinity;
   for (int64_t j = to; j < last; ++j) s[j] = kMinusInfinity;
-  Vec top = set(kMinusInfinity), low = neg(top);
+  Vec top = max(load(s + first, Full{}), load(s + last - kLanes, Full{})), low = set(-kMinusInfinity);
   QKV_UNROLL(4)
-  for (int64_t j = first; j < last; j += kLanes) {
+  for (int64_t j = whole; j < whole_end; j += kLanes) {
     const Vec score = load(s + j, Full{});
     top = max(top, score);
     low = min(score, low);
   }
-  const bool marked = any(eq(low, set(kMinusInfinity)));
+  const bool masked = any(eq(low, set(kMinusInfinity)));
   const float block_top = reduce_max(top);
   const float maximum = block_top > f.maximum[r] ? block_top : f.maximum[r];
   // -inf as long as every key was excluded: then subtract 0, so that a NaN stays one.
   const float shift = maximum == kMinusInfinity ? 0.0f : maximum;
   const Vec by = set(shift);
   Vec total = zero();
-  if (marked) {
-    for (int64_t j = first; j < last; j += kLanes) {
-      const Vec score = load(s + j, Full{});
-      const Mask out = eq(score, set(kMinusInfinity));  // not given to exp: underflow is slow
-      const Vec p = select(out, set(-0.0f), exp_down(select(out, zero(), sub(score, by))));
-      store(s + j, p, Full{});
-      total = add(total, p);
-    }
-    excluded = true;
-  } else {
-    int64_t j = first;
-    for (; j + 4 * kLanes <= last; j += 4 * kLanes) {
-      Vec p[4];
-      QKV_UNROLL(4)
-      for (int i = 0; i < 4; ++i) p[i] = sub(load(s + j + i * kLanes, Full{}), by);
-      exp_down(p);
-      QKV_UNROLL(4)
-      for (int i = 0; i < 4; ++i) {
-        store(s + j + i * kLanes, p[i], Full{});
-        total = add(total, p[i]);
-      }
-    }
-    for (; j < last; j += kLanes) {
-      const Vec p = exp_down(sub(load(s + j, Full{}), by));
-      store(s + j, p, Full{});
-      total = add(total, p);
+  int64_t j = first;
+  for (; j < last && (masked || j < whole); j += kLanes) flash_marked(s + j, by, &total);
+  for (; j + 4 * kLanes <= whole_end; j += 4 * kLanes) {
+    Vec p[4];
+    QKV_UNROLL(4)
+    for (int i = 0; i < 4; ++i) p[i] = sub(load(s + j + i * kLanes, Full{}), by);
+    exp_down(p);
+    QKV_UNROLL(4)
+    for (int i = 0; i < 4; ++i) {
+      store(s + j + i * kLanes, p[i], Full{});
+      total = add(total, p[i]);
     }
   }
+  for (; j < last; j += kLanes) flash_marked(s + j, by, &total);
   for (int64_t j = begin; j < first; ++j) s[j] = -0.0f;
   for (int64_t j = last; j < end; ++j) s[j] = -0.0f;
   if (maximum != f.maximum[r]) {
@@ -152,7 +147,7 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
     f.maximum[r] = maximum;
   }
   f.total[r] += reduce_add(total);
-  return excluded;
+  return masked || from > begin || to < end;
 }
 
 // The value product for a few rows: panels side by side keep enough sums going.
@@ -178,7 +173,7 @@ static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, 
                                     bool finite) {
   const int64_t row0 = units[0].row;
   if (count == 1 && units[0].from < units[0].to && (finite || !units[0].excluded)) {
-#if defined(__AVX512F__)
+#if defined(QKV_AVX512)
     constexpr int kOne = 4, kTwo = 4, kThree = 4;
 #elif defined(__AVX2__)
     constexpr int kOne = 4, kTwo = 2, kThree = 2;

@@ -56,7 +56,7 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
   int64_t most = kMost;
   while (most > kGroup && most * (a.d + 2 * dv) > kL2) most -= kGroup;
   // Two tiles per thread: under causality the long one of one thread stands against two of another.
-  p.tile_rows = ceil_div(rows, 2 * a.threads);
+  p.tile_rows = a.threads > 1 ? ceil_div(rows, 2 * a.threads) : rows;
   if (p.tile_rows < kFewest) p.tile_rows = kFewest;
   if (p.tile_rows > most) p.tile_rows = most;
   if (p.tile_rows >= longest) {
