@@ -135,6 +135,7 @@ struct Tile {
   float* q;       // (rows, D), scaled
   float* panels;  // of (D, 16): keys of one block
   float* loaded;  // (16, D): keys that are not floats in a row in memory
+  float* two_values;  // (2, dv_padded), for pairs
   float* values;  // panels of (kKeyBlock, 16)
   float* scores;  // (kGroupRows, kKeyBlock)
   FlashRows whole, part;
@@ -154,7 +155,8 @@ struct Tile {
     part = {a.dv, dv_padded, whole.sums + most * dv_padded, nullptr, nullptr};
     panels = part.sums + most * dv_padded;
     loaded = panels + kKeyBlock * a.d;
-    q = loaded + kPanel * a.d;
+    two_values = loaded + kPanel * a.d;
+    q = two_values + 2 * dv_padded;
     row = (Row*)(q + (most * a.d + 1) / 2 * 2);
     whole.maximum = (float*)(row + most);
     whole.total = whole.maximum + most;
@@ -180,6 +182,7 @@ struct Tile {
       }
   }
 
+  template <class M>
   void load_queries() const {
     const Vec scale = set(a.scale);
     for (int64_t r = 0; r < rows; ++r) {
@@ -187,6 +190,7 @@ struct Tile {
       float* const to = q + r * a.d;
       gather(to, a.q.dtype, a.q.data + at * size_of(a.q.dtype), a.q.d, a.d);
       each(a.d, [&](int64_t i, auto count) { store(to + i, mul(load(to + i, count), scale), count); });
+      if (M::kWidth == 2) to_pairs(to, to, a.d);
     }
   }
 
@@ -201,32 +205,41 @@ struct Tile {
   }
 
   // Adds the keys [first, last), which are of one split, to the empty state f.
+  template <class M>
   void attend(const FlashRows& f, int64_t first, int64_t last) const {
     flash_start(f, rows);
     for (int64_t key = first / kKeyBlock * kKeyBlock; key < last; key += kKeyBlock)
-      attend_block(f, key, key < first ? first - key : 0, last - key < kKeyBlock ? last - key : kKeyBlock);
+      attend_block<M>(f, key, key < first ? first - key : 0, last - key < kKeyBlock ? last - key : kKeyBlock);
   }
 
   // Keys key + [begin, end), of one block. A key's place in it depends on its position alone.
+  template <class M>
   void attend_block(const FlashRows& f, int64_t key, int64_t begin, int64_t end) const {
     const bool few = rows <= kFewRows;
+    const int64_t words = (a.d + M::kWidth - 1) / M::kWidth;
     for (int64_t j = begin / kPanel * kPanel; j < end; j += kPanel) {
       int64_t ld;
-      const float* const from = panel_rows(k, key + j, begin - j, end - j, a.d, loaded, &ld);
+      const float* const from = panel_rows<M>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
       if (!few)
-        transpose_panel(panels + j * a.d, from, ld, a.d);
+        transpose_panel(panels + j * words, from, ld, words);
       else if (rows == 1)
-        score_panel<1>(scores + j, q, from, ld, a.d);
+        score_panel<1, M>(scores + j, q, a.d, from, ld, words);
       else if (rows == 2)
-        score_panel<2>(scores + j, q, from, ld, a.d);
+        score_panel<2, M>(scores + j, q, a.d, from, ld, words);
       else
-        score_panel<3>(scores + j, q, from, ld, a.d);
+        score_panel<3, M>(scores + j, q, a.d, from, ld, words);
     }
     // Many rows read the values from panels, which lie better in the caches; a few read each but once.
     FlashValues x = {nullptr, v.row, kPanel};
-    if (rows <= kGroupRows && a.dv % kPanel == 0) x.data = rows_in_place(v, key + begin, end - begin);
+    if (M::kWidth == 1 && rows <= kGroupRows && a.dv % kPanel == 0)
+      x.data = rows_in_place<M>(v, key + begin, end - begin, a.dv);
     if (x.data) {
       x.data -= begin * x.k;
+    } else if (M::kWidth == 2) {
+#if defined(QKV_AVX512_BF16_VNNI)
+      load_value_pairs(values, v, key, begin, end, a.dv, two_values);
+#endif
+      x = {values, kPanel, kKeyBlock / 2 * kPanel};
     } else {
       load_values(values, v, key, begin, end, a.dv);
       x = {values, kPanel, kKeyBlock * kPanel};
@@ -248,6 +261,8 @@ struct Tile {
           if (to > unit.to) unit.to = to > end ? end : to;
         }
         if (unit.from >= unit.to) continue;
+        unit.from = unit.from / M::kWidth * M::kWidth;
+        unit.to = (unit.to + M::kWidth - 1) / M::kWidth * M::kWidth;
         if (unit.from / kPanel < panel) panel = unit.from / kPanel;
         if (panels_of(unit.to) > panel_end) panel_end = panels_of(unit.to);
       }
@@ -258,7 +273,7 @@ struct Tile {
           const int64_t left = unit.from < unit.to ? panels_of(unit.to) - panel : 0;
           const int n = left < group ? (int)left : group;
           if (n > 0 && (panel + n) * kPanel > unit.from)
-            tile_group(n, unit.rows, a.d, q + unit.row * a.d, a.d, panels + panel * kPanel * a.d, kPanel, kPanel * a.d,
+            tile_group<M>(n, unit.rows, words, q + unit.row * a.d, a.d, panels + panel * kPanel * words, kPanel, kPanel * words,
                        scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
         }
         panel += group;
@@ -276,13 +291,14 @@ struct Tile {
             if (a.weights) memcpy(raw_row(r) + key + from, s + from, (size_t)(to - from) * 4);
           }
           if (flash_softmax(f, r, s, from, to, unit.from, unit.to)) unit.excluded = excluded = true;
+          if (M::kWidth == 2) to_pairs(s + unit.from / 2, s + unit.from, unit.to - unit.from);
         }
       }
       if (excluded && !checked) {
-        finite = flash_finite(x, f.dv_padded, begin, end);
+        finite = flash_finite<M>(x, f.dv_padded, begin / M::kWidth, (end + M::kWidth - 1) / M::kWidth);
         checked = true;
       }
-      flash_accumulate(f, units, count, scores, x, finite);
+      flash_accumulate<M>(f, units, count, scores, x, finite);
     }
   }
 
@@ -301,8 +317,9 @@ struct Tile {
   }
 
   // Splits of the keys are summed apart and then merged in order, whether one thread does all of them or many do one each.
+  template <class M>
   void all_splits() const {
-    load_queries();
+    load_queries<M>();
     start();
     for (int64_t r = 0; a.weights && r < rows; ++r) {
       float* const raw = raw_row(r);
@@ -313,21 +330,22 @@ struct Tile {
     bool empty = !a.sinks;  // the first split may be summed in place: merging into nothing copies
     for (int64_t from = first; from < last; empty = false) {
       const int64_t next = (from / kKeySplit + 1) * kKeySplit, to = next < last ? next : last;
-      attend(empty ? whole : part, from, to);
+      attend<M>(empty ? whole : part, from, to);
       for (int64_t r = 0; !empty && r < rows; ++r) flash_merge(whole, part, r);
       from = to;
     }
     finish();
   }
 
+  template <class M>
   void one_split(const FlashRows& f, int64_t split) const {
     int64_t first, last;
     range(&first, &last);
     if (first < split * kKeySplit) first = split * kKeySplit;
     if (last > (split + 1) * kKeySplit) last = (split + 1) * kKeySplit;
     if (first < last) {
-      load_queries();
-      attend(f, first, last);
+      load_queries<M>();
+      attend<M>(f, first, last);
     } else {
       for (int64_t r = 0; r < rows; ++r) f.total[r] = 0;
     }
@@ -347,13 +365,14 @@ static Tile make_tile(const AttentionArgs& a, int64_t kv_head, int64_t index, in
               a.scratch + thread * a.plan.scratch_bytes);
 }
 
-void attention(const AttentionArgs& a) {
+template <class M>
+static void attention_by(const AttentionArgs& a) {
   const int64_t per_head = a.tiles[a.batch], tiles = per_head * a.kv_heads, splits = a.plan.splits;
   if (splits == 1) {
     parallel(tiles, a.plan.grain, a.threads, [&](int64_t begin, int64_t end, int thread) {
       // Tiles of one head are neighbours: their keys stay in cache. The last tile sees most keys under causality: it goes first.
       for (int64_t item = begin; item < end; ++item)
-        make_tile(a, item / per_head, per_head - 1 - item % per_head, thread).all_splits();
+        make_tile(a, item / per_head, per_head - 1 - item % per_head, thread).template all_splits<M>();
     });
     return;
   }
@@ -366,7 +385,7 @@ void attention(const AttentionArgs& a) {
   parallel(tiles * splits, 1, a.threads, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t tile = item / splits;
-      make_tile(a, tile / per_head, tile % per_head, thread).one_split(part_of(item), item % splits);
+      make_tile(a, tile / per_head, tile % per_head, thread).template one_split<M>(part_of(item), item % splits);
     }
   });
   parallel(tiles, 16, a.threads, [&](int64_t begin, int64_t end, int thread) {
@@ -378,6 +397,13 @@ void attention(const AttentionArgs& a) {
       t.finish();
     }
   });
+}
+
+void attention(const AttentionArgs& a) {
+#if defined(QKV_AVX512_BF16_VNNI)
+  if (a.bf16) return attention_by<Bf16Pairs>(a);
+#endif
+  attention_by<Floats>(a);
 }
 
 }  // namespace QKV_ISA

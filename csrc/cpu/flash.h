@@ -24,7 +24,8 @@ struct FlashRows {
   float* total;    // (rows), l above
 };
 
-// Values of one block of keys as the right side of a product: key j, column i at data[j * k + i / 16 * panel + i % 16].
+// Values of one block of keys as the right side of a product: word j, column i at data[j * k + i / 16 * panel + i % 16]. A word is a
+// key, or a pair of keys in bf16.
 struct FlashValues {
   const float* data;
   int64_t k, panel;
@@ -73,13 +74,15 @@ static inline void flash_pack_values(float* values, int64_t dv, DType type, cons
   });
 }
 
+// Of words [begin, end).
+template <class M>
 static inline bool flash_finite(const FlashValues& v, int64_t dv_padded, int64_t begin, int64_t end) {
   Vec check = zero();  // 0 * x is NaN for infinities and NaN
   for (int64_t i = 0; i < dv_padded; i += kPanel)
     for (int64_t j = begin; j < end; ++j) {
       QKV_UNROLL(4)
       for (int64_t c = 0; c < kPanel; c += kLanes)
-        check = fma(zero(), load(v.data + j * v.k + i / kPanel * v.panel + c, Full{}), check);
+        check = M::mac(check, zero(), load(v.data + j * v.k + i / kPanel * v.panel + c, Full{}));
     }
   return reduce_add(check) == 0;
 }
@@ -95,7 +98,7 @@ QKV_INLINE void flash_marked(float* s, Vec by, Vec* total) {
 }
 
 // Softmax of row r over its scores s[from, to) of one block; rescales what came before. Keys of [begin, end) outside of it get the
-// weight of an excluded key. True if there is an excluded key in [begin, end).
+// weight of an excluded key. False if no key in [begin, end) is excluded, for sure.
 static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_t from, int64_t to, int64_t begin, int64_t end) {
   if (from >= to) {
     for (int64_t j = begin; j < end; ++j) s[j] = -0.0f;
@@ -147,32 +150,62 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
     f.maximum[r] = maximum;
   }
   f.total[r] += reduce_add(total);
-  return masked || from > begin || to < end;
+  return masked || from > begin || to < end || first < from || last > to;  // vectors in part were not looked at: maybe
 }
 
 // The value product for a few rows: panels side by side keep enough sums going.
-template <int R, int P>
-static inline void flash_few(const FlashRows& f, const FlashUnit& u, const float* p, const FlashValues& v) {
-  const int64_t panels = f.dv_padded / kPanel, n = u.to - u.from;
-  float* const o = f.sums + u.row * f.dv_padded;
+template <class M, int R, int P>
+static inline void flash_few(const FlashRows& f, int64_t row, const float* p, const FlashValues& v, int64_t from, int64_t n) {
+  const int64_t panels = f.dv_padded / kPanel;
+  float* const o = f.sums + row * f.dv_padded;
   for (int64_t i = 0; i < panels;) {
-    const float* b = v.data + u.from * v.k + i * v.panel;
+    const float* b = v.data + from * v.k + i * v.panel;
     if (i + P <= panels) {
-      tile<R, P>(n, p + u.from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, P * kPanel, false);
+      tile<R, P, M>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, P * kPanel, false);
       i += P;
     } else {
-      tile<R, 1>(n, p + u.from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, kPanel, false);
+      tile<R, 1, M>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, kPanel, false);
       i += 1;
     }
   }
 }
 
-// sums += p v for all units; p: the weights of the first unit's first row. Values that are not finite must meet only rows that
-// attend to them: 0 * inf is NaN.
+// The weight of an excluded key, see flash_marked.
+QKV_INLINE bool is_excluded(float p) { return p == 0 && __builtin_signbit(p); }
+
+// o += p v for one row and 16 columns, word by word: values that are not finite meet only weights of keys that are not excluded.
+static inline void flash_careful(Floats, float* o, const float* p, const float* v, int64_t step, int64_t n) {
+  for (int64_t c = 0; c < kPanel; c += kLanes) {
+    Vec sum = zero();
+    for (int64_t j = 0; j < n; ++j)
+      if (!is_excluded(p[j])) sum = fma(set(p[j]), load(v + j * step + c, Full{}), sum);
+    store(o + c, add(load(o + c, Full{}), sum), Full{});
+  }
+}
+#if defined(QKV_AVX512_BF16_VNNI)
+static inline void flash_careful(Bf16Pairs, float* o, const float* p, const float* v, int64_t step, int64_t n) {
+  Vec sum = zero();
+  for (int64_t j = 0; j < n; ++j) {
+    const uint16_t* const weights = (const uint16_t*)(p + j);
+    float word[kPanel];
+    memcpy(word, v + j * step, sizeof word);
+    for (int half = 0; half < 2; ++half)
+      for (int64_t c = 0; weights[half] == 0x8000 && c < kPanel; ++c) ((uint16_t*)(word + c))[half] = 0;
+    sum = dot_bf16(sum, set(p[j]), load(word, Full{}));
+  }
+  store(o, add(load(o, Full{}), sum), Full{});
+}
+#endif
+
+// sums += p v for all units; p: the weights of the first unit's first row, as words. Values that are not finite must meet only rows
+// that attend to them: 0 * inf is NaN.
+template <class M>
 static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, int count, const float* p, const FlashValues& v,
                                     bool finite) {
+  const auto from = [&](int u) { return units[u].from / M::kWidth; };
+  const auto length = [&](int u) { return units[u].from < units[u].to ? (units[u].to - units[u].from) / M::kWidth : 0; };
   const int64_t row0 = units[0].row;
-  if (count == 1 && units[0].from < units[0].to && (finite || !units[0].excluded)) {
+  if (count == 1 && length(0) && (finite || !units[0].excluded)) {
 #if defined(QKV_AVX512)
     constexpr int kOne = 4, kTwo = 4, kThree = 4;
 #elif defined(__AVX2__)
@@ -182,37 +215,29 @@ static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, 
 #endif
     switch (units[0].rows) {
       case 1:
-        return flash_few<1, kOne>(f, units[0], p, v);
+        return flash_few<M, 1, kOne>(f, row0, p, v, from(0), length(0));
       case 2:
-        return flash_few<2, kTwo>(f, units[0], p, v);
+        return flash_few<M, 2, kTwo>(f, row0, p, v, from(0), length(0));
       case 3:
-        return flash_few<3, kThree>(f, units[0], p, v);
+        return flash_few<M, 3, kThree>(f, row0, p, v, from(0), length(0));
     }
   }
   for (int64_t i = 0, panels = f.dv_padded / kPanel; i < panels;) {
     const int group = group_of(panels - i);
     for (int u = 0; u < count; ++u) {
       const FlashUnit& unit = units[u];
-      if (unit.from < unit.to && (finite || !unit.excluded))
-        tile_group(group, unit.rows, unit.to - unit.from, p + (unit.row - row0) * kKeyBlock + unit.from, kKeyBlock,
-                   v.data + unit.from * v.k + i * v.panel, v.k, v.panel, f.sums + unit.row * f.dv_padded + i * kPanel,
-                   f.dv_padded, group * kPanel, false);
+      if (length(u) && (finite || !unit.excluded))
+        tile_group<M>(group, unit.rows, length(u), p + (unit.row - row0) * kKeyBlock + from(u), kKeyBlock,
+                      v.data + from(u) * v.k + i * v.panel, v.k, v.panel, f.sums + unit.row * f.dv_padded + i * kPanel,
+                      f.dv_padded, group * kPanel, false);
     }
     i += group;
   }
-  if (finite) return;
-  for (int u = 0; u < count; ++u)
+  for (int u = 0; !finite && u < count; ++u)
     for (int64_t r = units[u].row; units[u].excluded && r < units[u].row + units[u].rows; ++r)
-      for (int64_t i = 0; i < f.dv_padded; i += kLanes) {
-        Vec sum = zero();
-        for (int64_t j = units[u].from; j < units[u].to; ++j) {
-          const float weight = p[(r - row0) * kKeyBlock + j];
-          if (weight == 0 && __builtin_signbit(weight)) continue;
-          sum = fma(set(weight), load(v.data + j * v.k + i / kPanel * v.panel + i % kPanel, Full{}), sum);
-        }
-        float* const o = f.sums + r * f.dv_padded + i;
-        store(o, add(load(o, Full{}), sum), Full{});
-      }
+      for (int64_t i = 0; i < f.dv_padded / kPanel; ++i)
+        flash_careful(M{}, f.sums + r * f.dv_padded + i * kPanel, p + (r - row0) * kKeyBlock + from(u),
+                      v.data + from(u) * v.k + i * v.panel, v.k, length(u));
 }
 
 // Adds row r of `part`, whose keys come later, to `whole`.

@@ -94,6 +94,7 @@ struct AttentionArgs {
   int64_t block_size;
   Strided4 k_scale, v_scale;  // int8 k and v: floats, d unused; data == nullptr: not int8
   float scale, softcap;       // softcap 0: none
+  bool bf16;                  // products may be of bf16, where the ISA has them; sums and softmax stay float
   Causal causal;
   int64_t window_left, window_right;
   Strided4 mask;  // bytes, dtype unused; data == nullptr: none

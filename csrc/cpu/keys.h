@@ -48,13 +48,23 @@ QKV_INLINE void dequantize(float* __restrict to, const int8_t* __restrict from, 
     for (int64_t i = 0; i < n; ++i) to[i] = (float)from[i * step] * scale;
 }
 
-// Keys [key, key + n) where they lie, if that is n rows of floats; else nullptr.
-static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_t n) {
-  if (s.scale || s.dtype != DType::f32 || s.step != 1) return nullptr;
-  const float* data = (const float*)s.data;
-  if (!s.table) return data + key * s.row;
+// Keys [key, key + n) of width d where they lie, if that is n rows of whole words; else nullptr.
+template <class M>
+static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_t n, int64_t d) {
+  if (s.scale || s.dtype != (M::kWidth == 1 ? DType::f32 : DType::bf16) || s.step != 1 || d % M::kWidth || s.row % M::kWidth)
+    return nullptr;
+  const int64_t size = 4 / M::kWidth;
+  if (!s.table) return (const float*)(s.data + key * s.row * size);
   const int64_t place = s.start + key, inside = place % s.block_size;
-  return inside + n <= s.block_size ? data + s.table[place / s.block_size] * s.block + inside * s.row : nullptr;
+  if (inside + n > s.block_size) return nullptr;
+  return (const float*)(s.data + (s.table[place / s.block_size] * s.block + inside * s.row) * size);
+}
+
+// n floats, rounded to bf16, to words [0, ceil(n / 2)), the last filled up with a zero; `words` may lie before x in one array.
+static inline void to_pairs(float* words, const float* x, int64_t n) {
+  bf16* const to = (bf16*)words;
+  each(n, [&](int64_t i, auto count) { store(to + i, load(x + i, count), count); });
+  if (n % 2) to[n] = {0};
 }
 
 // Keys [key, key + n) to rows of d floats, ld apart.
@@ -70,13 +80,14 @@ static inline void load_rows(float* to, int64_t ld, const KeySource& s, int64_t 
   });
 }
 
-// The 16 keys of a panel as rows, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are not read:
-// their scores are used by nobody.
+// The 16 keys of a panel as rows of words, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are not
+// read: zeros stand in for them.
+template <class M>
 static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t d, float* rows,
                                       int64_t* ld) {
   if (begin <= 0 && end >= kPanel) {
-    *ld = s.row;
-    if (const float* in_place = rows_in_place(s, key, kPanel)) return in_place;
+    *ld = s.row / M::kWidth;
+    if (const float* in_place = rows_in_place<M>(s, key, kPanel, d)) return in_place;
   }
   if (begin < 0) begin = 0;
   if (end > kPanel) end = kPanel;
@@ -84,6 +95,8 @@ static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t b
   memset(rows, 0, (size_t)(begin * d) * 4);
   load_rows(rows + begin * d, d, s, key + begin, end - begin, d);
   memset(rows + end * d, 0, (size_t)((kPanel - end) * d) * 4);
+  if (M::kWidth == 2)
+    for (int64_t j = 0; j < kPanel; ++j) to_pairs(rows + j * d, rows + j * d, d);
   return rows;
 }
 
@@ -106,10 +119,11 @@ static inline void transpose_panel(float* panel, const float* rows, int64_t ld, 
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kPrefetch = 32;  // keys ahead
 
-// scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows and transposed in registers: for few rows. Adds in the
+// scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows of d words and transposed in registers: for few rows. Adds in the
 // same order as the register tile does over a transposed panel. Two panels at a time were no faster.
-template <int R>
-static __attribute__((noinline)) void score_panel(float* scores, const float* q, const float* rows, int64_t ld, int64_t d) {
+template <int R, class M>
+static __attribute__((noinline)) void score_panel(float* scores, const float* q, int64_t ldq, const float* rows, int64_t ld,
+                                                  int64_t d) {
   Vec sum[R][kVectors];
   QKV_UNROLL(4)
   for (int r = 0; r < R; ++r) {
@@ -126,7 +140,7 @@ static __attribute__((noinline)) void score_panel(float* scores, const float* q,
       QKV_UNROLL(16)
       for (int64_t c = 0; c < kLanes; ++c) {
         QKV_UNROLL(4)
-        for (int r = 0; r < R; ++r) sum[r][v] = fma(set(q[r * d + i + c]), column[c], sum[r][v]);
+        for (int r = 0; r < R; ++r) sum[r][v] = M::mac(sum[r][v], set(q[r * ldq + i + c]), column[c]);
       }
       at = hide(at + kLanes * ld);
     }
@@ -146,7 +160,8 @@ static __attribute__((noinline)) void score_panel(float* scores, const float* q,
     QKV_UNROLL(4)
     for (int r = 0; r < R; ++r) {
       QKV_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = fma(set(q[r * d + i]), load(column + v * kLanes, Full{}), sum[r][v]);
+      for (int v = 0; v < kVectors; ++v) 
+          sum[r][v] = M::mac(sum[r][v], set(q[r * ldq + i]), load(column + v * kLanes, Full{}));
     }
   }
   QKV_UNROLL(4)
@@ -170,6 +185,27 @@ static inline void load_values(float* values, const KeySource& s, int64_t key, i
       }
   });
 }
+
+#if defined(QKV_AVX512_BF16_VNNI)
+// As load_values, in panels of (kKeyBlock / 2, 16) pairs of keys; keys outside [begin, end) that share a pair are zero. `rows`: two
+// rows of dv floats.
+static inline void load_value_pairs(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv,
+                                    float* rows) {
+  for (int64_t j = begin / 2 * 2; j < end; j += 2) {
+    const int64_t from = j < begin ? begin : j, to = j + 2 < end ? j + 2 : end;
+    const float* two[2] = {rows, rows + dv};
+    if (to - from < 2) memset(rows, 0, (size_t)(2 * dv) * 4);
+    load_rows(rows + (from - j) * dv, dv, s, key + from, to - from, dv);
+    for (int64_t i = 0; i < dv; i += kPanel) {
+      float* const word = values + i * (kKeyBlock / 2) + j / 2 * kPanel;
+      if (dv - i >= kPanel)
+        store(word, pairs_of(load(two[0] + i, Full{}), load(two[1] + i, Full{})), Full{});
+      else
+        store(word, pairs_of(load(two[0] + i, Rest{dv - i}), load(two[1] + i, Rest{dv - i})), Full{});
+    }
+  }
+}
+#endif
 
 }  // namespace QKV_ISA
 }  // namespace qkv

@@ -84,6 +84,21 @@ QKV_INLINE Vec two_to(Vec t) {
   return {_mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23)))};
 }
 
+#if defined(QKV_AVX512_BF16_VNNI)
+// Lanes of two bf16 each: sum + the product of the upper ones + that of the lower ones; denormals count as zero.
+QKV_INLINE Vec dot_bf16(Vec sum, Vec a, Vec b) {
+  __m512bh x, y;
+  memcpy(&x, &a, 64);
+  memcpy(&y, &b, 64);
+  return {_mm512_dpbf16_ps(sum.v, x, y)};
+}
+// lower | upper << 16, rounded to bf16.
+QKV_INLINE Vec pairs_of(Vec lower, Vec upper) {
+  const __m512i a = _mm512_cvtepu16_epi32(to_bf16(lower)), b = _mm512_cvtepu16_epi32(to_bf16(upper));
+  return {_mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)))};
+}
+#endif
+
 QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
