@@ -364,7 +364,8 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
                            py::handle cu_q_in, py::handle k_scale_in, py::handle v_scale_in, py::handle starts_in,
                            const py::object& causal, const py::object& relative_bias, const py::object& alibi,
                            const py::object& scale, const py::object& softcap, const py::object& left, const py::object& right,
-                           const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool check_only, bool bf16) {
+                           const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool check_only,
+                           bool bf16) {
   const char* op = "attention_paged";
   const std::string o_p = std::string(op) + ": ";
   const Array q = read_array(op, "q", q_in), k = read_cache(op, "k_cache", k_in, false),

@@ -131,13 +131,13 @@ struct Tile {
   const int64_t rows;
   const KeySource k, v;
   const bool adjusted;  // scores are not q.k alone
-  Row* row;       // (rows)
-  float* q;       // (rows, D), scaled
-  float* panels;  // of (D, 16): keys of one block
-  float* loaded;  // (16, D): keys that are not floats in a row in memory
-  float* two_values;  // (2, dv_padded), for pairs
-  float* values;  // panels of (kKeyBlock, 16)
-  float* scores;  // (kGroupRows, kKeyBlock)
+  Row* row;             // (rows)
+  float* q;             // (rows, D), scaled
+  float* panels;        // of (D, 16): keys of one block
+  float* loaded;        // (16, D): keys that are not floats in a row in memory
+  float* two_values;    // (2, dv_padded), for pairs
+  float* values;        // panels of (kKeyBlock, 16)
+  float* scores;        // (kGroupRows, kKeyBlock)
   FlashRows whole, part;
   float* raw_rows;  // (rows, stored T), where weights are not float
 
@@ -231,8 +231,7 @@ struct Tile {
     }
     // Many rows read the values from panels, which lie better in the caches; a few read each but once.
     FlashValues x = {nullptr, v.row, kPanel};
-    if (M::kWidth == 1 && rows <= kGroupRows && a.dv % kPanel == 0)
-      x.data = rows_in_place<M>(v, key + begin, end - begin, a.dv);
+    if (M::kWidth == 1 && rows <= kGroupRows && a.dv % kPanel == 0) x.data = rows_in_place<M>(v, key + begin, end - begin, a.dv);
     if (x.data) {
       x.data -= begin * x.k;
     } else if (M::kWidth == 2) {
@@ -274,7 +273,7 @@ struct Tile {
           const int n = left < group ? (int)left : group;
           if (n > 0 && (panel + n) * kPanel > unit.from)
             tile_group<M>(n, unit.rows, words, q + unit.row * a.d, a.d, panels + panel * kPanel * words, kPanel, kPanel * words,
-                       scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
+                          scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
         }
         panel += group;
       }
@@ -361,8 +360,7 @@ static Tile make_tile(const AttentionArgs& a, int64_t kv_head, int64_t index, in
   }
   const Entry e = entry_of(a, low);
   const int64_t row = (index - a.tiles[low]) * a.plan.tile_rows, left = e.s * (a.heads / a.kv_heads) - row;
-  return Tile(a, e, kv_head, row, left < a.plan.tile_rows ? left : a.plan.tile_rows,
-              a.scratch + thread * a.plan.scratch_bytes);
+  return Tile(a, e, kv_head, row, left < a.plan.tile_rows ? left : a.plan.tile_rows, a.scratch + thread * a.plan.scratch_bytes);
 }
 
 template <class M>

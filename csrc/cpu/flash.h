@@ -24,8 +24,8 @@ struct FlashRows {
   float* total;    // (rows), l above
 };
 
-// Values of one block of keys as the right side of a product: word j, column i at data[j * k + i / 16 * panel + i % 16]. A word is a
-// key, or a pair of keys in bf16.
+// Values of one block of keys as the right side of a product: word j, column i at data[j * k + i / 16 * panel + i % 16]. A word
+// is a key, or a pair of keys in bf16.
 struct FlashValues {
   const float* data;
   int64_t k, panel;
@@ -87,8 +87,8 @@ static inline bool flash_finite(const FlashValues& v, int64_t dv_padded, int64_t
   return reduce_add(check) == 0;
 }
 
-// s = e^(s - by) for the scores of one vector, added to *total. -0 marks a key that is excluded; one whose weight underflows has +0.
-// Sums do not tell them apart, flash_accumulate does.
+// s = e^(s - by) for the scores of one vector, added to *total. -0 marks a key that is excluded; one whose weight underflows has
+// +0. Sums do not tell them apart, flash_accumulate does.
 QKV_INLINE void flash_marked(float* s, Vec by, Vec* total) {
   const Vec score = load(s, Full{});
   const Mask out = eq(score, set(kMinusInfinity));
@@ -97,8 +97,8 @@ QKV_INLINE void flash_marked(float* s, Vec by, Vec* total) {
   *total = add(*total, p);
 }
 
-// Softmax of row r over its scores s[from, to) of one block; rescales what came before. Keys of [begin, end) outside of it get the
-// weight of an excluded key. False if no key in [begin, end) is excluded, for sure.
+// Softmax of row r over its scores s[from, to) of one block; rescales what came before. Keys of [begin, end) outside of it get
+// the weight of an excluded key. False if no key in [begin, end) is excluded, for sure.
 static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_t from, int64_t to, int64_t begin, int64_t end) {
   if (from >= to) {
     for (int64_t j = begin; j < end; ++j) s[j] = -0.0f;
@@ -197,8 +197,8 @@ static inline void flash_careful(Bf16Pairs, float* o, const float* p, const floa
 }
 #endif
 
-// sums += p v for all units; p: the weights of the first unit's first row, as words. Values that are not finite must meet only rows
-// that attend to them: 0 * inf is NaN.
+// sums += p v for all units; p: the weights of the first unit's first row, as words. Values that are not finite must meet only
+// rows that attend to them: 0 * inf is NaN.
 template <class M>
 static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, int count, const float* p, const FlashValues& v,
                                     bool finite) {

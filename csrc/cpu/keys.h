@@ -1,4 +1,5 @@
-// How a block of keys or values gets from memory into what attention works on: panels of 16 keys and panels of 16 features, float.
+// How a block of keys or values gets from memory into what attention works on: panels of 16 keys and panels of 16 features,
+// float.
 //
 // Memory is dense, packed or paged (blocks named by a table), of any dtype, or int8 with a scale per token and head:
 // x = scale * q, rounded once. Whatever the memory, the same keys give the same floats in the same places.
@@ -80,8 +81,8 @@ static inline void load_rows(float* to, int64_t ld, const KeySource& s, int64_t 
   });
 }
 
-// The 16 keys of a panel as rows of words, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are not
-// read: zeros stand in for them.
+// The 16 keys of a panel as rows of words, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are
+// not read: zeros stand in for them.
 template <class M>
 static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t d, float* rows,
                                       int64_t* ld) {
@@ -119,8 +120,8 @@ static inline void transpose_panel(float* panel, const float* rows, int64_t ld, 
 constexpr int64_t kFewRows = 3;
 constexpr int64_t kPrefetch = 32;  // keys ahead
 
-// scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows of d words and transposed in registers: for few rows. Adds in the
-// same order as the register tile does over a transposed panel. Two panels at a time were no faster.
+// scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows of d words and transposed in registers: for few rows.
+// Adds in the same order as the register tile does over a transposed panel. Two panels at a time were no faster.
 template <int R, class M>
 static __attribute__((noinline)) void score_panel(float* scores, const float* q, int64_t ldq, const float* rows, int64_t ld,
                                                   int64_t d) {
@@ -160,8 +161,7 @@ static __attribute__((noinline)) void score_panel(float* scores, const float* q,
     QKV_UNROLL(4)
     for (int r = 0; r < R; ++r) {
       QKV_UNROLL(4)
-      for (int v = 0; v < kVectors; ++v) 
-          sum[r][v] = M::mac(sum[r][v], set(q[r * ldq + i]), load(column + v * kLanes, Full{}));
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = M::mac(sum[r][v], set(q[r * ldq + i]), load(column + v * kLanes, Full{}));
     }
   }
   QKV_UNROLL(4)
@@ -187,8 +187,8 @@ static inline void load_values(float* values, const KeySource& s, int64_t key, i
 }
 
 #if defined(QKV_AVX512_BF16_VNNI)
-// As load_values, in panels of (kKeyBlock / 2, 16) pairs of keys; keys outside [begin, end) that share a pair are zero. `rows`: two
-// rows of dv floats.
+// As load_values, in panels of (kKeyBlock / 2, 16) pairs of keys; keys outside [begin, end) that share a pair are zero. `rows`:
+// two rows of dv floats.
 static inline void load_value_pairs(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv,
                                     float* rows) {
   for (int64_t j = begin / 2 * 2; j < end; j += 2) {

@@ -47,10 +47,10 @@ GemmPlan plan_gemm(const GemmArgs& g) {
 }
 
 AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longest) {
-  constexpr int64_t kGroup = 24;               // rows that are scored together, on every ISA
+  constexpr int64_t kGroup = 24;                // rows that are scored together, on every ISA
   constexpr int64_t kFewest = 16, kMost = 192;  // loading the keys costs about as much as three rows of work
-  constexpr int64_t kL2 = 72 << 10;            // floats of a tile that the second cache holds beside keys and values
-  constexpr int64_t kWorth = 1 << 16;          // multiply-adds that repay waking a thread
+  constexpr int64_t kL2 = 72 << 10;             // floats of a tile that the second cache holds beside keys and values
+  constexpr int64_t kWorth = 1 << 16;           // multiply-adds that repay waking a thread
   AttentionPlan p = {};
   const int64_t dv = round_up(a.dv, kPanel);
   int64_t most = kMost;
@@ -76,8 +76,8 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
   p.part_bytes = p.splits > 1 ? round_up(4 * p.tile_rows * (dv + 2), 64) : 0;
   p.weight_rows = a.weights && a.q.dtype != DType::f32;
   p.scratch_bytes = 4 * ((kKeyBlock + kPanel) * a.d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
-                         + p.tile_rows * (a.d + 2 * dv + 4 + 10) + 2                 // q, two states, rows
-                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));         // raw scores
+                         + p.tile_rows * (a.d + 2 * dv + 4 + 10) + 2                             // q, two states, rows
+                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                     // raw scores
   p.scratch_bytes = round_up(p.scratch_bytes, 64);
   return p;
 }

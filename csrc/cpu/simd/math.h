@@ -26,8 +26,8 @@ QKV_INLINE Vec exp(Vec x) {
   return scale2(p, n);
 }
 
-// x[i] = e^x[i] for N vectors x <= 0, as softmax wants it: within 1 ulp at 0, 2 at -10, 10 at -87 and 0 from -87.7 on, with half the
-// multiplications of exp: the error of log2 e is let through, as what it touches has little weight. exp_down(-inf) = 0 and
+// x[i] = e^x[i] for N vectors x <= 0, as softmax wants it: within 1 ulp at 0, 2 at -10, 10 at -87 and 0 from -87.7 on, with half
+// the multiplications of exp: the error of log2 e is let through, as what it touches has little weight. exp_down(-inf) = 0 and
 // exp_down(0) = 1 exactly; NaN gets through. 2^r = 1 + r p(r), error 2^-29. The steps of the N stand side by side and the
 // polynomial is short rather than narrow: one vector after the other waits for latencies.
 template <int N>
