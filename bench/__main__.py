@@ -13,7 +13,10 @@ from qkv.bench import Case, Measurement, Sides, Suite, run
 from . import bert, startup
 from .peers import PEERS
 
-OPS = ("gemm", "softmax", "norm", "activation", "embedding", "rotary", "attention", "additive_attention", "bert")
+OPS = (
+    *("gemm", "softmax", "norm", "activation", "embedding", "rotary"),
+    *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
+)
 SUBJECTS = ("limits", *OPS, "import")
 
 

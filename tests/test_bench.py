@@ -215,7 +215,9 @@ def bench_module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-@pytest.mark.parametrize("stem", ["gemm", "attention", "norm", "activation", "rotary"])
+@pytest.mark.parametrize(
+    "stem", ["gemm", "attention", "attention_paged", "paged_write", "norm", "activation", "rotary"]
+)
 def test_cases_of_the_op_files_are_plain_values(stem: str) -> None:
     for suite in bench_module(f"bench.{stem}").SUITES.values():
         cases = suite.cases()

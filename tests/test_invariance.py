@@ -172,6 +172,9 @@ def test_number_of_threads_on_large_arrays(rng: np.random.Generator) -> None:
     x, w = normal(rng, (300, 700)), normal(rng, (500, 700))
     q, k, v = (normal(rng, (2, 3, 400, 32)) for _ in range(3))
     long_q, long_k = normal(rng, (1, 1, 1, 64)), normal(rng, (1, 1, 20_000, 64))
+    blocks = long_k.reshape(1250, 16, 1, 64)
+    table, codes = rng.permutation(1250)[None], (20 * blocks).astype(np.int8)
+    scales = {name: np.full((1250, 16, 1), 0.05, np.float32) for name in ("k_scale", "v_scale")}
     ops: list[Any] = [
         lambda: qkv.linear(x, w, activation="gelu"),
         lambda: qkv.matmul(x, w.T),
@@ -182,6 +185,8 @@ def test_number_of_threads_on_large_arrays(rng: np.random.Generator) -> None:
         lambda: qkv.gelu(x),
         lambda: qkv.attention(q, k, v, causal=True),
         lambda: qkv.attention(long_q, long_k, long_k),
+        lambda: qkv.attention_paged(long_q[0], blocks, blocks, table, [20_000]),
+        lambda: qkv.attention_paged(long_q[0], codes, codes, table, [20_000], **scales),
     ]
     for _ in each_isa():
         for op in ops:

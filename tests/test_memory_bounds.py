@@ -93,6 +93,31 @@ for dtype in DTYPES.values():
                 qkv.embedding(guarded(np.array([2, 0, 1]), at_end), x)
 """
 
+PAGED = """
+rng = np.random.default_rng(0)
+f = lambda *shape: guarded(rng.standard_normal(shape).astype(dtype), at_end)
+for dtype in (*DTYPES.values(), np.dtype(np.int8)):
+    for at_end in (True, False):
+        for n in [1, 3, 8, 15, 16, 17, 33, 64, 97]:
+            caches = [f(3, 16, 2, n) for _ in range(2)]
+            names = ("k_scale", "v_scale") if dtype == np.int8 else ()
+            scales = {name: guarded(np.ones((3, 16, 2), np.float32), at_end) for name in names}
+            table = guarded(np.array([[2, 0], [0, 2]], np.int32), at_end)
+            lengths, starts = guarded(np.array([32, 32]), at_end), guarded(np.array([0, 3, 7]), at_end)
+            slots = guarded(np.array([0, 47, -1, 46, 15, 1, 16]), at_end)
+            for kind in DTYPES.values():
+                q, k = (guarded(rng.standard_normal((7, h, n)).astype(kind), at_end) for h in (4, 2))
+                for _ in each_isa():
+                    qkv.paged_write(k, k, *caches, slots, **scales)
+                    qkv.attention_paged(q, *caches, table, lengths, cu_seqlens_q=starts, causal=True, **scales)
+                    qkv.attention_paged(q[:2], *caches, table, lengths, window=(9, 0), **scales)
+                    if dtype == kind:
+                        new = [x[:6].reshape(2, 3, *x.shape[1:]) for x in (q, k)]
+                        qkv.flash_attn_with_kvcache(
+                            new[0], *caches, new[1], new[1], cache_seqlens=13, cache_leftpad=np.array([5, 0])
+                        )
+"""
+
 EXCLUDED_KEYS = """
 rng = np.random.default_rng(0)
 T = 700
@@ -121,7 +146,7 @@ for dtype in DTYPES.values():
 
 
 @pytest.mark.skipif(under_sanitizer(), reason="the sanitizer watches bounds more closely itself")
-@pytest.mark.parametrize("what", ["EVERY_OP", "ODD_SIZES", "EXCLUDED_KEYS"])
+@pytest.mark.parametrize("what", ["EVERY_OP", "ODD_SIZES", "PAGED", "EXCLUDED_KEYS"])
 @pytest.mark.parametrize("isa", qkv.isas())
 def test_no_access_outside(what: str, isa: str) -> None:
     only = f"qkv.set_isa({isa!r})\neach_isa = lambda: [{isa!r}]\n"

@@ -7,8 +7,8 @@
 namespace qkv {
 namespace QKV_ISA {
 
-// One row (d) of a token and head. A row that is not finite gets the scale NaN, so that it stays visible.
-static void quantize_row(const float* x, int64_t d, int8_t* q, int64_t step, float* scale) {
+// One row (d) of a token and head; x is overwritten. A row that is not finite gets the scale NaN, so that it stays visible.
+static void quantize_row(float* __restrict x, int64_t d, int8_t* __restrict q, int64_t step, float* scale) {
   Vec top = zero(), check = zero();
   each(d, [&](int64_t i, auto count) {
     const Vec a = load(x + i, count);
@@ -23,12 +23,12 @@ static void quantize_row(const float* x, int64_t d, int8_t* q, int64_t step, flo
     return;
   }
   // Where the scale is denormal, x / scale may exceed 127.
-  each(d, [&](int64_t i, auto count) {
-    float lanes[kLanes];
-    const Vec y = round(div(load(x + i, count), set(by)));
-    store(lanes, min(max(y, set(-127.0f)), set(127.0f)), Full{});
-    for (int64_t j = 0; j < kLanes && i + j < d; ++j) q[(i + j) * step] = (int8_t)lanes[j];
-  });
+  const Vec most = set(127.0f), least = set(-127.0f);
+  each(d, [&](int64_t i, auto count) { store(x + i, min(max(round(div(load(x + i, count), set(by))), least), most), count); });
+  if (step == 1)  // two loops, so that the compiler makes vectors of the first
+    for (int64_t i = 0; i < d; ++i) q[i] = (int8_t)x[i];
+  else
+    for (int64_t i = 0; i < d; ++i) q[i * step] = (int8_t)x[i];
 }
 
 static void write_rows(const PagedWriteArgs& a, const Strided4& x, int64_t d, const Strided4& cache, const Strided4& scale,
