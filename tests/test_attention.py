@@ -370,6 +370,37 @@ def test_bf16_precision(rng: np.random.Generator) -> None:
         assert_close(out.astype(BFLOAT16), ref, yardstick, "precision bf16")
 
 
+def test_bf16_precision_is_that_of_rounded_operands(rng: np.random.Generator) -> None:
+    """Against the exact result for q, k and v as rounded, only the weights are rounded once more: 2^-8 each."""
+    for S, T, D in [(1, 1, 1), (1, 300, 64), (3, 17, 5), (7, 130, 33), (40, 700, 64)]:
+        q, k, v = qkv_of(rng, 2, 2, S, T, D)
+        scale = np.float32(D**-0.5)
+        rounded = [(q * scale).astype(BFLOAT16), k.astype(BFLOAT16), v.astype(BFLOAT16)]
+        for options in ({}, {"causal": True}, {"window": (9, 3)}):
+            exact = oracle("attention", *rounded, scale=1.0, **options)
+            spread = oracle("attention", *rounded[:2], np.abs(rounded[2]), scale=1.0, **options)
+            for isa in each_isa():
+                out = qkv.attention(q, k, v, precision="bf16", **options)
+                if isa != "avx512_bf16":
+                    assert same_bits(out, qkv.attention(q, k, v, **options))
+                    continue
+                assert np.all(np.abs(out - exact) <= 2.0**-8 * spread + 1e-5), (S, T, D, options)
+
+
+def test_weights_keep_their_precision_down_to_the_smallest() -> None:
+    """The softmax's exponential: to 3 ulp near the maximum, 2^-16 at e^-87, gone only below the normal numbers."""
+    x = np.linspace(0, 110, 7001, dtype=np.float32)
+    q, k = np.ones((x.size, 1, 1, 1), np.float32), np.stack([x * 0, -x], 1).reshape(-1, 1, 2, 1)
+    v = np.broadcast_to(np.array([[0.0], [1.0]], np.float32), k.shape)
+    exact = np.exp(-x.astype(np.float64))
+    exact /= 1 + exact
+    for isa in each_isa():
+        out, weights = qkv.attention(q, k, v, scale=1.0, return_weights=True)
+        for p in (out.reshape(-1), weights[:, 0, 0, 1]):
+            bound = (3 * 2.0**-23 + x * 2.0**-23) * exact + 2.0**-126
+            assert np.all(np.abs(p - exact) <= bound), isa
+
+
 def ones(*shape: int) -> Any:
     return np.ones(shape, np.float32)
 

@@ -120,6 +120,29 @@ def test_rows_of_attention(options: dict[str, Any], dtype: np.dtype[Any], rng: n
             assert all(same_bits(t, own(w[:, 2:])) for t, w in zip(two, whole, strict=True))
 
 
+@pytest.mark.parametrize("precision", ["highest", "bf16"])
+@pytest.mark.parametrize("options", [{}, OPTIONS[5], {"window": (700, 0)}], ids=lambda o: ",".join(o) or "plain")
+def test_rows_of_attention_over_many_splits(
+    options: dict[str, Any], precision: str, dtype: np.dtype[Any], rng: np.random.Generator
+) -> None:
+    """Keys are summed in splits of fixed places: by one thread for many rows, by many threads for a few."""
+    q, k, v = (normal(rng, shape, dtype) for shape in [(2, 4, 70, 16), (2, 2, 1400, 16), (2, 2, 1400, 16)])
+    for _ in each_isa():
+        whole = qkv.attention(q, k, v, causal=True, precision=precision, **options)
+        for threads in (1, 3):
+            qkv.set_num_threads(threads)
+            for n in (1, 2, 5, 31):
+                part = qkv.attention(q[:, :, -n:], k, v, causal=True, precision=precision, **options)
+                assert same_bits(part, own(whole[:, :, -n:])), f"{n} rows, {threads} threads"
+            for n in (510, 511, 512, 513, 1023, 1025):
+                rows = {name: value for name, value in options.items() if name != "sinks"}
+                rows |= {"sinks": options["sinks"][:2]} if "sinks" in options else {}
+                rows |= {"precision": precision}
+                one = qkv.attention(q[:1, :2, -1:], k[:1, :1, :n], v[:1, :1, :n], **rows)
+                many = qkv.attention(q[:1, :2], k[:1, :1], v[:1, :1], kv_lengths=np.array([n]), **rows)
+                assert same_bits(one, own(many[:, :, -1:])), f"{n} keys, {threads} threads"
+
+
 def test_any_query_alone(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     q, k, v = (
         normal(rng, (1, 2, 70, 16), dtype),

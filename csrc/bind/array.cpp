@@ -54,10 +54,9 @@ Array read(const char* op, const char* name, py::handle object, bool int8) {
   x.dtype = kind == 1 ? DType::f16 : kind == 2 ? DType::bf16 : DType::f32;
   x.data = static_cast<char*>(const_cast<void*>(x.owner.data()));
   const int64_t item = type.itemsize();
-  for (py::ssize_t d = 0; d < x.owner.ndim(); ++d) {
-    x.shape.push_back(x.owner.shape(d));
-    x.strides.push_back(x.owner.strides(d) / item);
-  }
+  x.shape.assign(x.owner.shape(), x.owner.shape() + x.owner.ndim());
+  x.strides.assign(x.owner.strides(), x.owner.strides() + x.owner.ndim());
+  for (int64_t& stride : x.strides) stride /= item;
   return x;
 }
 
@@ -198,10 +197,9 @@ Array view_of(const py::array& array, DType dtype) {
   x.owner = array;
   x.data = static_cast<char*>(const_cast<void*>(array.data()));
   x.dtype = dtype;
-  for (py::ssize_t d = 0; d < array.ndim(); ++d) {
-    x.shape.push_back(array.shape(d));
-    x.strides.push_back(array.strides(d) / size_of(dtype));
-  }
+  x.shape.assign(array.shape(), array.shape() + array.ndim());
+  x.strides.assign(array.strides(), array.strides() + array.ndim());
+  for (int64_t& stride : x.strides) stride /= size_of(dtype);
   return x;
 }
 

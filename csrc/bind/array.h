@@ -14,9 +14,12 @@ namespace qkv {
 
 namespace py = pybind11;
 
+// A null reference: py::array's own default is a new NumPy array, which takes longer than a small kernel.
+inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
+
 // A floating-point argument that passed the dtype check. Strides in elements; `owner` keeps the memory alive.
 struct Array {
-  py::array owner;
+  py::array owner = no_array();
   std::string where;  // "softmax: x", the start of every message about it
   char* data = nullptr;
   DType dtype = DType::f32;
@@ -94,7 +97,7 @@ class Output {
 
  private:
   bool given_;
-  py::array target_, written_;
+  py::array target_ = no_array(), written_ = no_array();
   Array view_;
 };
 

@@ -107,13 +107,17 @@ Causal causal_of(const char* op, const py::object& causal) {
 void run(AttentionArgs* a, const std::vector<int64_t>& rows) {
   const Unlocked unlocked;
   a->threads = num_threads();
-  int64_t all = 0;
-  for (const int64_t r : rows) all += r;
-  a->plan = plan_attention(*a, all * a->kv_heads);
+  int64_t all = 0, longest = 0;
+  for (const int64_t r : rows) {
+    all += r;
+    longest = std::max(longest, r);
+  }
+  a->plan = plan_attention(*a, all * a->kv_heads, longest);
   std::vector<int64_t> tiles(rows.size() + 1, 0);
   for (size_t b = 0; b < rows.size(); ++b) tiles[b + 1] = tiles[b] + (rows[b] + a->plan.tile_rows - 1) / a->plan.tile_rows;
   a->tiles = tiles.data();
-  const Scratch scratch(static_cast<size_t>(a->plan.scratch_bytes * a->threads));
+  const int64_t part_bytes = tiles.back() * a->kv_heads * a->plan.splits * a->plan.part_bytes;
+  const Scratch scratch(static_cast<size_t>(a->plan.scratch_bytes * a->threads + part_bytes));
   a->scratch = scratch.as<char>();
   kernels().attention(*a);
 }
@@ -128,7 +132,7 @@ py::object results(const py::array& out, const py::object& lse, const py::object
 py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py::object& causal, py::handle mask_in,
                      py::handle bias_in, const py::object& relative_bias, const py::object& alibi, const py::object& scale,
                      const py::object& softcap, const py::object& left, const py::object& right, const py::object& sinks,
-                     py::handle kv_lengths_in, bool bshd, bool return_lse, bool return_weights, py::handle out_in) {
+                     py::handle kv_lengths_in, bool bshd, bool return_lse, bool return_weights, py::handle out_in, bool bf16) {
   const char* op = "attention";
   const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
   bool serve_double = check_dtypes(op, {&q, &k, &v});
@@ -139,6 +143,7 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
     if (x->shape[0] != q.shape[0])
       fail_value(x->where + " has batch size " + std::to_string(x->shape[0]) + ", q has " + std::to_string(q.shape[0]));
   AttentionArgs a{};
+  a.bf16 = bf16;
   const size_t h = bshd ? 2 : 1, s = bshd ? 1 : 2;
   check_heads(op, q, k, v, h, s, &a);
   const int64_t batch = q.shape[0];
@@ -237,13 +242,14 @@ std::vector<int64_t> read_cu_seqlens(const char* op, const char* name, py::handl
 py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, py::handle cu_q_in, py::handle cu_k_in,
                             const py::object& causal, const py::object& relative_bias, const py::object& alibi,
                             const py::object& scale, const py::object& softcap, const py::object& left, const py::object& right,
-                            const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in) {
+                            const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool bf16) {
   const char* op = "attention_varlen";
   const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
   bool serve_double = check_dtypes(op, {&q, &k, &v});
   for (const Array* x : {&q, &k, &v})
     if (x->rank() != 3) fail_value(x->where + " must be (tokens, H, D), got shape " + shape_text(x->shape));
   AttentionArgs a{};
+  a.bf16 = bf16;
   check_heads(op, q, k, v, 1, 0, &a);
   const std::vector<int64_t> cu_q = read_cu_seqlens(op, "cu_seqlens_q", cu_q_in, q.shape[0]),
                              cu_k = read_cu_seqlens(op, "cu_seqlens_k", cu_k_in, k.shape[0]);
@@ -358,7 +364,8 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
                            py::handle cu_q_in, py::handle k_scale_in, py::handle v_scale_in, py::handle starts_in,
                            const py::object& causal, const py::object& relative_bias, const py::object& alibi,
                            const py::object& scale, const py::object& softcap, const py::object& left, const py::object& right,
-                           const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool check_only) {
+                           const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool check_only,
+                           bool bf16) {
   const char* op = "attention_paged";
   const std::string o_p = std::string(op) + ": ";
   const Array q = read_array(op, "q", q_in), k = read_cache(op, "k_cache", k_in, false),
@@ -369,6 +376,7 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
   check_cache_dtypes(k, v);
   bool serve_double = q.is_double || k.is_double || v.is_double;
   AttentionArgs a{};
+  a.bf16 = bf16;
   a.heads = q.shape[1];
   a.kv_heads = k.shape[2];
   a.d = q.shape[2];
@@ -541,16 +549,16 @@ void bind_attention(py::module_& m) {
   m.def("attention", attention, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("causal"), py::arg("mask"), py::arg("bias"),
         py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"), py::arg("window_left"),
         py::arg("window_right"), py::arg("sinks"), py::arg("kv_lengths"), py::arg("bshd"), py::arg("return_lse"),
-        py::arg("return_weights"), py::arg("out"));
+        py::arg("return_weights"), py::arg("out"), py::arg("bf16") = false);
   m.def("attention_varlen", attention_varlen, py::arg("q"), py::arg("k"), py::arg("v"), py::arg("cu_seqlens_q"),
         py::arg("cu_seqlens_k"), py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"),
         py::arg("softcap"), py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"),
-        py::arg("return_weights"), py::arg("out"));
+        py::arg("return_weights"), py::arg("out"), py::arg("bf16") = false);
   m.def("attention_paged", attention_paged, py::arg("q"), py::arg("k_cache"), py::arg("v_cache"), py::arg("block_tables"),
         py::arg("kv_lengths"), py::arg("cu_seqlens_q"), py::arg("k_scale"), py::arg("v_scale"), py::arg("starts"),
         py::arg("causal"), py::arg("relative_bias"), py::arg("alibi_slopes"), py::arg("scale"), py::arg("softcap"),
         py::arg("window_left"), py::arg("window_right"), py::arg("sinks"), py::arg("return_lse"), py::arg("return_weights"),
-        py::arg("out"), py::arg("check_only"));
+        py::arg("out"), py::arg("check_only"), py::arg("bf16") = false);
   m.def("additive_attention", additive_attention, py::arg("q"), py::arg("k"), py::arg("w"), py::arg("v"), py::arg("mask"),
         py::arg("kv_lengths"), py::arg("return_weights"));
 }

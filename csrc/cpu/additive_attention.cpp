@@ -8,31 +8,37 @@ namespace QKV_ISA {
 
 static void additive_tile(const AdditiveAttentionArgs& a, int64_t b, int64_t row0, int64_t rows, float* scratch) {
   const int64_t tile_rows = a.plan.tile_rows, last = a.kv_lengths ? a.kv_lengths[b] : a.t;
-  FlashTile f;
-  f.rows = rows;
+  FlashRows f;
   f.dv = a.dv;
   f.dv_padded = panels_of(a.dv) * kPanel;
-  float* const keys = scratch;
-  f.scores = keys + kKeyBlock * a.a;
-  f.sums = f.scores + tile_rows * kKeyBlock;
-  f.values = f.sums + tile_rows * f.dv_padded;
-  f.maximum = f.values + kKeyBlock * f.dv_padded;
+  float* const values = scratch;
+  float* const scores = values + kKeyBlock * f.dv_padded;
+  f.sums = scores + tile_rows * kKeyBlock;
+  float* const keys = f.sums + tile_rows * f.dv_padded;
+  f.maximum = keys + kKeyBlock * a.a;
   f.total = f.maximum + tile_rows;
   float* const raw_rows = f.total + tile_rows;
   const auto raw_row = [&](int64_t r) {
     return a.plan.weight_rows ? raw_rows + r * a.t : (float*)a.weights + (b * a.s + row0 + r) * a.t;
   };
-  flash_start(f);
+  flash_start(f, rows);
+  FlashUnit units[kGroupRows];
+  const int count = flash_units(units, 0, rows);
   if (a.weights)
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t j = last; j < a.t; ++j) raw_row(r)[j] = kMinusInfinity;
 
   for (int64_t key = 0; key < last; key += kKeyBlock) {
     const int64_t n = last - key < kKeyBlock ? last - key : kKeyBlock;
+    for (int u = 0; u < count; ++u) {
+      units[u].to = n;
+      units[u].excluded = false;
+    }
+    bool excluded = false;
     pack_panels(keys, DType::f32, a.k + b * a.k_b + key * a.a, 1, a.a, a.a, n);
     for (int64_t r = 0; r < rows; ++r) {
       const float* q = a.q + b * a.q_b + (row0 + r) * a.a;
-      float* s = f.scores + r * kKeyBlock;
+      float* s = scores + r * kKeyBlock;
       for (int64_t j = 0; j < n; j += kLanes) {
         const float* k = keys + j / kPanel * kPanel * a.a + j % kPanel;
         Vec sum = zero();
@@ -45,10 +51,11 @@ static void additive_tile(const AdditiveAttentionArgs& a, int64_t b, int64_t row
           if (!mask[j * a.mask.d]) s[j] = kMinusInfinity;
       }
       if (a.weights) memcpy(raw_row(r) + key, s, (size_t)n * 4);
-      flash_softmax(f, r, n);
+      if (flash_softmax(f, r, s, 0, n, 0, n)) units[r / units[0].rows].excluded = excluded = true;
     }
-    const char* v = a.v.data + (b * a.v.b + key * a.v.s) * size_of(a.v.dtype);
-    flash_accumulate(f, 0, n, flash_values(f.values, f.dv, f.dv_padded, a.v.dtype, v, a.v.s, a.v.d, n));
+    flash_pack_values(values, f.dv, a.v.dtype, a.v.data + (b * a.v.b + key * a.v.s) * size_of(a.v.dtype), a.v.s, a.v.d, n);
+    const FlashValues v = {values, kPanel, kKeyBlock * kPanel};
+    flash_accumulate<Floats>(f, units, count, scores, v, !excluded || flash_finite<Floats>(v, f.dv_padded, 0, n));
   }
 
   for (int64_t r = 0; r < rows; ++r) {

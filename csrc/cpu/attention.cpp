@@ -6,7 +6,6 @@
 // row.
 #include <math.h>
 
-#include "cpu/flash.h"
 #include "cpu/kernels.h"
 #include "cpu/keys.h"
 
@@ -125,104 +124,284 @@ static void adjust(const AttentionArgs& a, const Entry& e, const Row& row, float
   }
 }
 
-static void attention_tile(const AttentionArgs& a, const Entry& e, int64_t kv_head, int64_t row0, int64_t rows, float* scratch) {
-  const int64_t tile_rows = a.plan.tile_rows;
-  FlashTile f;
-  f.rows = rows;
-  f.dv = a.dv;
-  f.dv_padded = panels_of(a.dv) * kPanel;
-  float* const q = scratch;                 // (rows, D)
-  float* const keys = q + tile_rows * a.d;  // panels of (D, 16)
-  f.scores = keys + kKeyBlock * a.d;
-  f.sums = f.scores + tile_rows * kKeyBlock;
-  f.values = f.sums + tile_rows * f.dv_padded;
-  f.maximum = f.values + kKeyBlock * f.dv_padded;
-  f.total = f.maximum + tile_rows;
-  float* const raw_rows = f.total + tile_rows;  // (rows, stored T), where weights are not float
+// Scores, softmax and values of a tile: rows that share a key head, all keys or those of one split.
+struct Tile {
+  const AttentionArgs& a;
+  const Entry e;
+  const int64_t rows;
+  const KeySource k, v;
+  const bool adjusted;  // scores are not q.k alone
+  Row* row;             // (rows)
+  float* q;             // (rows, D), scaled
+  float* panels;        // of (D, 16): keys of one block
+  float* loaded;        // (16, D): keys that are not floats in a row in memory
+  float* two_values;    // (2, dv_padded), for pairs
+  float* values;        // panels of (kKeyBlock, 16)
+  float* scores;        // (kGroupRows, kKeyBlock)
+  FlashRows whole, part;
+  float* raw_rows;  // (rows, stored T), where weights are not float
 
-  int64_t first = e.t, last = 0;  // keys that some row sees
-  flash_start(f);
-  for (int64_t r = 0; r < rows; ++r) {
-    const Row row = row_of(a, e, kv_head, row0 + r);
-    if (row.first < row.last) {
-      if (row.first < first) first = row.first;
-      if (row.last > last) last = row.last;
-    }
-    const char* from =
-        a.q.data + ((a.cu_q ? 0 : e.b * a.q.b) + row.head * a.q.h + (e.q0 + row.query) * a.q.s) * size_of(a.q.dtype);
-    float* to = q + r * a.d;
-    gather(to, a.q.dtype, from, a.q.d, a.d);
-    each(a.d, [&](int64_t i, auto count) { store(to + i, mul(load(to + i, count), set(a.scale)), count); });
-    if (a.sinks && a.sinks[row.head] != kMinusInfinity) {  // one more logit, without a value
-      f.maximum[r] = a.sinks[row.head];
-      f.total[r] = 1;
+  Tile(const AttentionArgs& args, const Entry& entry, int64_t kv_head, int64_t row0, int64_t n, char* scratch)
+      : a(args),
+        e(entry),
+        rows(n),
+        k(source_of(args, args.k, args.k_scale, entry, kv_head)),
+        v(source_of(args, args.v, args.v_scale, entry, kv_head)),
+        adjusted(args.softcap > 0 || args.bias.data || args.relative_bias || args.alibi || args.mask.data) {
+    const int64_t most = a.plan.tile_rows, dv_padded = panels_of(a.dv) * kPanel;
+    values = (float*)scratch;  // what vectors are read from comes first: aligned
+    scores = values + kKeyBlock * dv_padded;
+    whole = {a.dv, dv_padded, scores + kGroupRows * kKeyBlock, nullptr, nullptr};
+    part = {a.dv, dv_padded, whole.sums + most * dv_padded, nullptr, nullptr};
+    panels = part.sums + most * dv_padded;
+    loaded = panels + kKeyBlock * a.d;
+    two_values = loaded + kPanel * a.d;
+    q = two_values + 2 * dv_padded;
+    row = (Row*)(q + (most * a.d + 1) / 2 * 2);
+    whole.maximum = (float*)(row + most);
+    whole.total = whole.maximum + most;
+    part.maximum = whole.total + most;
+    part.total = part.maximum + most;
+    raw_rows = part.total + most;
+    for (int64_t r = 0; r < rows; ++r) row[r] = row_of(a, e, kv_head, row0 + r);
+  }
+
+  float* raw_row(int64_t r) const {
+    if (a.plan.weight_rows) return raw_rows + r * e.stored_t;
+    return (float*)a.weights[e.b] + (row[r].head * e.s + row[r].query) * e.stored_t;
+  }
+
+  // Keys [first, last) that some row sees.
+  void range(int64_t* first, int64_t* last) const {
+    *first = e.t;
+    *last = 0;
+    for (int64_t r = 0; r < rows; ++r)
+      if (row[r].first < row[r].last) {
+        if (row[r].first < *first) *first = row[r].first;
+        if (row[r].last > *last) *last = row[r].last;
+      }
+  }
+
+  template <class M>
+  void load_queries() const {
+    const Vec scale = set(a.scale);
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = (a.cu_q ? 0 : e.b * a.q.b) + row[r].head * a.q.h + (e.q0 + row[r].query) * a.q.s;
+      float* const to = q + r * a.d;
+      gather(to, a.q.dtype, a.q.data + at * size_of(a.q.dtype), a.q.d, a.d);
+      each(a.d, [&](int64_t i, auto count) { store(to + i, mul(load(to + i, count), scale), count); });
+      if (M::kWidth == 2) to_pairs(to, to, a.d);
     }
   }
 
-  const auto raw_row = [&](int64_t r, const Row& row) {
-    if (a.plan.weight_rows) return raw_rows + r * e.stored_t;
-    return (float*)a.weights[e.b] + (row.head * e.s + row.query) * e.stored_t;
-  };
-  if (a.weights)
+  // The sinks, before any key: one more logit each, without a value.
+  void start() const {
+    flash_start(whole, rows);
+    for (int64_t r = 0; a.sinks && r < rows; ++r)
+      if (a.sinks[row[r].head] != kMinusInfinity) {
+        whole.maximum[r] = a.sinks[row[r].head];
+        whole.total[r] = 1;
+      }
+  }
+
+  // Adds the keys [first, last), which are of one split, to the empty state f.
+  template <class M>
+  void attend(const FlashRows& f, int64_t first, int64_t last) const {
+    flash_start(f, rows);
+    for (int64_t key = first / kKeyBlock * kKeyBlock; key < last; key += kKeyBlock)
+      attend_block<M>(f, key, key < first ? first - key : 0, last - key < kKeyBlock ? last - key : kKeyBlock);
+  }
+
+  // Keys key + [begin, end), of one block. A key's place in it depends on its position alone.
+  template <class M>
+  void attend_block(const FlashRows& f, int64_t key, int64_t begin, int64_t end) const {
+    const bool few = rows <= kFewRows;
+    const int64_t words = (a.d + M::kWidth - 1) / M::kWidth;
+    for (int64_t j = begin / kPanel * kPanel; j < end; j += kPanel) {
+      int64_t ld;
+      const float* const from = panel_rows<M>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
+      if (!few)
+        transpose_panel(panels + j * words, from, ld, words);
+      else if (rows == 1)
+        score_panel<1, M>(scores + j, q, a.d, from, ld, words);
+      else if (rows == 2)
+        score_panel<2, M>(scores + j, q, a.d, from, ld, words);
+      else
+        score_panel<3, M>(scores + j, q, a.d, from, ld, words);
+    }
+    // Many rows read the values from panels, which lie better in the caches; a few read each but once.
+    FlashValues x = {nullptr, v.row, kPanel};
+    if (M::kWidth == 1 && rows <= kGroupRows && a.dv % kPanel == 0) x.data = rows_in_place<M>(v, key + begin, end - begin, a.dv);
+    if (x.data) {
+      x.data -= begin * x.k;
+    } else if (M::kWidth == 2) {
+#if defined(QKV_AVX512_BF16_VNNI)
+      load_value_pairs(values, v, key, begin, end, a.dv, two_values);
+#endif
+      x = {values, kPanel, kKeyBlock / 2 * kPanel};
+    } else {
+      load_values(values, v, key, begin, end, a.dv);
+      x = {values, kPanel, kKeyBlock * kPanel};
+    }
+    bool checked = false, finite = true;  // values, once that matters
+
+    for (int64_t row0 = 0; row0 < rows; row0 += kGroupRows) {
+      FlashUnit units[kGroupRows / 2];
+      const int count = flash_units(units, row0, rows - row0 < kGroupRows ? rows - row0 : kGroupRows);
+      int64_t panel = kKeyBlock / kPanel, panel_end = 0;
+      for (int u = 0; u < count; ++u) {
+        FlashUnit& unit = units[u];
+        unit.from = end;
+        unit.to = begin;
+        for (int64_t r = unit.row; r < unit.row + unit.rows; ++r) {
+          const int64_t from = row[r].first - key, to = row[r].last - key;
+          if (from >= end || to <= begin || from >= to) continue;
+          if (from < unit.from) unit.from = from < begin ? begin : from;
+          if (to > unit.to) unit.to = to > end ? end : to;
+        }
+        if (unit.from >= unit.to) continue;
+        unit.from = unit.from / M::kWidth * M::kWidth;
+        unit.to = (unit.to + M::kWidth - 1) / M::kWidth * M::kWidth;
+        if (unit.from / kPanel < panel) panel = unit.from / kPanel;
+        if (panels_of(unit.to) > panel_end) panel_end = panels_of(unit.to);
+      }
+      while (!few && panel < panel_end) {
+        const int group = group_of(panel_end - panel);
+        for (int u = 0; u < count; ++u) {
+          const FlashUnit& unit = units[u];
+          const int64_t left = unit.from < unit.to ? panels_of(unit.to) - panel : 0;
+          const int n = left < group ? (int)left : group;
+          if (n > 0 && (panel + n) * kPanel > unit.from)
+            tile_group<M>(n, unit.rows, words, q + unit.row * a.d, a.d, panels + panel * kPanel * words, kPanel, kPanel * words,
+                          scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
+        }
+        panel += group;
+      }
+      bool excluded = false;
+      for (int u = 0; u < count; ++u) {
+        FlashUnit& unit = units[u];
+        for (int64_t r = unit.row; unit.from < unit.to && r < unit.row + unit.rows; ++r) {
+          float* const s = scores + (r - row0) * kKeyBlock;
+          int64_t from = row[r].first - key, to = row[r].last - key;
+          if (from < unit.from) from = unit.from;
+          if (to > unit.to) to = unit.to;
+          if (from < to) {
+            if (adjusted) adjust(a, e, row[r], s, key, from, to);
+            if (a.weights) memcpy(raw_row(r) + key + from, s + from, (size_t)(to - from) * 4);
+          }
+          if (flash_softmax(f, r, s, from, to, unit.from, unit.to)) unit.excluded = excluded = true;
+          if (M::kWidth == 2) to_pairs(s + unit.from / 2, s + unit.from, unit.to - unit.from);
+        }
+      }
+      if (excluded && !checked) {
+        finite = flash_finite<M>(x, f.dv_padded, begin / M::kWidth, (end + M::kWidth - 1) / M::kWidth);
+        checked = true;
+      }
+      flash_accumulate<M>(f, units, count, scores, x, finite);
+    }
+  }
+
+  void finish() const {
     for (int64_t r = 0; r < rows; ++r) {
-      float* raw = raw_row(r, row_of(a, e, kv_head, row0 + r));
+      const int64_t token = e.q0 + row[r].query, head = row[r].head;
+      const int64_t at = (a.cu_q ? 0 : e.b * a.out.b) + head * a.out.h + token * a.out.s;
+      flash_finish(whole, r, a.out.dtype, a.out.data + at * size_of(a.out.dtype));
+      if (a.lse)
+        a.lse[e.b * a.lse_b + head * a.lse_h + token] =
+            whole.total[r] == 0 ? kMinusInfinity : whole.maximum[r] + logf(whole.total[r]);
+      if (a.weights)
+        flash_weights(whole, r, raw_row(r), e.stored_t, a.q.dtype,
+                      a.weights[e.b] + (head * e.s + row[r].query) * e.stored_t * size_of(a.q.dtype));
+    }
+  }
+
+  // Splits of the keys are summed apart and then merged in order, whether one thread does all of them or many do one each.
+  template <class M>
+  void all_splits() const {
+    load_queries<M>();
+    start();
+    for (int64_t r = 0; a.weights && r < rows; ++r) {
+      float* const raw = raw_row(r);
       for (int64_t j = 0; j < e.stored_t; ++j) raw[j] = kMinusInfinity;
     }
-
-  const KeySource k = source_of(a, a.k, a.k_scale, e, kv_head), v = source_of(a, a.v, a.v_scale, e, kv_head);
-  for (int64_t key = first / kKeyBlock * kKeyBlock; key < last; key += kKeyBlock) {
-    // Keys [begin, end) of the block are touched. A lane's place depends on the key alone.
-    const int64_t begin = key < first ? first - key : 0, end = last - key < kKeyBlock ? last - key : kKeyBlock;
-    const int64_t panel = begin / kPanel * kPanel, width = end - panel;
-    load_keys(keys, k, key + begin, end - begin, begin - panel, a.d);
-    block(rows, width, a.d, q, a.d, keys, kPanel, a.d * kPanel, f.scores + panel, kKeyBlock, true);
-
-    for (int64_t r = 0; r < rows; ++r) {
-      const Row row = row_of(a, e, kv_head, row0 + r);
-      float* const s = f.scores + r * kKeyBlock;
-      int64_t from = row.first - key, to = row.last - key;
-      from = from < begin ? begin : from > end ? end : from;
-      to = to < from ? from : to > end ? end : to;
-      for (int64_t j = 0; j < from; ++j) s[j] = kMinusInfinity;
-      for (int64_t j = to; j < end; ++j) s[j] = kMinusInfinity;
-      if (from < to) adjust(a, e, row, s, key, from, to);
-      if (a.weights) memcpy(raw_row(r, row) + key + from, s + from, (size_t)(to - from) * 4);
-      flash_softmax(f, r, end);
+    int64_t first, last;
+    range(&first, &last);
+    bool empty = !a.sinks;  // the first split may be summed in place: merging into nothing copies
+    for (int64_t from = first; from < last; empty = false) {
+      const int64_t next = (from / kKeySplit + 1) * kKeySplit, to = next < last ? next : last;
+      attend<M>(empty ? whole : part, from, to);
+      for (int64_t r = 0; !empty && r < rows; ++r) flash_merge(whole, part, r);
+      from = to;
     }
-    const bool finite = load_values(f.values + begin * f.dv_padded, v, key + begin, end - begin, f.dv, f.dv_padded);
-    flash_accumulate(f, begin, end, finite);
+    finish();
   }
 
-  for (int64_t r = 0; r < rows; ++r) {
-    const Row row = row_of(a, e, kv_head, row0 + r);
-    const int64_t token = e.q0 + row.query;
-    flash_finish(f, r, a.out.dtype,
-                 a.out.data + ((a.cu_q ? 0 : e.b * a.out.b) + row.head * a.out.h + token * a.out.s) * size_of(a.out.dtype));
-    if (a.lse)
-      a.lse[e.b * a.lse_b + row.head * a.lse_h + token] = f.total[r] == 0 ? kMinusInfinity : f.maximum[r] + logf(f.total[r]);
-    if (a.weights)
-      flash_weights(f, r, raw_row(r, row), e.stored_t, a.q.dtype,
-                    a.weights[e.b] + (row.head * e.s + row.query) * e.stored_t * size_of(a.q.dtype));
+  template <class M>
+  void one_split(const FlashRows& f, int64_t split) const {
+    int64_t first, last;
+    range(&first, &last);
+    if (first < split * kKeySplit) first = split * kKeySplit;
+    if (last > (split + 1) * kKeySplit) last = (split + 1) * kKeySplit;
+    if (first < last) {
+      load_queries<M>();
+      attend<M>(f, first, last);
+    } else {
+      for (int64_t r = 0; r < rows; ++r) f.total[r] = 0;
+    }
   }
+};
+
+// Tile `index` of a key head, counted over the batch.
+static Tile make_tile(const AttentionArgs& a, int64_t kv_head, int64_t index, int thread) {
+  int64_t low = 0, high = a.batch;  // tiles[low] <= index < tiles[high]
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (a.tiles[middle] <= index ? low : high) = middle;
+  }
+  const Entry e = entry_of(a, low);
+  const int64_t row = (index - a.tiles[low]) * a.plan.tile_rows, left = e.s * (a.heads / a.kv_heads) - row;
+  return Tile(a, e, kv_head, row, left < a.plan.tile_rows ? left : a.plan.tile_rows, a.scratch + thread * a.plan.scratch_bytes);
+}
+
+template <class M>
+static void attention_by(const AttentionArgs& a) {
+  const int64_t per_head = a.tiles[a.batch], tiles = per_head * a.kv_heads, splits = a.plan.splits;
+  if (splits == 1) {
+    parallel(tiles, a.plan.grain, a.threads, [&](int64_t begin, int64_t end, int thread) {
+      // Tiles of one head are neighbours: their keys stay in cache. The last tile sees most keys under causality: it goes first.
+      for (int64_t item = begin; item < end; ++item)
+        make_tile(a, item / per_head, per_head - 1 - item % per_head, thread).template all_splits<M>();
+    });
+    return;
+  }
+  // What each split of each tile sums: sums (rows, dv_padded), maximum and total (rows).
+  const int64_t dv_padded = panels_of(a.dv) * kPanel, most = a.plan.tile_rows;
+  const auto part_of = [&](int64_t item) {
+    float* const sums = (float*)(a.scratch + a.threads * a.plan.scratch_bytes + item * a.plan.part_bytes);
+    return FlashRows{a.dv, dv_padded, sums, sums + most * dv_padded, sums + most * (dv_padded + 1)};
+  };
+  parallel(tiles * splits, 1, a.threads, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t tile = item / splits;
+      make_tile(a, tile / per_head, tile % per_head, thread).template one_split<M>(part_of(item), item % splits);
+    }
+  });
+  parallel(tiles, 16, a.threads, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const Tile t = make_tile(a, tile / per_head, tile % per_head, thread);
+      t.start();
+      for (int64_t split = 0; split < splits; ++split)
+        for (int64_t r = 0; r < t.rows; ++r) flash_merge(t.whole, part_of(tile * splits + split), r);
+      t.finish();
+    }
+  });
 }
 
 void attention(const AttentionArgs& a) {
-  const int64_t group = a.heads / a.kv_heads, per_head = a.tiles[a.batch];
-  parallel(per_head * a.kv_heads, 1, a.threads, [&](int64_t begin, int64_t end, int thread) {
-    for (int64_t item = begin; item < end; ++item) {
-      // Tiles of one head are neighbours: their keys stay in cache. The last tile sees most keys under causality: it goes first.
-      const int64_t kv_head = item / per_head, tile = per_head - 1 - item % per_head;
-      int64_t low = 0, high = a.batch;  // tiles[low] <= tile < tiles[high]
-      while (high - low > 1) {
-        const int64_t middle = (low + high) / 2;
-        (a.tiles[middle] <= tile ? low : high) = middle;
-      }
-      const Entry e = entry_of(a, low);
-      const int64_t row = (tile - a.tiles[low]) * a.plan.tile_rows, left = e.s * group - row;
-      attention_tile(a, e, kv_head, row, left < a.plan.tile_rows ? left : a.plan.tile_rows,
-                     (float*)(a.scratch + thread * a.plan.scratch_bytes));
-    }
-  });
+#if defined(QKV_AVX512_BF16_VNNI)
+  if (a.bf16) return attention_by<Bf16Pairs>(a);
+#endif
+  attention_by<Floats>(a);
 }
 
 }  // namespace QKV_ISA

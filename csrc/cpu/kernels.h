@@ -149,10 +149,14 @@ struct Strided4 {
 };
 
 constexpr int64_t kKeyBlock = 128;  // keys of a block; blocks start at multiples of it, whatever the queries
+constexpr int64_t kKeySplit = 512;  // keys that are summed before they are merged with those before; likewise
 
 struct AttentionPlan {
   int64_t tile_rows;      // rows of a tile: one per query and per head of the group that shares a key head
+  int64_t grain;          // tiles worth a thread
+  int64_t splits;         // of the keys, each given to a thread of its own; 1: tiles are enough
   int64_t scratch_bytes;  // per thread
+  int64_t part_bytes;     // per tile and split, behind the scratch of all threads: what the split sums
   bool weight_rows;       // weights need float rows beside the output
 };
 
@@ -171,6 +175,7 @@ struct AttentionArgs {
   int64_t block_size;
   Strided4 k_scale, v_scale;  // int8 k and v: floats, d unused; data == nullptr: not int8
   float scale, softcap;       // softcap 0: none
+  bool bf16;                  // products may be of bf16, where the ISA has them; sums and softmax stay float
   Causal causal;
   int64_t window_left, window_right;
   Strided4 mask;  // bytes, dtype unused; data == nullptr: none
@@ -189,8 +194,8 @@ struct AttentionArgs {
   char* scratch;
   int threads;
 };
-// `rows`: queries times group size, summed over the batch and the key heads.
-AttentionPlan plan_attention(const AttentionArgs&, int64_t rows);
+// `rows`: queries times group size, summed over the batch and the key heads; `longest`: the most of one key head.
+AttentionPlan plan_attention(const AttentionArgs&, int64_t rows, int64_t longest);
 
 // Rows of new tokens into the slots of a paged cache.
 struct PagedWriteArgs {

@@ -1,4 +1,5 @@
-// How a block of keys or values gets from memory into what attention works on: panels of 16 keys, rows of values, both float.
+// How a block of keys or values gets from memory into what attention works on: panels of 16 keys and panels of 16 features,
+// float.
 //
 // Memory is dense, packed or paged (blocks named by a table), of any dtype, or int8 with a scale per token and head:
 // x = scale * q, rounded once. Whatever the memory, the same keys give the same floats in the same places.
@@ -48,90 +49,163 @@ QKV_INLINE void dequantize(float* __restrict to, const int8_t* __restrict from, 
     for (int64_t i = 0; i < n; ++i) to[i] = (float)from[i * step] * scale;
 }
 
-// Columns [first, first + n) of one panel (d, 16), element by element.
-static inline void load_columns(float* panel, const KeySource& s, const char* from, const float* scale, int64_t first, int64_t n,
-                                int64_t d) {
-  for (int64_t j = 0; j < n; ++j) {
-    float* const to = panel + first + j;
-    if (scale) {
-      const int8_t* q = (const int8_t*)from + j * s.row;
-      for (int64_t i = 0; i < d; ++i) to[i * kPanel] = (float)q[i * s.step] * scale[j * s.scale_row];
-    } else {
-      with_type(s.dtype, (const void*)(from + j * s.row * size_of(s.dtype)), [&](auto* p) {
-        for (int64_t i = 0; i < d; ++i) to[i * kPanel] = to_float(p[i * s.step]);
-      });
-    }
-  }
+// Keys [key, key + n) of width d where they lie, if that is n rows of whole words; else nullptr.
+template <class M>
+static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_t n, int64_t d) {
+  if (s.scale || s.dtype != (M::kWidth == 1 ? DType::f32 : DType::bf16) || s.step != 1 || d % M::kWidth || s.row % M::kWidth)
+    return nullptr;
+  const int64_t size = 4 / M::kWidth;
+  if (!s.table) return (const float*)(s.data + key * s.row * size);
+  const int64_t place = s.start + key, inside = place % s.block_size;
+  if (inside + n > s.block_size) return nullptr;
+  return (const float*)(s.data + (s.table[place / s.block_size] * s.block + inside * s.row) * size);
 }
 
-// One panel of int8 keys, zeros beyond the n-th: 8 or 16 features at a time are dequantised and transposed.
-static inline void load_panel_int8(float* panel, const KeySource& s, const char* from, const float* scale, int64_t n, int64_t d) {
-  const int8_t* const q = (const int8_t*)from;
-  for (int64_t i = 0; i < d; i += kLanes) {
-    const int64_t width = d - i < kLanes ? d - i : kLanes;
-    for (int64_t v = 0; v < kPanel; v += kLanes) {
-      float rows[kLanes * kLanes];
-      for (int64_t j = 0; j < kLanes; ++j) {
-        float* const row = rows + j * kLanes;
-        if (v + j < n && s.step == 1 && width == kLanes)
-          dequantize(row, q + (v + j) * s.row + i, 1, scale[(v + j) * s.scale_row], kLanes);
-        else if (v + j < n)
-          dequantize(row, q + (v + j) * s.row + i * s.step, s.step, scale[(v + j) * s.scale_row], width);
-        else
-          store(row, zero(), Full{});
-      }
-      if (width == kLanes) {
-        transpose(rows, kLanes, panel + i * kPanel + v, kPanel);
-      } else {
-        for (int64_t c = 0; c < width; ++c)
-          for (int64_t j = 0; j < kLanes; ++j) panel[(i + c) * kPanel + v + j] = rows[j * kLanes + c];
-      }
-    }
-  }
+// n floats, rounded to bf16, to words [0, ceil(n / 2)), the last filled up with a zero; `words` may lie before x in one array.
+static inline void to_pairs(float* words, const float* x, int64_t n) {
+  bf16* const to = (bf16*)words;
+  each(n, [&](int64_t i, auto count) { store(to + i, load(x + i, count), count); });
+  if (n % 2) to[n] = {0};
 }
 
-// Keys [key, key + n) of width d to columns lead, lead + 1 ... of panels (d, 16), lead < 16; the rest of the panels is zero. No
-// other key is read.
-static inline void load_keys(float* panels, const KeySource& s, int64_t key, int64_t n, int64_t lead, int64_t d) {
-  if (lead) memset(panels, 0, (size_t)(kPanel * d) * 4);
+// Keys [key, key + n) to rows of d floats, ld apart.
+static inline void load_rows(float* to, int64_t ld, const KeySource& s, int64_t key, int64_t n, int64_t d) {
   each_run(s, key, n, [&](int64_t at, int64_t count, const char* from, const float* scale) {
-    int64_t column = lead + at;
-    if (const int64_t inside = column % kPanel) {  // a panel that was begun
-      const int64_t head = count < kPanel - inside ? count : kPanel - inside;
-      load_columns(panels + (column - inside) * d, s, from, scale, inside, head, d);
-      column += head;
-      count -= head;
-      from += head * s.row * (scale ? 1 : size_of(s.dtype));
-      if (scale) scale += head * s.scale_row;
-    }
-    if (!scale)
-      pack_panels(panels + column * d, s.dtype, from, s.step, s.row, d, count);
-    else
-      for (int64_t j = 0; j < count; j += kPanel)
-        load_panel_int8(panels + (column + j) * d, s, from + j * s.row, scale + j * s.scale_row,
-                        count - j < kPanel ? count - j : kPanel, d);
-  });
-}
-
-// Values [key, key + n) to rows (n, dv_padded), padded with zeros. True if all are finite.
-static inline bool load_values(float* values, const KeySource& s, int64_t key, int64_t n, int64_t dv, int64_t dv_padded) {
-  bool finite = true;
-  Vec check = zero();
-  each_run(s, key, n, [&](int64_t at, int64_t count, const char* from, const float* scale) {
-    float* const to = values + at * dv_padded;
-    if (!scale) {
-      finite = flash_values(to, dv, dv_padded, s.dtype, from, s.row, s.step, count) && finite;
-      return;
-    }
     for (int64_t j = 0; j < count; ++j) {
-      float* const row = to + j * dv_padded;
-      dequantize(row, (const int8_t*)from + j * s.row, s.step, scale[j * s.scale_row], dv);
-      for (int64_t i = dv; i < dv_padded; ++i) row[i] = 0;
-      for (int64_t i = 0; i < dv_padded; i += kLanes) check = fma(zero(), load(row + i, Full{}), check);  // as flash_values
+      float* const row = to + (at + j) * ld;
+      if (scale)
+        dequantize(row, (const int8_t*)from + j * s.row, s.step, scale[j * s.scale_row], d);
+      else
+        gather(row, s.dtype, from + j * s.row * size_of(s.dtype), s.step, d);
     }
   });
-  return finite && reduce_add(check) == 0;
 }
+
+// The 16 keys of a panel as rows of words, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are
+// not read: zeros stand in for them.
+template <class M>
+static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t d, float* rows,
+                                      int64_t* ld) {
+  if (begin <= 0 && end >= kPanel) {
+    *ld = s.row / M::kWidth;
+    if (const float* in_place = rows_in_place<M>(s, key, kPanel, d)) return in_place;
+  }
+  if (begin < 0) begin = 0;
+  if (end > kPanel) end = kPanel;
+  *ld = d;
+  memset(rows, 0, (size_t)(begin * d) * 4);
+  load_rows(rows + begin * d, d, s, key + begin, end - begin, d);
+  memset(rows + end * d, 0, (size_t)((kPanel - end) * d) * 4);
+  if (M::kWidth == 2)
+    for (int64_t j = 0; j < kPanel; ++j) to_pairs(rows + j * d, rows + j * d, d);
+  return rows;
+}
+
+// 16 rows of d floats -> a panel (d, 16).
+static inline void transpose_panel(float* panel, const float* rows, int64_t ld, int64_t d) {
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    const float* at = rows + i;
+    QKV_UNROLL(4)
+    for (int64_t v = 0; v < kPanel; v += kLanes) {
+      transpose(at, ld, panel + i * kPanel + v, kPanel);
+      at = hide(at + kLanes * ld);
+    }
+  }
+  for (; i < d; ++i)
+    for (int64_t j = 0; j < kPanel; ++j) panel[i * kPanel + j] = rows[j * ld + i];
+}
+
+// So few rows score keys as they lie in memory; more rows share panels of them.
+constexpr int64_t kFewRows = 3;
+constexpr int64_t kPrefetch = 32;  // keys ahead
+
+// scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows of d words and transposed in registers: for few rows.
+// Adds in the same order as the register tile does over a transposed panel. Two panels at a time were no faster.
+template <int R, class M>
+static __attribute__((noinline)) void score_panel(float* scores, const float* q, int64_t ldq, const float* rows, int64_t ld,
+                                                  int64_t d) {
+  Vec sum[R][kVectors];
+  QKV_UNROLL(4)
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = zero();
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= d; i += kLanes) {
+    const float* at = rows + i;
+    QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) {
+      Vec column[kLanes];
+      transpose(at, ld, column);
+      QKV_UNROLL(16)
+      for (int64_t c = 0; c < kLanes; ++c) {
+        QKV_UNROLL(4)
+        for (int r = 0; r < R; ++r) sum[r][v] = M::mac(sum[r][v], set(q[r * ldq + i + c]), column[c]);
+      }
+      at = hide(at + kLanes * ld);
+    }
+    // The panel after the next: the hardware does not follow 16 rows at a time from memory (8 against 12 GB/s on Zen 3).
+    if (i % kPanel == 0)
+      for (int64_t j = 0; j < kPanel; j += 4) {
+        const float* const next = rows + (kPrefetch + j) * ld + i;
+        __builtin_prefetch(next);
+        __builtin_prefetch(next + ld);
+        __builtin_prefetch(next + 2 * ld);
+        __builtin_prefetch(next + 3 * ld);
+      }
+  }
+  for (; i < d; ++i) {
+    float column[kPanel];
+    for (int64_t j = 0; j < kPanel; ++j) column[j] = rows[j * ld + i];
+    QKV_UNROLL(4)
+    for (int r = 0; r < R; ++r) {
+      QKV_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = M::mac(sum[r][v], set(q[r * ldq + i]), load(column + v * kLanes, Full{}));
+    }
+  }
+  QKV_UNROLL(4)
+  for (int r = 0; r < R; ++r) {
+    QKV_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) store(scores + r * kKeyBlock + v * kLanes, sum[r][v], Full{});
+  }
+}
+
+// Values of keys key + [begin, end), the keys of one block, into panels of (kKeyBlock, 16), padded with zeros.
+static inline void load_values(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv) {
+  each_run(s, key + begin, end - begin, [&](int64_t at, int64_t count, const char* from, const float* scale) {
+    float* const to = values + (begin + at) * kPanel;
+    if (!scale) return flash_pack_values(to, dv, s.dtype, from, s.row, s.step, count);
+    for (int64_t i = 0; i < dv; i += kPanel)
+      for (int64_t j = 0; j < count; ++j) {
+        const int64_t columns = dv - i < kPanel ? dv - i : kPanel;
+        float* const panel = to + i * kKeyBlock + j * kPanel;
+        dequantize(panel, (const int8_t*)from + j * s.row + i * s.step, s.step, scale[j * s.scale_row], columns);
+        for (int64_t c = columns; c < kPanel; ++c) panel[c] = 0;
+      }
+  });
+}
+
+#if defined(QKV_AVX512_BF16_VNNI)
+// As load_values, in panels of (kKeyBlock / 2, 16) pairs of keys; keys outside [begin, end) that share a pair are zero. `rows`:
+// two rows of dv floats.
+static inline void load_value_pairs(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv,
+                                    float* rows) {
+  for (int64_t j = begin / 2 * 2; j < end; j += 2) {
+    const int64_t from = j < begin ? begin : j, to = j + 2 < end ? j + 2 : end;
+    const float* two[2] = {rows, rows + dv};
+    if (to - from < 2) memset(rows, 0, (size_t)(2 * dv) * 4);
+    load_rows(rows + (from - j) * dv, dv, s, key + from, to - from, dv);
+    for (int64_t i = 0; i < dv; i += kPanel) {
+      float* const word = values + i * (kKeyBlock / 2) + j / 2 * kPanel;
+      if (dv - i >= kPanel)
+        store(word, pairs_of(load(two[0] + i, Full{}), load(two[1] + i, Full{})), Full{});
+      else
+        store(word, pairs_of(load(two[0] + i, Rest{dv - i}), load(two[1] + i, Rest{dv - i})), Full{});
+    }
+  }
+}
+#endif
 
 }  // namespace QKV_ISA
 }  // namespace qkv

@@ -75,23 +75,45 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
   return p;
 }
 
-AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows) {
-  AttentionPlan p;
-  // Long tiles share the packing of a key block among more rows; short ones give every thread some.
-  p.tile_rows = 128;
-  while (p.tile_rows > 8 && rows < p.tile_rows * 3 * a.threads) p.tile_rows /= 2;
-  p.weight_rows = a.weights && a.q.dtype != DType::f32;
+AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longest) {
+  constexpr int64_t kGroup = 24;                // rows that are scored together, on every ISA
+  constexpr int64_t kFewest = 16, kMost = 192;  // loading the keys costs about as much as three rows of work
+  constexpr int64_t kL2 = 72 << 10;             // floats of a tile that the second cache holds beside keys and values
+  constexpr int64_t kWorth = 1 << 16;           // multiply-adds that repay waking a thread
+  AttentionPlan p = {};
   const int64_t dv = round_up(a.dv, kPanel);
-  p.scratch_bytes = 4 * (p.tile_rows * (a.d + kKeyBlock + dv + 2)             // q, scores, sums, maximum and total
-                         + kKeyBlock * (a.d + dv)                             // packed keys, values
-                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));  // raw scores
+  int64_t most = kMost;
+  while (most > kGroup && most * (a.d + 2 * dv) > kL2) most -= kGroup;
+  // Two tiles per thread: under causality the long one of one thread stands against two of another.
+  p.tile_rows = a.threads > 1 ? ceil_div(rows, 2 * a.threads) : rows;
+  if (p.tile_rows < kFewest) p.tile_rows = kFewest;
+  if (p.tile_rows > most) p.tile_rows = most;
+  if (p.tile_rows >= longest) {
+    p.tile_rows = longest > 0 ? longest : 1;
+  } else {
+    p.tile_rows = ceil_div(longest, ceil_div(longest, p.tile_rows));  // all of a size
+    if (p.tile_rows > kGroup) p.tile_rows = round_up(p.tile_rows, kGroup);
+  }
+  const int64_t tiles = ceil_div(rows, p.tile_rows), cost = p.tile_rows * a.longest_k * (a.d + a.dv);
+  p.grain = cost > 0 && cost < kWorth ? ceil_div(kWorth, cost) : 1;
+  int64_t keys = a.kv_lengths ? 0 : a.longest_k;
+  for (int64_t b = 0; a.kv_lengths && b < a.batch; ++b)
+    if (a.kv_lengths[b] > keys) keys = a.kv_lengths[b];
+  p.splits = 1;
+  if (tiles < 4 * a.threads && a.threads > 1 && !a.weights && p.tile_rows <= kGroup && keys > kKeySplit)
+    p.splits = ceil_div(keys, kKeySplit);
+  p.part_bytes = p.splits > 1 ? round_up(4 * p.tile_rows * (dv + 2), 64) : 0;
+  p.weight_rows = a.weights && a.q.dtype != DType::f32;
+  p.scratch_bytes = 4 * ((kKeyBlock + kPanel) * a.d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
+                         + p.tile_rows * (a.d + 2 * dv + 4 + 10) + 2                             // q, two states, rows
+                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                     // raw scores
   p.scratch_bytes = round_up(p.scratch_bytes, 64);
   return p;
 }
 
 AttentionPlan plan_additive_attention(const AdditiveAttentionArgs& a) {
-  AttentionPlan p;
-  p.tile_rows = 32;
+  AttentionPlan p = {};
+  p.tile_rows = 24;
   while (p.tile_rows > 4 && a.batch * a.s < p.tile_rows * 3 * a.threads) p.tile_rows /= 2;
   p.weight_rows = a.weights && a.v.dtype != DType::f32;
   const int64_t dv = round_up(a.dv, kPanel);

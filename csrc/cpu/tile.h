@@ -23,9 +23,21 @@ constexpr int kTileRows = 6, kTilePanels = 1;  // 12 accumulators, 2 of B, 1 of 
 constexpr int kTileRows = 2, kTilePanels = 1;  // 8 accumulators, 4 of B, 2 of A. 16 registers
 #endif
 
+// What one step over k multiplies: words of 32 bits that hold one float, or two bf16 neighbours along k.
+struct Floats {
+  static constexpr int64_t kWidth = 1;
+  static inline __attribute__((always_inline)) Vec mac(Vec sum, Vec a, Vec b) { return fma(a, b, sum); }
+};
+#if defined(QKV_AVX512_BF16_VNNI)
+struct Bf16Pairs {
+  static constexpr int64_t kWidth = 2;
+  static inline __attribute__((always_inline)) Vec mac(Vec sum, Vec a, Vec b) { return dot_bf16(sum, a, b); }
+};
+#endif
+
 // b: element (k, column j of panel p) at b[p * b_panel + k * b_k + j]. c: row r at c + r * ldc; the columns from `columns` on are
 // not written. `first`: C is set, otherwise added to.
-template <int R, int P>
+template <int R, int P, class M = Floats>
 QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel, float* c, int64_t ldc,
                      int64_t columns, bool first) {
   constexpr int V = P * kVectors;
@@ -43,7 +55,7 @@ QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, in
     for (int r = 0; r < R; ++r) {
       const Vec x = set(a[r * lda + k]);
       QKV_UNROLL(16)
-      for (int v = 0; v < V; ++v) sum[r][v] = fma(x, row[v], sum[r][v]);
+      for (int v = 0; v < V; ++v) sum[r][v] = M::mac(sum[r][v], x, row[v]);
     }
     b += b_k;
   }
@@ -61,13 +73,14 @@ QKV_INLINE void tile(int64_t kc, const float* a, int64_t lda, const float* b, in
   }
 }
 
-template <int P>
-static inline void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel,
-                             float* c, int64_t ldc, int64_t columns, bool first) {
+// Not inlined: its loops want all registers.
+template <int P, class M>
+static __attribute__((noinline)) void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k,
+                                                int64_t b_panel, float* c, int64_t ldc, int64_t columns, bool first) {
   switch (rows) {
 #define QKV_ROWS(R) \
   case R:           \
-    return tile<R, P>(kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+    return tile<R, P, M>(kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
     QKV_ROWS(1)
     QKV_ROWS(2)
 #if defined(__AVX2__)
@@ -85,16 +98,17 @@ static inline void tile_rows(int rows, int64_t kc, const float* a, int64_t lda, 
 }
 
 // One group of `panels` <= kTilePanels panels.
+template <class M = Floats>
 static inline void tile_group(int panels, int rows, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k,
                               int64_t b_panel, float* c, int64_t ldc, int64_t columns, bool first) {
   switch (panels) {
     case 1:
-      return tile_rows<1>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+      return tile_rows<1, M>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
 #if defined(QKV_AVX512)
     case 2:
-      return tile_rows<2>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+      return tile_rows<2, M>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
     case 3:
-      return tile_rows<3>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
+      return tile_rows<3, M>(rows, kc, a, lda, b, b_k, b_panel, c, ldc, columns, first);
 #endif
   }
 }

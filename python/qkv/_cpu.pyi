@@ -83,6 +83,7 @@ def attention(
     return_lse: bool,
     return_weights: bool,
     out: _Array | None,
+    bf16: bool = ...,
 ) -> Any: ...
 def attention_varlen(
     q: _Array,
@@ -101,6 +102,7 @@ def attention_varlen(
     return_lse: bool,
     return_weights: bool,
     out: _Array | None,
+    bf16: bool = ...,
 ) -> Any: ...
 def attention_paged(
     q: _Array,
@@ -124,6 +126,7 @@ def attention_paged(
     return_weights: bool,
     out: _Array | None,
     check_only: bool,
+    bf16: bool = ...,
 ) -> Any: ...
 def paged_write(
     k: _Array,

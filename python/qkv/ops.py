@@ -285,7 +285,6 @@ def _window(op: str, window: Window | None) -> Window:
 
 
 def _precision(op: str, precision: str) -> None:
-    # "bf16" allows less than float32; so far nothing makes use of that.
     if precision not in ("highest", "bf16"):
         raise ValueError(f"{op}: precision must be 'highest' or 'bf16', got {precision!r}")
 
@@ -340,7 +339,7 @@ def attention(
     softcap = _optional_number("attention", "softcap", softcap)
     result = _cpu.attention(
         q, k, v, causal, mask, bias, relative_bias, alibi_slopes, scale, softcap, left, right, sinks, kv_lengths,
-        layout == "bshd", bool(return_lse), bool(return_weights), out,
+        layout == "bshd", bool(return_lse), bool(return_weights), out, precision == "bf16",
     )  # fmt: skip
     if result is None:
         result = reference.attention(
@@ -399,7 +398,7 @@ def attention_varlen(
     softcap = _optional_number("attention_varlen", "softcap", softcap)
     result = _cpu.attention_varlen(
         q, k, v, cu_seqlens_q, cu_seqlens_k, causal, relative_bias, alibi_slopes, scale, softcap, left, right, sinks,
-        bool(return_lse), bool(return_weights), out,
+        bool(return_lse), bool(return_weights), out, precision == "bf16",
     )  # fmt: skip
     if result is None:
         result = reference.attention_varlen(
@@ -468,6 +467,7 @@ def attention_paged(
     result = _cpu.attention_paged(
         q, k_cache, v_cache, block_tables, kv_lengths, cu_seqlens_q, k_scale, v_scale, None, causal, relative_bias,
         alibi_slopes, scale, softcap, left, right, sinks, bool(return_lse), bool(return_weights), out, False,
+        precision == "bf16",
     )  # fmt: skip
     if result is None:
         result = reference.attention_paged(

@@ -14,11 +14,11 @@
 //   copysign(a, b)            |a| with b's sign
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
 //   by_sign(x, a, b)          a where x's sign bit is set, else b; zero_where(m, a)
-//   load_mask(p, count)       bytes: true where non-zero
+//   load_mask(p, count)       bytes: true where non-zero; any(m): true in some lane
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
 //   power2(t)                 2^n for t = kShift + n, n in [-126, 127]; kShift + x rounds x to an integer
 //   reduce_add, reduce_max    over the lanes, in a fixed order
-//   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block
+//   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block; transpose(p, ld, v): the rows of q as vectors
 //
 // Pair is two Vecs under the same operations, its count is Two{}: two chains of instructions, written in turn, for functions that
 // are long (an out-of-order window holds only two or three evaluations of exp).
@@ -51,6 +51,12 @@
 
 namespace qkv {
 namespace QKV_ISA {
+
+// p, from where the compiler cannot see: it would else keep every address that it can derive, in registers that are not there.
+QKV_INLINE const float* hide(const float* p) {
+  __asm__("" : "+r"(p));
+  return p;
+}
 
 struct Two {};
 struct Full {};
@@ -174,6 +180,13 @@ QKV_INLINE MaskPair lt(Pair x, Pair y) { return {lt(x.a, y.a), lt(x.b, y.b)}; }
 QKV_INLINE Pair by_sign(Pair x, Pair y, Pair z) { return {by_sign(x.a, y.a, z.a), by_sign(x.b, y.b, z.b)}; }
 QKV_INLINE Pair zero_where(MaskPair m, Pair x) { return {zero_where(m.a, x.a), zero_where(m.b, x.b)}; }
 QKV_INLINE Pair select(MaskPair m, Pair x, Pair y) { return {select(m.a, x.a, y.a), select(m.b, x.b, y.b)}; }
+
+QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
+  Vec rows[kLanes];
+  transpose(p, ld, rows);
+  QKV_UNROLL(16)
+  for (int64_t c = 0; c < kLanes; ++c) store(q + c * ldq, rows[c], Full{});
+}
 
 }  // namespace QKV_ISA
 }  // namespace qkv

@@ -83,6 +83,7 @@ QKV_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
+QKV_INLINE bool any(Mask m) { return _mm256_movemask_ps(m.m) != 0; }
 QKV_INLINE Mask first(int64_t n) { return {_mm256_castsi256_ps(lanes_below(n < 0 ? 0 : n))}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
@@ -122,23 +123,24 @@ QKV_INLINE float reduce_max(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_shuffle_ps(x, x, 1)));
 }
 
-QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
-  __m256 r[8], t[8];
+QKV_INLINE void transpose(const float* p, int64_t ld, Vec* to) {
+  __m256 r[8], t[4];
+  const float* const p4 = hide(p + 4 * ld);
   QKV_UNROLL(4)
   for (int i = 0; i < 4; ++i) {  // rows i and i + 4 share a register: only 128-bit shuffles remain
-    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld)), _mm_loadu_ps(p + (i + 4) * ld), 1);
-    r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld + 4)), _mm_loadu_ps(p + (i + 4) * ld + 4), 1);
+    r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld)), _mm_loadu_ps(p4 + i * ld), 1);
+    r[i + 4] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * ld + 4)), _mm_loadu_ps(p4 + i * ld + 4), 1);
   }
   QKV_UNROLL(2)
   for (int i = 0; i < 8; i += 4) {
-    t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-    t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    t[i + 2] = _mm256_unpacklo_ps(r[i + 2], r[i + 3]);
-    t[i + 3] = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
-    _mm256_storeu_ps(q + i * ldq, _mm256_shuffle_ps(t[i], t[i + 2], 0x44));
-    _mm256_storeu_ps(q + (i + 1) * ldq, _mm256_shuffle_ps(t[i], t[i + 2], 0xee));
-    _mm256_storeu_ps(q + (i + 2) * ldq, _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44));
-    _mm256_storeu_ps(q + (i + 3) * ldq, _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee));
+    t[0] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+    t[1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    t[2] = _mm256_unpacklo_ps(r[i + 2], r[i + 3]);
+    t[3] = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+    to[i] = {_mm256_shuffle_ps(t[0], t[2], 0x44)};
+    to[i + 1] = {_mm256_shuffle_ps(t[0], t[2], 0xee)};
+    to[i + 2] = {_mm256_shuffle_ps(t[1], t[3], 0x44)};
+    to[i + 3] = {_mm256_shuffle_ps(t[1], t[3], 0xee)};
   }
 }
 

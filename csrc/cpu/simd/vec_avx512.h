@@ -71,6 +71,7 @@ QKV_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NE
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+QKV_INLINE bool any(Mask m) { return m.m != 0; }
 QKV_INLINE Mask first(int64_t n) { return {n <= 0 ? (__mmask16)0 : lanes_below(n)}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }
 QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) {
@@ -90,10 +91,25 @@ QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 QKV_INLINE Vec swap_pairs(Vec a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 QKV_INLINE Vec power2(Vec t) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t.v), 23))}; }
 
+#if defined(QKV_AVX512_BF16_VNNI)
+// Lanes of two bf16 each: sum + the product of the upper ones + that of the lower ones; denormals count as zero.
+QKV_INLINE Vec dot_bf16(Vec sum, Vec a, Vec b) {
+  __m512bh x, y;
+  memcpy(&x, &a, 64);
+  memcpy(&y, &b, 64);
+  return {_mm512_dpbf16_ps(sum.v, x, y)};
+}
+// lower | upper << 16, rounded to bf16.
+QKV_INLINE Vec pairs_of(Vec lower, Vec upper) {
+  const __m512i a = _mm512_cvtepu16_epi32(to_bf16(lower)), b = _mm512_cvtepu16_epi32(to_bf16(upper));
+  return {_mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)))};
+}
+#endif
+
 QKV_INLINE float reduce_add(Vec a) { return _mm512_reduce_add_ps(a.v); }
 QKV_INLINE float reduce_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 
-QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
+QKV_INLINE void transpose(const float* p, int64_t ld, Vec* to) {
   __m512 r[16], t[16];
   QKV_UNROLL(16)
   for (int i = 0; i < 16; ++i) r[i] = _mm512_loadu_ps(p + i * ld);
@@ -118,10 +134,10 @@ QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
   }
   QKV_UNROLL(4)
   for (int i = 0; i < 4; ++i) {
-    _mm512_storeu_ps(q + i * ldq, _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88));
-    _mm512_storeu_ps(q + (i + 4) * ldq, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88));
-    _mm512_storeu_ps(q + (i + 8) * ldq, _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd));
-    _mm512_storeu_ps(q + (i + 12) * ldq, _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd));
+    to[i] = {_mm512_shuffle_f32x4(t[i], t[i + 8], 0x88)};
+    to[i + 4] = {_mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88)};
+    to[i + 8] = {_mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd)};
+    to[i + 12] = {_mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd)};
   }
 }
 

@@ -74,6 +74,7 @@ QKV_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {c.v - a.v * b.v}; }
 QKV_INLINE Mask lt(Vec a, Vec b) { return {a.v < b.v}; }
 QKV_INLINE Mask gt(Vec a, Vec b) { return {a.v > b.v}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {a.v == b.v}; }
+QKV_INLINE bool any(Mask m) { return (m.m[0] | m.m[1] | m.m[2] | m.m[3]) != 0; }
 QKV_INLINE Mask first(int64_t n) {
   const int32_t k = (int32_t)(n > kLanes ? kLanes : n);
   return {i32x4{0, 1, 2, 3} < i32x4{k, k, k, k}};
@@ -112,9 +113,8 @@ QKV_INLINE float reduce_max(Vec a) {
   return m;
 }
 
-QKV_INLINE void transpose(const float* p, int64_t ld, float* q, int64_t ldq) {
-  for (int c = 0; c < kLanes; ++c)
-    for (int r = 0; r < kLanes; ++r) q[c * ldq + r] = p[r * ld + c];
+QKV_INLINE void transpose(const float* p, int64_t ld, Vec* to) {
+  for (int c = 0; c < kLanes; ++c) to[c] = {f32x4{p[c], p[ld + c], p[2 * ld + c], p[3 * ld + c]}};
 }
 
 }  // namespace QKV_ISA
