@@ -1,8 +1,8 @@
 // gelu, gelu_tanh, relu, silu, quick_gelu, tanh (and exp, erf for their tests): y = f(x), element by element; formulas in
 // simd/math.h.
+#include "cpu/activation.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
-#include "cpu/simd/math.h"
 
 namespace qkv {
 namespace QKV_ISA {
@@ -43,26 +43,7 @@ static void map(const ActivationArgs& a, F f) {
 }
 
 void activation(const ActivationArgs& a) {
-  switch (a.op) {
-    case Activation::none:
-      return map(a, [](auto x) { return x; });
-    case Activation::gelu:
-      return map(a, [](auto x) { return gelu(x); });
-    case Activation::gelu_tanh:
-      return map(a, [](auto x) { return gelu_tanh(x); });
-    case Activation::relu:
-      return map(a, [](auto x) { return relu(x); });
-    case Activation::silu:
-      return map(a, [](auto x) { return sigmoid_unit(x, 1.0f); });
-    case Activation::quick_gelu:
-      return map(a, [](auto x) { return sigmoid_unit(x, 1.702f); });
-    case Activation::tanh:
-      return map(a, [](auto x) { return tanh(x); });
-    case Activation::exp:
-      return map(a, [](auto x) { return exp(x); });
-    case Activation::erf:
-      return map(a, [](auto x) { return erf(x); });
-  }
+  with_activation(a.op, [&](auto f) { map(a, f); });
 }
 
 }  // namespace QKV_ISA

@@ -1,40 +1,15 @@
 // What both products, gemm.cpp and gemm_quantized.cpp, do with a finished piece of a row: bias, activation, gate, residual and
 // conversion in one pass.
 #pragma once
+#include "cpu/activation.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
-#include "cpu/simd/math.h"
 
 namespace qkv {
 namespace QKV_ISA {
 
 QKV_INLINE bool is_plain(const Epilogue& e) {
   return !e.bias && e.activation == Activation::none && !e.gate.data && !e.residual.data;
-}
-
-// body(f) with f: Vec -> Vec.
-template <class Body>
-QKV_INLINE void with_activation(Activation op, Body&& body) {
-  switch (op) {
-    case Activation::none:
-      return body([](Vec x) { return x; });
-    case Activation::gelu:
-      return body([](Vec x) { return gelu(x); });
-    case Activation::gelu_tanh:
-      return body([](Vec x) { return gelu_tanh(x); });
-    case Activation::relu:
-      return body([](Vec x) { return relu(x); });
-    case Activation::silu:
-      return body([](Vec x) { return sigmoid_unit(x, 1.0f); });
-    case Activation::quick_gelu:
-      return body([](Vec x) { return sigmoid_unit(x, 1.702f); });
-    case Activation::tanh:
-      return body([](Vec x) { return tanh(x); });
-    case Activation::exp:
-      return body([](Vec x) { return exp(x); });
-    case Activation::erf:
-      return body([](Vec x) { return erf(x); });
-  }
 }
 
 // Columns [column, column + n) of a row as floats: in place, or in `copy`.
@@ -54,8 +29,8 @@ static void finish(const Epilogue& e, int64_t row, int64_t column, int64_t n, co
   const float* const bias = e.bias ? e.bias + column : nullptr;
   with_activation(e.activation, [&](auto f) {
     with_type(e.c.dtype, (void*)c, [&](auto* to) {
-      each(n, [&](int64_t i, auto count) {
-        Vec v = load(sum + i, count);
+      each_pair(n, [&](int64_t i, auto count) {
+        auto v = load(sum + i, count);
         if (bias) v = add(v, load(bias + i, count));
         v = f(v);
         if (gate) v = mul(v, load(gate + i, count));

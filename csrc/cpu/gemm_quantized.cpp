@@ -42,7 +42,7 @@ template <class Value>
 static float write_units(char* to, Units units, const float* x, int64_t n, Value value) {
   Vec sum = zero();
   each(n, [&](int64_t i, auto count) {
-    const Vec v = select(active(count), value(load(x + i, count)), zero());
+    const Vec v = within(count, value(load(x + i, count)), zero());
     sum = add(sum, v);  // exact: below 2^24
     store_units(to + i * unit_bytes(units), v, units);
   });
