@@ -1,8 +1,10 @@
 """`threads`: what the second thread gains, alone, beside a busy process, and beside another pool in the same process.
 
-Each side runs this file as a script, in a process of its own, and times one thread against all of them in turn. `gain` is the
-time of one thread over that of all. With a process that takes its share of one core, work cut into even parts waits for
-the slower part; with dynamic chunks it loses that share only: 1.5 of 2 cores are left, so `lost` should be about 1.33.
+Each side runs this file as a script, in a process of its own, and times one thread against two in turn. `gain` is the
+time of one thread over that of two, `lost` the time beside a busy process over that alone. Three threads on two cores
+leave us 1.33 to 1.5 cores, as the scheduler likes, so work that is claimed in chunks should lose 1.33 to 1.5; work
+cut into even parts waits for the slower one. The last columns: the op right after a product of that library in the
+same process, whose pool still spins, over the op alone.
 """
 
 from __future__ import annotations
@@ -49,8 +51,9 @@ def calls(side: str, rows: int) -> tuple[dict[str, Call], Callable[[int], None]]
 
         torch.set_grad_enabled(False)
         w, y = torch.from_numpy(weight), torch.from_numpy(big)
-        for m, x in xs.items():
-            ops[f"linear {m}x{WIDTH}x{WIDTH}"] = lambda x=torch.from_numpy(x): torch.nn.functional.linear(x, w)
+        linear = torch.nn.functional.linear
+        for m, z in {m: torch.from_numpy(x) for m, x in xs.items()}.items():
+            ops[f"linear {m}x{WIDTH}x{WIDTH}"] = lambda z=z: linear(z, w)
         ops[f"layer_norm {rows}x{WIDTH}"] = lambda: torch.nn.functional.layer_norm(y, (WIDTH,))
         return ops, torch.set_num_threads
     import threadpoolctl
@@ -85,6 +88,10 @@ def times(call: Call, seconds: float, before: Call | None = None) -> list[float]
         call()
         found.append(perf_counter() - start)
     return found
+
+
+def summary(found: list[float]) -> dict[str, float]:
+    return {"min_s": min(found), "median_s": statistics.median(found), "mean_s": statistics.fmean(found)}
 
 
 def measure_side(side: str, rows: int, rounds: int, seconds: float) -> dict[str, Any]:
