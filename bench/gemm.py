@@ -7,7 +7,7 @@ from typing import Any
 
 from qkv.bench import Case, Suite, last_cache, suites
 
-from .peers import Array, Call, onnx_session, tensors
+from .peers import Array, Call, onnx_session, openvino_model, tensors
 
 SHAPES = (
     *((m, 768, 768) for m in (1, 2, 4, 7, 16, 32, 77, 128, 512, 2048)),
@@ -36,6 +36,15 @@ def torch_side(x: Array, weight: Array, bias: Array) -> Call:
 def onnxruntime_side(x: Array, weight: Array, bias: Array) -> Call:
     node = ("Gemm", ["x", "w", "b"], ["y"], {"transB": 1})
     return onnx_session([node], {"x": x}, {"w": weight, "b": bias})
+
+
+def openvino_side(x: Array, weight: Array, bias: Array) -> Call:
+    import openvino
+    from openvino import opset13 as ops
+
+    into = ops.parameter(x.shape, name="x")
+    product = ops.matmul(into, ops.constant(weight), False, True)
+    return openvino_model(openvino.Model([ops.add(product, ops.constant(bias))], [into]), [x])
 
 
 # ---- other weight types: each side packs once what it keeps of the weights -------------------------------
@@ -99,7 +108,7 @@ def quantised_suite(dtype: str) -> Suite:
     return Suite(QUANTISED[dtype][0], __name__, lambda: quantised_cases(dtype), quantised_inputs, sides)
 
 
-SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side}
+SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side, "openvino": openvino_side}
 SUITES = {
     "gemm": suites.SUITES["gemm"].extended(__name__, SIDES, cases),
     **{QUANTISED[dtype][0]: quantised_suite(dtype) for dtype in QUANTISED},
