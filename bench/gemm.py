@@ -75,15 +75,13 @@ def quantised_inputs(m: int, k: int, n: int, dtype: str) -> dict[str, Any]:
 
 
 def quantised_qkv(x: Array, weight: Array, bias: Array, dtype: str) -> Call:
-    import inspect
-
     import qkv
 
-    if "dtype" not in inspect.signature(qkv.pack_weight).parameters:
-        raise NotImplementedError(f"not available: pack_weight(dtype={dtype!r})")
-    groups: dict[str, Any] = {"group_size": 32} if dtype == "int4" else {}
-    pack: Any = qkv.pack_weight
-    packed = pack(weight, dtype=dtype, **groups)
+    options: dict[str, Any] = {"dtype": dtype, **({"group_size": 32} if dtype == "int4" else {})}
+    try:
+        packed = qkv.pack_weight(weight, **options)
+    except (TypeError, ValueError, NotImplementedError) as error:  # a version that has no such weights
+        raise NotImplementedError(f"not available: {error}") from error
     return lambda: qkv.linear(x, packed, bias)
 
 
