@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qkv.bench import Case, suites
 
-from .peers import Array, Call, onnx_session, tensors
+from .peers import Array, Call, onnx_session, openvino_model, tensors
 
 
 def cases() -> list[Case]:
@@ -32,5 +32,14 @@ def onnxruntime_side(q: Array, k: Array, v: Array, causal: bool) -> Call:
     return onnx_session([node], {"q": merged(q), "k": merged(k), "v": merged(v)})
 
 
-SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side}
+def openvino_side(q: Array, k: Array, v: Array, causal: bool) -> Call:
+    import openvino
+    from openvino import opset13 as ops
+
+    into = [ops.parameter(x.shape, name=name) for name, x in zip("qkv", (q, k, v), strict=True)]
+    out = ops.scaled_dot_product_attention(*into, causal=causal)
+    return openvino_model(openvino.Model([out], into), [q, k, v])
+
+
+SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side, "openvino": openvino_side}
 SUITES = {"attention": suites.SUITES["attention"].extended(__name__, SIDES, cases)}

@@ -8,7 +8,7 @@ import numpy as np
 from qkv.bench import Case
 from qkv.bench import bert as core
 
-from .peers import Array, Call, onnx_session, tensors
+from .peers import Array, Call, onnx_session, openvino_model, tensors
 
 MIXED = tuple(int(n) for n in np.random.default_rng(0).integers(8, 201, 32))  # tokens of 32 texts
 
@@ -18,7 +18,7 @@ def cases(path: str | None = None) -> list[Case]:
     return [core.case(path, lengths) for lengths in batches] + [core.case(path, MIXED, "32 mixed")]
 
 
-def torch_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+def torch_model(path: str | None) -> Any:
     """transformers' own model."""
     import torch
     from transformers import AutoModel, BertConfig, BertModel
@@ -32,10 +32,57 @@ def torch_side(path: str | None, ids: Array, mask: Array | None) -> Call:
         model.load_state_dict(weights, strict=False)
     else:
         model = AutoModel.from_pretrained(path, dtype=torch.float32, local_files_only=True)
-    model.eval()
+    return model.eval()
+
+
+def torch_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+    model = torch_model(path)
     ids, *rest = tensors(ids, *([] if mask is None else [mask.astype(np.int64)]))
     attention_mask = rest[0] if rest else None
     return lambda: model(ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+
+
+def openvino_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+    """Converted from transformers' model, shapes fixed."""
+    import openvino
+
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids) if mask is None else mask.astype(np.int64)}
+    example = dict(zip(inputs, tensors(*inputs.values()), strict=True))
+    model = openvino.convert_model(torch_model(path), example_input=example)
+    run = openvino_model(model, inputs)
+    return lambda: run()[:, 0]
+
+
+def ctranslate2_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+    """Its own converter, from a Hugging Face folder; it pads too."""
+    import tempfile
+
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = path
+        if source is None:
+            source = f"{folder}/hf"
+            model = torch_model(None)
+            model.config.position_embedding_type = "absolute"  # which the converter asks for and transformers 5 dropped
+            model.save_pretrained(source)
+            write_tokenizer(source, core.read_config(None)["vocab_size"])
+        converted = TransformersConverter(source).convert(f"{folder}/ct2")
+        encoder = ctranslate2.Encoder(converted, device="cpu", compute_type="float32")
+    lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
+    tokens = ctranslate2.StorageView.from_array(ids.astype(np.int32))
+    counts = ctranslate2.StorageView.from_array(np.asarray(lengths, np.int32))
+    return lambda: np.asarray(encoder.forward_batch(tokens, counts).last_hidden_state)[:, 0]
+
+
+def write_tokenizer(folder: str, size: int) -> None:
+    """A vocabulary of numbers, for the converter that insists on one."""
+    from transformers import BertTokenizerFast
+
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = {word: i for i, word in enumerate([*special, *(f"w{i}" for i in range(size - len(special)))])}
+    BertTokenizerFast(vocab=words).save_pretrained(folder)
 
 
 def onnxruntime_side(path: str | None, ids: Array, mask: Array | None) -> Call:
@@ -83,5 +130,10 @@ def onnxruntime_side(path: str | None, ids: Array, mask: Array | None) -> Call:
     return lambda: run()[0][:, 0]
 
 
-SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side}
+SIDES = {
+    "torch": torch_side,
+    "onnxruntime": onnxruntime_side,
+    "openvino": openvino_side,
+    "ctranslate2": ctranslate2_side,
+}
 SUITES = {"bert": core.SUITES["bert"].extended(__name__, SIDES, cases)}

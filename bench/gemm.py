@@ -1,10 +1,10 @@
-"""linear: x W^T + b, W known beforehand. M rows of x, K in, N out."""
+"""linear: x W^T + b; W known beforehand. M rows of x, K in, N out."""
 
 from __future__ import annotations
 
 from qkv.bench import Case, suites
 
-from .peers import Array, Call, onnx_session, tensors
+from .peers import Array, Call, onnx_session, openvino_model, tensors
 
 SHAPES = (
     *((m, 768, 768) for m in (1, 2, 4, 7, 16, 32, 77, 128, 512, 2048)),
@@ -35,5 +35,14 @@ def onnxruntime_side(x: Array, weight: Array, bias: Array) -> Call:
     return onnx_session([node], {"x": x}, {"w": weight, "b": bias})
 
 
-SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side}
+def openvino_side(x: Array, weight: Array, bias: Array) -> Call:
+    import openvino
+    from openvino import opset13 as ops
+
+    into = ops.parameter(x.shape, name="x")
+    product = ops.matmul(into, ops.constant(weight), False, True)
+    return openvino_model(openvino.Model([ops.add(product, ops.constant(bias))], [into]), [x])
+
+
+SIDES = {"torch": torch_side, "onnxruntime": onnxruntime_side, "openvino": openvino_side}
 SUITES = {"gemm": suites.SUITES["gemm"].extended(__name__, SIDES, cases)}

@@ -8,7 +8,7 @@ from typing import Any
 Array = Any
 Call = Callable[[], Any]
 
-PEERS = ("numpy", "torch", "onnxruntime")
+PEERS = ("numpy", "torch", "onnxruntime", "openvino", "ctranslate2")
 
 
 def tensors(*arrays: Array) -> list[Any]:
@@ -52,3 +52,12 @@ def onnx_session(
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
     return lambda: session.run([output], inputs)
+
+
+def openvino_model(model: Any, inputs: Array | dict[str, Array], precision: str = "f32") -> Call:
+    """The call that runs a compiled OpenVINO model. precision: bf16 needs a machine with the instructions."""
+    import openvino
+
+    config = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+    request = openvino.compile_model(model, "CPU", config).create_infer_request()
+    return lambda: request.infer(inputs)[0]

@@ -216,7 +216,11 @@ def bench_module(name: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "stem", ["gemm", "attention", "attention_paged", "paged_write", "norm", "activation", "rotary"]
+    "stem",
+    [
+        *("gemm", "gemm_quantized", "quantize", "attention", "attention_paged", "paged_write"),
+        *("norm", "activation", "rotary"),
+    ],
 )
 def test_cases_of_the_op_files_are_plain_values(stem: str) -> None:
     for suite in bench_module(f"bench.{stem}").SUITES.values():
@@ -233,10 +237,28 @@ def test_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     main = bench_module("bench.__main__")
     monkeypatch.setattr(run, "measure_limits", lambda: LIMITS)
     path = tmp_path / "result.json"
-    options = ["--rounds", "1", "--seconds", "0.001", "--only", "x768x768", "--json", str(path)]
+    options = ["--rounds", "1", "--seconds", "0.001", "--only", "128x64x64", "--json", str(path)]
     assert main.main(["gemm", "import", "--peers", "numpy", *options]) == 0
     content = json.loads(path.read_text())
-    assert len(content["results"]) == 10
-    assert not any(result["errors"] for result in content["results"])
+    assert [m["suite"] for m in content["results"]] == ["gemm"]
+    assert not content["results"][0]["errors"]
     assert content["import"]["seconds"]["qkv"][0] > 0
     assert "import, beyond numpy" in capsys.readouterr().out
+
+
+def test_threads_of_a_side() -> None:
+    threads = bench_module("bench.threads")
+    found = threads.measure_side("qkv", 8, 1, 1e-4)
+    assert len(found) == len(threads.GEMMS) + 1
+    for by in found.values():
+        assert {"one", "two", "busy"} <= set(by)
+        assert all(0 < t["min_s"] <= t["median_s"] for t in by.values())
+
+
+def test_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    cases = bench_module("bench.gemm").cases()
+    results = [Measurement("gemm", case, {"qkv": [(1e-3, 1e-3)]}) for case in cases]
+    written = bench_module("bench.plots").plot(results, LIMITS, tmp_path)
+    assert {"gemm", "gemm_over_m", "gemm_roofline", "gemm_bytes"} == {path.stem for path in written}
+    assert all(path.stat().st_size > 5000 for path in written)
