@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from .positions import Scaling, rotary_angles, rotary_width
@@ -115,6 +114,13 @@ class PackedWeight:
 FLOAT32 = np.dtype(np.float32)
 
 
+def _to_bfloat16(wide: Array) -> Array:
+    """Rounded to bfloat16, as float64."""
+    import ml_dtypes  # here, so that importing qkv does not pay for it
+
+    return rounded(wide, np.dtype(ml_dtypes.bfloat16)).astype(np.float64)
+
+
 def _steps(x: Array, top: Array, levels: int) -> tuple[Array, Array]:
     """(round(x levels / top), top / levels) for float32 x; rounds to even, and is 0 where top is.
 
@@ -153,8 +159,8 @@ def pack_weight(w: ArrayLike, dtype: str = "float32", group_size: int | None = N
     n, k = single.shape
     one, zero = np.ones((n, 1)), np.zeros((n, 1))
     if dtype in ("float32", "bfloat16"):
-        stored = single if dtype == "float32" else rounded(wide, np.dtype(ml_dtypes.bfloat16))
-        return PackedWeight(dtype, None, stored.astype(np.float64), one, zero)
+        stored = single.astype(np.float64) if dtype == "float32" else _to_bfloat16(wide)
+        return PackedWeight(dtype, None, stored, one, zero)
     require(bool(np.isfinite(single).all()), f"pack_weight: w holds values that {dtype} cannot store")
     if group_size is None:
         q, scale = _steps(single, np.abs(single).max(axis=1, keepdims=True, initial=0), 127)
@@ -195,7 +201,7 @@ def rounded_rows(x: ArrayLike, dtype: str, group_size: int | None = None) -> Arr
     if dtype == "float32":
         return exact
     if dtype == "bfloat16":
-        return rounded(wide, np.dtype(ml_dtypes.bfloat16)).astype(np.float64)
+        return _to_bfloat16(wide)
     single = rounded(wide, FLOAT32).reshape(-1, wide.shape[-1])
     finite = np.isfinite(single).all(axis=1, keepdims=True)
     single = np.where(finite, single, np.float32(0))
