@@ -19,6 +19,9 @@ from qkv.ops import _cpu
 USED_BY = {
     "gemm": {"matmul", "linear"},
     "pack_weight": {"pack_weight", "linear"},
+    "gemm_quantized": {"linear"},
+    "quantize": {"pack_weight"},
+    "dequantize": {"embedding"},
     "attention": {"attention", "attention_varlen", "attention_paged", "scaled_dot_product_attention"},
     "paged_write": {"paged_write", "flash_attn_with_kvcache"},
     "additive_attention": {"additive_attention"},
@@ -29,6 +32,7 @@ USED_BY = {
     "rotary": {"rotary"},
     "limits": set(),
 }
+TYPES = (("bfloat16", None), ("int8", None), ("int8", 32), ("int4", 32), ("int4", 128))
 LIMITS = ("fma", "bf16_dot", "int8_dot", "read", "copy", "stream")
 
 
@@ -55,13 +59,25 @@ def check_ops() -> int:
     return checked
 
 
+def check_packed() -> int:
+    """linear and embedding over each packed type."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 100), (33, 100)))
+    for kind, group in TYPES:
+        weight, packed = reference.pack_weight(w, kind, group), qkv.pack_weight(w, kind, group)
+        expected = reference.rounded_rows(x, kind, group) @ weight.wide().T
+        np.testing.assert_allclose(qkv.linear(x, packed), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(qkv.embedding(np.arange(33), packed), weight.dequantize())
+    return len(TYPES)
+
+
 def main(expected: list[str]) -> int:
     assert qkv.isas() == expected, qkv.isas()
     assert _cpu.current_isa() == expected[-1]
     assert set(_cpu.kernel_names()) == set(USED_BY), "a kernel is new or gone: say here which op calls it"
     assert set().union(*USED_BY.values()) <= {*calls(), *in_place_calls()}
     for isa in each_isa():
-        checked = check_ops()
+        checked = check_ops() + check_packed()
         assert all(_cpu.limit(name, 1, 1) >= 0 for name in LIMITS)
         print(f"{isa}: {checked} calls agree with the reference")
     return 0

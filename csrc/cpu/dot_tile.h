@@ -10,17 +10,20 @@ namespace QKV_ISA {
 
 constexpr int kPanelVectors = (int)(kPanel / kLanes);
 
-// Tile shapes: as many accumulators as registers allow. Few rows take more panels at a time: a chain of sums has a latency of
-// four or five cycles, so eight or more must be under way.
+// Tile shapes: as many accumulators as registers allow. One row or two take more panels at a time where there are as many: a
+// chain of sums has a latency of four or five cycles, so eight or more must be under way.
 #if defined(QKV_AVX512)
 constexpr int kMostRows = 8;
-constexpr int most_panels(int rows) { return rows <= 4 ? 6 : 3; }
+constexpr int most_panels(int) { return 3; }
+constexpr int wide_panels(int rows) { return rows <= 2 ? 6 : 3; }
 #elif defined(__AVX2__)
 constexpr int kMostRows = 6;
-constexpr int most_panels(int rows) { return rows == 1 ? 4 : rows == 2 ? 3 : rows == 3 ? 2 : 1; }
+constexpr int most_panels(int rows) { return rows <= 3 ? 2 : 1; }
+constexpr int wide_panels(int rows) { return rows == 1 ? 4 : most_panels(rows); }
 #else
 constexpr int kMostRows = 2;
 constexpr int most_panels(int) { return 1; }
+constexpr int wide_panels(int) { return 1; }
 #endif
 
 template <int N>
@@ -36,7 +39,11 @@ QKV_INLINE void with_panels(int panels, F&& f) {
 }
 template <int R = kMostRows, class F>
 QKV_INLINE void with_tile(int rows, int panels, F&& f) {
-  if (rows == R) return with_panels<R, most_panels(R)>(panels, f);
+  if (rows == R) {
+    if constexpr (wide_panels(R) > most_panels(R))
+      if (panels == wide_panels(R)) return f(Int<R>{}, Int<wide_panels(R)>{});
+    return with_panels<R, most_panels(R)>(panels, f);
+  }
   if constexpr (R > 1) with_tile<R - 1>(rows, panels, f);
 }
 
@@ -48,7 +55,8 @@ QKV_INLINE int rows_of(int64_t left) {
 
 // How many of the `left` panels the next group takes for tiles of so many rows; two and two rather than three and one.
 QKV_INLINE int panels_for(int rows, int64_t left) {
-  const int most = most_panels(rows);
+  const int wide = wide_panels(rows), most = most_panels(rows);
+  if (wide > most && left >= wide) return wide;
   const int64_t groups = (left + most - 1) / most;
   return (int)((left + groups - 1) / groups);
 }

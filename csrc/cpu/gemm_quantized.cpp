@@ -116,26 +116,32 @@ struct Operands {
   int64_t group;
 };
 
-// c [+]= one tile over `steps` rows of the panels (bf16, int8) or so many groups (int8 and int4 by group).
+// c [+]= one tile over k elements of the rows. kPer: so many stand in a row of a panel.
+template <class D, int64_t kPer>
 struct Bf16Tile {
-  static constexpr int64_t kPerRow = 2;
+  using Dot = D;
+  static constexpr int64_t kPerRow = kPer;
+  using OfUnpacked = Bf16Tile<Unpacked<D>, kPer / D::kParts>;
   template <int R, int P>
-  QKV_INLINE void run(const Operands& o, int64_t steps, float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
     Vec sum[R][P * kPanelVectors];
-    clear<DotBf16>(sum);
-    dot_sums<DotBf16>(steps, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
+    clear<D>(sum);
+    dot_sums<D>((k + kPerRow - 1) / kPerRow, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
     store_sums(sum, c, ldc, columns, first);
   }
 };
 
+template <class D, int64_t kPer>
 struct Int8Tile {
-  static constexpr int64_t kPerRow = 4;
+  using Dot = D;
+  static constexpr int64_t kPerRow = kPer;
+  using OfUnpacked = Int8Tile<Unpacked<D>, kPer / D::kParts>;
   template <int R, int P>
-  QKV_INLINE void run(const Operands& o, int64_t steps, float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
     constexpr int V = P * kPanelVectors;
     IVec sum[R][V];
-    clear<DotInt8>(sum);
-    dot_sums<DotInt8>(steps, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
+    clear<D>(sum);
+    dot_sums<D>((k + kPerRow - 1) / kPerRow, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
     Vec out[R][V];
     QKV_UNROLL(8)
     for (int r = 0; r < R; ++r) {
@@ -153,34 +159,38 @@ struct Int8Tile {
   }
 };
 
-template <class Dot, int64_t kPerPanelRow, bool kOffset>
+template <class D, int64_t kPer, bool kOffset>
 struct GroupTile {
-  static constexpr int64_t kPerRow = kPerPanelRow;
+  using Dot = D;
+  static constexpr int64_t kPerRow = kPer;
+  static constexpr int64_t kAtOnce = D::kInAcc;  // elements of a row that Acc takes; 0: any number
+  using OfUnpacked = GroupTile<Unpacked<D>, kPer / D::kParts, kOffset>;
   template <int R, int P>
-  QKV_INLINE void run(const Operands& o, int64_t groups, float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
     constexpr int V = P * kPanelVectors;
     Vec out[R][V];
     clear<DotFloat>(out);
-    const int64_t steps = o.group / kPerRow;
+    const int64_t steps = o.group / kPerRow, groups = k / o.group;
     const char *a = o.a, *b = o.b;
     for (int64_t g = 0; g < groups; ++g) {
       IVec total[R][V];
       clear<DotInt8>(total);
-      if constexpr (Dot::kRows == 0) {
-        dot_sums<Dot>(steps, a, o.lda, b, kPanelRowBytes, o.b_panel, total);
+      if constexpr (kAtOnce == 0) {
+        dot_sums<D>(steps, a, o.lda, b, kPanelRowBytes, o.b_panel, total);
       } else {
-        for (int64_t at = 0; at < steps; at += Dot::kRows) {
+        constexpr int64_t kRows = kAtOnce / kPerRow;
+        for (int64_t at = 0; at < steps; at += kRows) {
           IVec sum[R][V];
-          clear<Dot>(sum);
-          dot_sums<Dot>(Dot::kRows, a + at * Dot::kParts * 4, o.lda, b + at * kPanelRowBytes, kPanelRowBytes, o.b_panel, sum);
+          clear<D>(sum);
+          dot_sums<D>(kRows, a + at * D::kParts * 4, o.lda, b + at * kPanelRowBytes, kPanelRowBytes, o.b_panel, sum);
           QKV_UNROLL(8)
           for (int r = 0; r < R; ++r) {
             QKV_UNROLL(24)
-            for (int v = 0; v < V; ++v) total[r][v] = iadd(total[r][v], Dot::widen(sum[r][v]));
+            for (int v = 0; v < V; ++v) total[r][v] = iadd(total[r][v], D::widen(sum[r][v]));
           }
         }
       }
-      a += steps * Dot::kParts * 4;
+      a += steps * D::kParts * 4;
       b += steps * kPanelRowBytes;
       QKV_UNROLL(24)
       for (int v = 0; v < V; ++v) {
@@ -198,8 +208,19 @@ struct GroupTile {
     store_sums(out, c, ldc, columns, first);
   }
 };
-using Int8GroupTile = GroupTile<DotInt8, 4, false>;
-using Int4GroupTile = GroupTile<DotInt4, 8, true>;
+// Unpacks `rows` rows of so many panels, b_panel bytes apart, to `to`, one panel after the other.
+template <class Tile>
+static void unpack(const char* b, int64_t b_panel, int64_t rows, int panels, char* to) {
+  using Dot = typename Tile::Dot;
+  for (int panel = 0; panel < panels; ++panel)
+    for (int64_t k = 0; k < rows; ++k)
+      for (int part = 0; part < Dot::kParts; ++part) {
+        QKV_UNROLL(4)
+        for (int v = 0; v < kPanelVectors; ++v)
+          store_weight(to + v * kLanes * 4, Dot::weight(b + panel * b_panel + k * kPanelRowBytes + v * kLanes * 4, part));
+        to += kPanelRowBytes;
+      }
+}
 
 template <class Tile>
 static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t bytes_per_k) {
@@ -209,6 +230,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
   char* const own = g.scratch + p.shared_bytes;
   parallel(p.row_chunks * p.panel_chunks, p.grain, g.threads, [&](int64_t begin, int64_t end, int thread) {
     float* const sums = (float*)(own + thread * p.scratch_bytes) + round_up(g.w.k, 16);
+    char* const weights = (char*)(sums + p.sum_floats);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
       const int64_t m = g.m - row < p.rows ? g.m - row : p.rows;
@@ -216,30 +238,49 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
       const int64_t column = panel * kPanel, n = g.w.n - column < count * kPanel ? g.w.n - column : count * kPanel;
       const int64_t ldc = p.separate_c ? p.panels * kPanel : g.c.rank ? g.c.strides[0] : 0;
       float* const c = p.separate_c ? sums : (float*)g.c.data + row * ldc + column;
+      // Words of several parts are taken apart once for many rows: for each row anew they cost registers, and AVX2 has none to
+      // spare.
+      const bool unpacked = Tile::Dot::kParts > 1 && m >= kUnpackRows;
       for (int64_t k = 0; k == 0 || k < k_all; k += p.k_block) {
         const int64_t kc = k_all - k < p.k_block ? k_all - k : p.k_block;
-        const int64_t steps = all.group ? kc / all.group : kc / Tile::kPerRow;
+        const int64_t panel_rows = (kc + Tile::kPerRow - 1) / Tile::kPerRow, first_group = all.group ? k / all.group : 0;
         for (int64_t q = 0; q < count;) {
           const int group = panels_for(rows_of(m), count - q);
+          Operands from = all;
+          from.b += (panel + q) * all.b_panel + k / Tile::kPerRow * kPanelRowBytes;
+          if (all.row_scale) {
+            from.row_scale += column + q * kPanel;
+            from.row_sum += column + q * kPanel;
+          }
+          if (all.scale) from.scale += ((panel + q) * all.groups + first_group) * kPanel;
+          if (all.offset) from.offset += ((panel + q) * all.groups + first_group) * kPanel;
+          if (unpacked) {
+            unpack<Tile>(from.b, all.b_panel, panel_rows, group, weights);
+            from.b = weights;
+            from.b_panel = panel_rows * Tile::Dot::kParts * kPanelRowBytes;
+          }
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
-            Operands o = all;
+            Operands o = from;
             o.a += (row + i) * all.lda + k * bytes_per_k;
-            o.b += (panel + q) * all.b_panel + k / Tile::kPerRow * kPanelRowBytes;
-            const int64_t first_group = all.group ? k / all.group : 0;
             const int64_t stats = (row + i) * all.stats_step;
             o.row_stats = (const RowStats*)((const char*)all.row_stats + stats);
             o.group_stats = (const GroupStats*)((const char*)all.group_stats + stats) + first_group;
-            if (all.row_scale) {
-              o.row_scale += column + q * kPanel;
-              o.row_sum += column + q * kPanel;
+            float* const to = c + i * ldc + q * kPanel;
+            const auto run = [&](auto tile) {
+              using Of = decltype(tile);
+              with_tile(rows, group, [&](auto r, auto at_once) {
+                Of::template run<decltype(r)::value, decltype(at_once)::value>(o, kc, to, ldc, n - q * kPanel, k == 0);
+              });
+            };
+            if constexpr (Tile::Dot::kParts > 1) {
+              if (unpacked)
+                run(typename Tile::OfUnpacked{});
+              else
+                run(Tile{});
+            } else {
+              run(Tile{});
             }
-            if (all.scale) o.scale += ((panel + q) * all.groups + first_group) * kPanel;
-            if (all.offset) o.offset += ((panel + q) * all.groups + first_group) * kPanel;
-            with_tile(rows, group, [&](auto r, auto panels_at_once) {
-              Tile::template run<decltype(r)::value, decltype(panels_at_once)::value>(o, steps, c + i * ldc + q * kPanel, ldc,
-                                                                                      n - q * kPanel, k == 0);
-            });
             i += rows;
           }
           q += group;
@@ -290,10 +331,10 @@ void gemm_quantized(const QuantizedGemmArgs& g) {
                         w.offset,
                         groups_of(w),
                         w.group};
-  if (w.type == WeightType::bf16) return product<Bf16Tile>(g, all, bytes_per_k);
-  if (!w.group) return product<Int8Tile>(g, all, bytes_per_k);
-  if (w.type == WeightType::int8) return product<Int8GroupTile>(g, all, bytes_per_k);
-  product<Int4GroupTile>(g, all, bytes_per_k);
+  if (w.type == WeightType::bf16) return product<Bf16Tile<DotBf16, 2>>(g, all, bytes_per_k);
+  if (!w.group) return product<Int8Tile<DotInt8, 4>>(g, all, bytes_per_k);
+  if (w.type == WeightType::int8) return product<GroupTile<DotInt8, 4, false>>(g, all, bytes_per_k);
+  product<GroupTile<DotInt4, 8, true>>(g, all, bytes_per_k);
 }
 
 }  // namespace QKV_ISA

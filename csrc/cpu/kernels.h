@@ -51,6 +51,7 @@ static inline int64_t packed_place(const PackedView& w, int64_t n, int64_t k, in
   return row * kPanelRowBytes + n % kPanel * 4 + in_word;
 }
 
+constexpr int64_t kUnpackRows = 18;   // of a chunk, from which on panels are unpacked for all of its tiles
 constexpr int64_t kChunkPanels = 12;  // of c that a thread works on at a time, at most
 
 // How a GEMM is cut up. Depends on sizes, never on the ISA, so that scratch can be sized without asking the kernel.
@@ -97,7 +98,8 @@ struct QuantizedGemmPlan {
   int64_t grain;                        // chunks worth a thread
   bool separate_c;                      // sums need a float buffer beside c
   int64_t row_bytes, stats_bytes;       // of one row of activations, in any form, and of what is known about it
-  int64_t shared_bytes, scratch_bytes;  // m such rows; per thread: [a row as floats | sums]
+  int64_t sum_floats;                   // of a chunk, if separate_c
+  int64_t shared_bytes, scratch_bytes;  // m such rows; per thread: [a row as floats | sums | unpacked panels of a tile]
 };
 
 // c = act(a w^T + bias) * gate + residual, w bf16, int8 or int4: a is rounded to bf16 or quantised first.

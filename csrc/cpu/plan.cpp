@@ -7,6 +7,30 @@ namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
+
+constexpr int64_t kRowUnit = 24;  // a multiple of every ISA's tile
+
+// Four chunks per thread, or a thread that is held up costs much; up to twelve as long as each has some 40 microseconds of work.
+int64_t chunks_wanted(double products, int threads) {
+  constexpr double kFine = 1 << 21;
+  const int64_t least = 4 * threads, most = 12 * threads;
+  return products < kFine * (double)least ? least : products > kFine * (double)most ? most : (int64_t)(products / kFine);
+}
+
+// Smaller chunks of c, near squares, until there are as many as wanted.
+template <class Plan, class Chunks>
+void shrink(Plan& p, int64_t m, int64_t least, int64_t panel_unit, Chunks chunks) {
+  while (chunks() < least) {
+    const bool rows = p.rows > kRowUnit && m > kRowUnit, panels = p.panels > panel_unit;
+    if (rows && (!panels || less(p.rows, m) > p.panels * kPanel))
+      p.rows = round_up(less(p.rows, m) / 2, kRowUnit);
+    else if (panels)
+      p.panels = round_up(p.panels / 2, panel_unit);
+    else
+      break;
+  }
+}
 
 }  // namespace
 
@@ -32,9 +56,13 @@ GemmPlan plan_gemm(const GemmArgs& g) {
     p.panel_chunks = ceil_div(panels, p.panels);
     return p.row_chunks * p.panel_chunks * g.batch;
   };
-  // Four chunks per thread: a thread that is held up then costs little.
-  while (chunks() < 4 * g.threads && p.panels > kPanelUnit) p.panels = round_up(p.panels / 2, kPanelUnit);
-  while (chunks() < 2 * g.threads && p.rows > kRowUnit && g.m > kRowUnit) p.rows = round_up(p.rows / 2, kRowUnit);
+  const int64_t least = chunks_wanted((double)g.m * (double)g.n * (double)g.k * (double)g.batch, g.threads);
+  if (g.packed) {
+    shrink(p, g.m, least, kPanelUnit, chunks);
+  } else {
+    while (chunks() < least && p.panels > kPanelUnit) p.panels = round_up(p.panels / 2, kPanelUnit);
+    while (chunks() < 2 * g.threads && p.rows > kRowUnit && g.m > kRowUnit) p.rows = round_up(p.rows / 2, kRowUnit);
+  }
   const int64_t cost = p.rows < g.m ? p.rows * p.panels * kPanel * g.k : g.m * p.panels * kPanel * g.k;
   p.grain = cost > 0 && cost < kWorth ? kWorth / cost : 1;
 
@@ -47,13 +75,13 @@ GemmPlan plan_gemm(const GemmArgs& g) {
 }
 
 QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
-  constexpr int64_t kMostRows = 240, kPanelUnit = 6, kRowUnit = 24;
+  constexpr int64_t kMostRows = 240, kPanelUnit = 6;
   constexpr int64_t kWorth = 1 << 17;  // multiply-adds that repay waking a thread
 
   QuantizedGemmPlan p;
   const int64_t k = padded_k(g.w);
   // Sums of floats are cut as in plan_gemm. 32 bits hold all of a row of int8 (kMostInt8), groups are summed up one by one.
-  p.k_block = k == 0 ? 1 : g.w.type == WeightType::bf16 ? round_up(ceil_div(k, ceil_div(k, 512)), 2) : k;
+  p.k_block = k == 0 ? 1 : g.w.type == WeightType::bf16 ? round_up(ceil_div(k, ceil_div(k, 256)), 2) : k;
   p.separate_c = g.c.dtype != DType::f32 || g.c.rank > 1;
   p.row_bytes = round_up(k + 16, 16) * 4 + 128;  // rows a power of two apart would share few sets of the cache
   p.stats_bytes = round_up(8 * (groups_of(g.w) + 2), 16);
@@ -66,12 +94,14 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
     p.panel_chunks = ceil_div(panels, p.panels);
     return p.row_chunks * p.panel_chunks;
   };
-  while (chunks() < 4 * g.threads && p.panels > kPanelUnit) p.panels = round_up(p.panels / 2, kPanelUnit);
-  while (chunks() < 2 * g.threads && p.rows > kRowUnit && g.m > kRowUnit) p.rows = round_up(p.rows / 2, kRowUnit);
+  shrink(p, g.m, chunks_wanted((double)g.m * (double)g.w.n * (double)k, g.threads), kPanelUnit, chunks);
   const int64_t rows = p.rows < g.m ? p.rows : g.m, cost = rows * p.panels * kPanel * k;
   p.grain = cost > 0 && cost < kWorth ? kWorth / cost : 1;
   p.shared_bytes = round_up(g.m * (p.row_bytes + p.stats_bytes), 64);
-  p.scratch_bytes = round_up((round_up(g.w.k, 16) + (p.separate_c ? rows * p.panels * kPanel : 0)) * 4, 64);
+  p.sum_floats = p.separate_c ? round_up(rows * p.panels * kPanel, 16) : 0;
+  // The widest tile of so many rows has three panels; unpacked, they take at most a word for each element.
+  const int64_t unpacked = g.m >= kUnpackRows ? 3 * kPanelRowBytes * p.k_block : 0;
+  p.scratch_bytes = round_up((round_up(g.w.k, 16) + p.sum_floats) * 4 + unpacked, 64);
   return p;
 }
 

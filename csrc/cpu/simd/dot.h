@@ -133,8 +133,10 @@ QKV_INLINE void store_units(void* to, Vec a, Units) {
 
 #endif
 
-// GCC reorders integer sums and, out of registers, spills them; what went through here stays as written.
-QKV_INLINE IVec pinned(IVec a) {
+// GCC starts the second part of a panel row before the first is done and, out of registers, spills sums, whose chain then runs
+// through memory: half the speed on AVX2. What went through here stays as written.
+template <class T>
+QKV_INLINE T pinned(T a) {
 #if defined(__AVX2__) && !defined(QKV_EMULATE_AVX512)
   asm("" : "+v"(a.v));
 #endif
@@ -181,18 +183,17 @@ struct DotBf16 {
     return as_float(part == 0 ? shift_left<16>(iload(p)) : iand(iload(p), (int32_t)0xffff0000));
   }
   QKV_INLINE Vec spread(const char* p) { return set(*(const float*)p); }
-  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return fma(a, w, s); }
+  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return pinned(fma(a, w, s)); }
 };
 
 #endif
 
-// Integer Dots. kRows: so many rows of a panel fit into Acc, whose 32-bit lanes `widen` then makes; 0: Acc has them and holds
-// any.
+// Integer Dots. kInAcc: so many elements of k fit into Acc, whose 32-bit lanes `widen` then makes; 0: Acc has them and holds any.
 #if defined(QKV_AVX512_BF16_VNNI)
 
 struct DotInt8 {
   using Acc = IVec;
-  static constexpr int64_t kRows = 0;
+  static constexpr int64_t kInAcc = 0;
   static constexpr int kParts = 1;
   static constexpr Units units = Units::i8x4;
   QKV_INLINE IVec zero() { return izero(); }
@@ -209,7 +210,7 @@ struct DotInt4 : DotInt8 {
 
 struct DotInt8 {
   using Acc = IVec;
-  static constexpr int64_t kRows = 0;
+  static constexpr int64_t kInAcc = 0;
   static constexpr int kParts = 2;
   static constexpr Units units = Units::i16x2;
   QKV_INLINE IVec zero() { return izero(); }
@@ -220,7 +221,7 @@ struct DotInt8 {
 // Sums of 16 bits: a pair of products is at most 2 * 15 * 127 and eight of those fit: four rows of the panel.
 struct DotInt4 {
   using Acc = IVec;
-  static constexpr int64_t kRows = 4;
+  static constexpr int64_t kInAcc = 32;
   static constexpr int kParts = 2;
   static constexpr Units units = Units::i8x4;
   QKV_INLINE IVec zero() { return izero(); }
@@ -234,7 +235,7 @@ struct DotInt4 {
 
 struct DotInt8 {
   using Acc = IVec;
-  static constexpr int64_t kRows = 0;
+  static constexpr int64_t kInAcc = 0;
   static constexpr int kParts = 4;
   static constexpr Units units = Units::i32;
   QKV_INLINE IVec zero() { return izero(); }
@@ -248,6 +249,23 @@ struct DotInt4 : DotInt8 {
 };
 
 #endif
+
+// Vectors as `weight` made them, stored one after the other: many rows of activations unpack a panel once.
+QKV_INLINE void store_weight(char* p, Vec w) { store((float*)p, w, Full{}); }
+QKV_INLINE void store_weight(char* p, IVec w) { memcpy(p, &w.v, kLanes * 4); }
+QKV_INLINE void load_weight(const char* p, Vec* w) { *w = load((const float*)p, Full{}); }
+QKV_INLINE void load_weight(const char* p, IVec* w) { *w = iload(p); }
+
+template <class Dot>
+struct Unpacked : Dot {
+  static constexpr int kParts = 1;
+  using Weight = decltype(Dot::weight(nullptr, 0));
+  QKV_INLINE Weight weight(const char* p, int) {
+    Weight w;
+    load_weight(p, &w);
+    return w;
+  }
+};
 
 }  // namespace QKV_ISA
 }  // namespace qkv
