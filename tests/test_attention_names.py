@@ -250,7 +250,7 @@ def test_kvcache_lengths(rng: np.random.Generator) -> None:
         ({"rotary_sin": np.ones((16, 3), np.float32)}, "rotary_cos"),
         ({"q": np.ones((2, 3, 5, 8), np.float32)}, "k_cache has 2 heads, which does not divide q's 5"),
         ({"q": np.ones((2, 3, 8), np.float32)}, "q must have 4 dimensions"),
-        ({"k": np.ones((2, 3, 1, 8), np.float32), "v": np.ones((2, 3, 1, 8), np.float32)}, "k_cache must be"),
+        ({"k": np.ones((2, 3, 1, 8), np.float32), "v": np.ones((2, 3, 1, 8), np.float32)}, "k has heads and width"),
         ({"k": np.ones((2, 4, 2, 8), np.float32)}, ""),
         ({"alibi_slopes": np.ones((3, 4), np.float32)}, "alibi_slopes"),
         ({"window_size": 3}, "window_size"),

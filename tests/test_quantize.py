@@ -160,3 +160,17 @@ def test_rows_of_a_packed_table(kind: str, group: int | None, rng: np.random.Gen
         assert same_bits(qkv.embedding(ids, packed), packed.dequantize()[ids])
         with pytest.raises(ValueError, match="outside the table"):
             qkv.embedding(np.array([50]), packed)
+
+
+def test_nothing_is_allocated_for_parts_that_do_not_fit() -> None:
+    """A file may claim any size."""
+    make = qkv.PackedWeight.from_parts
+    for k in (-11, 2**40, 32):
+        with pytest.raises((ValueError, TypeError)):
+            make("int8", 0, k, np.zeros((4, 4), np.int8), np.ones(4, np.float32), None)
+    before = qkv.ops._cpu.buffer_stats()
+    with pytest.raises(ValueError, match="values must be"):
+        make("int4", 32, 64, np.zeros((10**7, 0), np.uint8), np.zeros((1, 1), np.float16), np.zeros((1, 1), np.float16))
+    assert qkv.ops._cpu.buffer_stats() == before
+    with pytest.raises(ValueError, match="scale and no offset"):
+        make("int8", 32, 4, np.zeros((1, 4), np.int8), np.ones((1, 1), np.float16), np.ones((1, 1), np.float16))

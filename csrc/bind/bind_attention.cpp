@@ -69,7 +69,7 @@ bool read_common(const char* op, const Array& q, const py::object& relative_bias
     const double c = softcap.cast<double>();
     a->softcap = static_cast<float>(c);
     if (!(c > 0)) fail_value(name + ": softcap must be positive or None, got " + py::repr(softcap).cast<std::string>());
-    if (a->softcap == 0 || !std::isfinite(a->softcap)) fail_value(name + ": softcap is out of float32's range");
+    if (!std::isfinite(a->softcap) || !std::isfinite(1 / a->softcap)) fail_value(name + ": softcap is out of float32's range");
   }
   if (!std::isfinite(a->scale) && !scale.is_none() && std::isfinite(scale.cast<double>()))
     fail_value(name + ": scale is out of float32's range");

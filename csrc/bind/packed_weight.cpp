@@ -21,8 +21,7 @@ WeightType type_of(const std::string& name) {
   fail_value("pack_weight: dtype must be 'float32', 'bfloat16', 'int8' or 'int4', got '" + name + "'");
 }
 
-std::unique_ptr<PackedWeight> allocate(const std::string& dtype, int64_t group, int64_t n, int64_t k) {
-  const WeightType type = type_of(dtype);
+void check_group(const std::string& dtype, WeightType type, int64_t group) {
   const bool fits = type == WeightType::int8   ? group == 0 || group == 32
                     : type == WeightType::int4 ? group == 32 || group == 64 || group == 128
                                                : group == 0;
@@ -32,6 +31,12 @@ std::unique_ptr<PackedWeight> allocate(const std::string& dtype, int64_t group, 
                 : type == WeightType::int4 ? "32, 64 or 128"
                                            : "None") +
                ", got " + std::to_string(group));
+}
+
+std::unique_ptr<PackedWeight> allocate(const std::string& dtype, int64_t group, int64_t n, int64_t k) {
+  const WeightType type = type_of(dtype);
+  check_group(dtype, type, group);
+  if (n < 0 || k < 0) fail_value("PackedWeight: a weight of " + shape_text({n, k}) + " cannot be");
   check_length(kOp, "w's out", n);
   check_length(kOp, "w's in", k);
   if (type == WeightType::int8 && !group && k > kMostInt8)
@@ -167,11 +172,21 @@ std::unique_ptr<PackedWeight> from_parts(const std::string& dtype, int64_t group
                                          py::handle scale_in, py::handle offset_in) {
   if (!py::isinstance<py::array>(values_in) || py::reinterpret_borrow<py::array>(values_in).ndim() != 2)
     fail_type("PackedWeight: values must be a 2-D array");
-  auto packed = allocate(dtype, group, py::reinterpret_borrow<py::array>(values_in).shape(0), k);
+  PackedView shape{};  // nothing is allocated before all parts are seen to fit
+  shape.type = type_of(dtype);
+  shape.n = py::reinterpret_borrow<py::array>(values_in).shape(0);
+  shape.k = k;
+  shape.group = group;
+  const bool scaled = shape.type == WeightType::int8 || shape.type == WeightType::int4, moved = shape.type == WeightType::int4;
+  if (scale_in.is_none() == scaled || offset_in.is_none() == moved)
+    fail_value("PackedWeight: " + dtype + " has " +
+               (moved    ? "scale and offset"
+                : scaled ? "scale and no offset"
+                         : "no scale and no offset"));
+  check_group(dtype, shape.type, group);
+  const py::array values = checked("values", values_in, values_dtype(shape.type), values_shape(shape));
+  auto packed = allocate(dtype, group, shape.n, k);
   const PackedView& w = packed->view();
-  const py::array values = checked("values", values_in, values_dtype(w.type), values_shape(w));
-  if ((scale_in.is_none() && (w.row_scale || w.scale)) || (offset_in.is_none() && w.offset))
-    fail_value("PackedWeight: " + dtype + " needs " + (w.offset ? "scale and offset" : "scale"));
   if (w.row_scale) {
     const py::array scale = checked("scale", scale_in, float32_dtype(), {w.n});
     if (w.n > 0) std::memcpy(w.row_scale, scale.data(), static_cast<size_t>(4 * w.n));

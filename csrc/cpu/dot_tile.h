@@ -13,15 +13,15 @@ constexpr int kPanelVectors = (int)(kPanel / kLanes);
 // Tile shapes: as many accumulators as registers allow. One row or two take more panels at a time where there are as many: a
 // chain of sums has a latency of four or five cycles, so eight or more must be under way.
 #if defined(QKV_AVX512)
-constexpr int kMostRows = 8;
+constexpr int kMostRows = 8, kLeastRows = 6;  // of a tile; and of one of kUnpackRows rows or more, see rows_of
 constexpr int most_panels(int) { return 3; }
 constexpr int wide_panels(int rows) { return rows <= 2 ? 6 : 3; }
 #elif defined(__AVX2__)
-constexpr int kMostRows = 6;
+constexpr int kMostRows = 6, kLeastRows = 4;
 constexpr int most_panels(int rows) { return rows <= 3 ? 2 : 1; }
 constexpr int wide_panels(int rows) { return rows == 1 ? 4 : most_panels(rows); }
 #else
-constexpr int kMostRows = 2;
+constexpr int kMostRows = 2, kLeastRows = 1;
 constexpr int most_panels(int) { return 1; }
 constexpr int wide_panels(int) { return 1; }
 #endif
@@ -37,14 +37,14 @@ QKV_INLINE void with_panels(int panels, F&& f) {
   if (panels == P) return f(Int<R>{}, Int<P>{});
   if constexpr (P > 1) with_panels<R, P - 1>(panels, f);
 }
-template <int R = kMostRows, class F>
+template <int kLeast = 1, int R = kMostRows, class F>
 QKV_INLINE void with_tile(int rows, int panels, F&& f) {
   if (rows == R) {
     if constexpr (wide_panels(R) > most_panels(R))
       if (panels == wide_panels(R)) return f(Int<R>{}, Int<wide_panels(R)>{});
     return with_panels<R, most_panels(R)>(panels, f);
   }
-  if constexpr (R > 1) with_tile<R - 1>(rows, panels, f);
+  if constexpr (R > kLeast) with_tile<kLeast, R - 1>(rows, panels, f);
 }
 
 // Rows [i, i + rows_of(m - i)) are the next tile of m: tiles differ by one row at most, since one of a single row is the slowest.

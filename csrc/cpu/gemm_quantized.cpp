@@ -267,19 +267,19 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             o.row_stats = (const RowStats*)((const char*)all.row_stats + stats);
             o.group_stats = (const GroupStats*)((const char*)all.group_stats + stats) + first_group;
             float* const to = c + i * ldc + q * kPanel;
-            const auto run = [&](auto tile) {
+            const auto run = [&](auto tile, auto least) {
               using Of = decltype(tile);
-              with_tile(rows, group, [&](auto r, auto at_once) {
+              with_tile<decltype(least)::value>(rows, group, [&](auto r, auto at_once) {
                 Of::template run<decltype(r)::value, decltype(at_once)::value>(o, kc, to, ldc, n - q * kPanel, k == 0);
               });
             };
             if constexpr (Tile::Dot::kParts > 1) {
               if (unpacked)
-                run(typename Tile::OfUnpacked{});
+                run(typename Tile::OfUnpacked{}, Int<kLeastRows>{});
               else
-                run(Tile{});
+                run(Tile{}, Int<1>{});
             } else {
-              run(Tile{});
+              run(Tile{}, Int<1>{});
             }
             i += rows;
           }

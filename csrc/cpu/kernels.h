@@ -11,8 +11,8 @@ namespace qkv {
 enum class Activation : uint8_t { none, gelu, gelu_tanh, relu, silu, quick_gelu, tanh, exp, erf };
 
 // Columns of a packed panel, on every ISA: packed weights need no repacking when the ISA changes.
-// Panel p holds w[16p .. 16p+15, 0 .. K) in rows of 16 columns x 32 bits, zeros beyond the last column: the GEMM reads one stream
-// per panel.
+// Panel p holds w[16p .. 16p+15, 0 .. K) in rows of 16 columns x 32 bits, q = 0 or zeros beyond the last column: the GEMM reads
+// one stream per panel.
 constexpr int64_t kPanel = 16;
 static inline int64_t panels_of(int64_t n) { return (n + kPanel - 1) / kPanel; }
 
@@ -40,7 +40,8 @@ static inline int64_t padded_k(const PackedView& w) {
 static inline int64_t panel_rows(const PackedView& w) { return padded_k(w) / per_panel_row(w.type); }
 static inline int64_t groups_of(const PackedView& w) { return w.group ? padded_k(w) / w.group : 0; }
 constexpr int64_t kPanelRowBytes = kPanel * 4;
-constexpr int64_t kMostInt8 = 1 << 16;  // features of a row of int8 with one scale: 127 * 255 times that is below 2^31
+constexpr int64_t kMostInt8 =
+    1 << 16;  // features of a row of int8 with one scale: 127 * 255 times that is below 2^31 (sums on the way may wrap)
 
 // Where element (n, k) stands: bytes from `panels`, and for int4 which half of the byte. A panel row of int4 has k .. k + 3 in
 // the lower halves and k + 4 .. k + 7 in the upper ones.

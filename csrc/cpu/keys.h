@@ -55,6 +55,7 @@ static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_
   if (s.scale || s.dtype != (M::kWidth == 1 ? DType::f32 : DType::bf16) || s.step != 1 || d % M::kWidth || s.row % M::kWidth)
     return nullptr;
   const int64_t size = 4 / M::kWidth;
+  if ((uintptr_t)s.data % 4) return nullptr;  // bf16 at an odd place
   if (!s.table) return (const float*)(s.data + key * s.row * size);
   const int64_t place = s.start + key, inside = place % s.block_size;
   if (inside + n > s.block_size) return nullptr;

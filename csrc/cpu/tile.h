@@ -1,4 +1,4 @@
-// The register tile that GEMM and attention share, and the packing that feeds it.
+// The register tile of attention, and the packing that feeds it and GEMM (whose own tile is dot_tile.h).
 //
 //   C (rows, 16 * panels) = [C +] A (rows, kc) B (kc, 16 * panels)
 //
@@ -117,20 +117,6 @@ static inline void tile_group(int panels, int rows, int64_t kc, const float* a, 
 QKV_INLINE int group_of(int64_t left) {
   if (left > kTilePanels) return kTilePanels > 2 && left == kTilePanels + 1 ? 2 : kTilePanels;
   return (int)left;
-}
-
-// C (m, n) = [C +] A (m, kc) B: all tiles of one block. C's rows past m and columns past n are not touched.
-static inline void block(int64_t m, int64_t n, int64_t kc, const float* a, int64_t lda, const float* b, int64_t b_k,
-                         int64_t b_panel, float* c, int64_t ldc, bool first) {
-  for (int64_t p = 0, all = panels_of(n); p < all;) {
-    const int group = group_of(all - p);
-    for (int64_t i = 0; i < m; i += kTileRows) {
-      const int rows = (int)(m - i < kTileRows ? m - i : kTileRows);
-      tile_group(group, rows, kc, a + i * lda, lda, b + p * b_panel, b_k, b_panel, c + i * ldc + p * kPanel, ldc, n - p * kPanel,
-                 first);
-    }
-    p += group;
-  }
 }
 
 // Packs up to 16 columns of B into a panel: to[k * 16 + j] = b[k * b_k + j * b_n], zeros for j >= columns.

@@ -20,6 +20,12 @@ Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
 
 
+def _numbers(value: int | Sequence_[int], count: int) -> list[int]:
+    """One number for all of a batch, or one each."""
+    each: list[int] = np.asarray(value, np.int64).reshape(-1).tolist()
+    return each * count if np.ndim(value) == 0 else each
+
+
 class CacheFull(RuntimeError):
     """No block is left below the cache's maximum. Nothing was changed: free or truncate sequences and call again."""
 
@@ -201,7 +207,7 @@ class PagedCache:
 
         counts: of new tokens, one number for all or one each; each of them is a query of the step.
         """
-        each = [counts] * len(sequences) if isinstance(counts, int) else [int(n) for n in counts]
+        each = _numbers(counts, len(sequences))
         if len(each) != len(sequences):
             raise ValueError(f"PagedCache: {len(each)} counts for {len(sequences)} sequences")
         slots = self._append(sequences, each)
@@ -209,7 +215,7 @@ class PagedCache:
 
     def view(self, sequences: Sequence_[CachedSequence], queries: int | Sequence_[int] = 1) -> Step:
         """A `Step` that adds no tokens and has `queries` of each sequence attend to what is there: cross-attention."""
-        each = [queries] * len(sequences) if isinstance(queries, int) else [int(n) for n in queries]
+        each = _numbers(queries, len(sequences))
         if len(each) != len(sequences) or min(each, default=0) < 0:
             raise ValueError(f"PagedCache: queries must be {len(sequences)} numbers, not negative, got {each}")
         return self._step(sequences, np.full(sum(each), -1, np.int64), each)
@@ -232,6 +238,8 @@ class PagedCache:
         """Beam search: result i continues sequences[parents[i]]. Each is used once as it is, then forked, or freed."""
         chosen = [int(p) for p in parents]
         own = [self._own(s) for s in sequences]
+        if len({id(s) for s in own}) != len(own):
+            raise ValueError("PagedCache: a sequence stands twice in the batch")
         if any(not 0 <= p < len(own) for p in chosen):
             raise ValueError(f"PagedCache: parents must lie in 0 to {len(own) - 1}, got {chosen}")
         taken: set[int] = set()

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import _cpu, reference
 from .arrays import accepts_arrays
-from .ops import Array, Window, _optional_number, attention, attention_varlen, paged_write
+from .ops import Array, Window, _optional_number, _window, attention, attention_varlen, paged_write
 
 
 def _no_dropout(op: str, dropout_p: float) -> None:
@@ -141,7 +141,7 @@ def _paged(
 ) -> Any:
     """`attention_paged` over blocks of any size, with key 0 at place starts[b]; `check`: only its checks."""
     op = "attention_paged"
-    left, right = options["window"]
+    left, right = _window(op, options["window"])
     scale, softcap = (_optional_number(op, name, options[name]) for name in ("scale", "softcap"))
     return _cpu.attention_paged(
         q, k, v, table, lengths, cu_seqlens_q, None, None, starts, options["causal"], None, options["alibi_slopes"],
@@ -225,6 +225,12 @@ def flash_attn_with_kvcache(
     if np.any((skipped < 0) | (skipped > lengths + new)):
         raise ValueError(f"{op}: cache_leftpad must lie in 0 to the length of the sequence")
     options = _flash_options(op, softmax_scale, causal, window_size, softcap, alibi_slopes, return_softmax_lse)
+    if k is not None and v is not None:
+        if k.shape[0] != batch or v.shape[:2] != k.shape[:2]:
+            raise ValueError(f"{op}: k and v must be ({batch}, tokens, Hkv, D), got {k.shape} and {v.shape}")
+        for name, x, cache in (("k", k, k_cache), ("v", v, v_cache)):
+            if x.shape[2:] != cache.shape[2:]:
+                raise ValueError(f"{op}: {name} has heads and width {x.shape[2:]}, {name}_cache {cache.shape[2:]}")
     if wide:
         return reference.flash_attn_with_kvcache(
             q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, cache_batch_idx, cache_leftpad,
@@ -233,15 +239,13 @@ def flash_attn_with_kvcache(
         )  # fmt: skip
     after = lengths[:, None] + np.arange(new)  # where new tokens go
     if rotary_cos is not None:
-        local = causal or tuple(window_size) != (-1, -1)
+        local = causal or any(side >= 0 for side in window_size)
         at = lengths[:, None] + (np.arange(s) if local else np.zeros(s, np.int64))
         q = _turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
         k = _turned(op, k, rotary_cos, rotary_sin, after, rotary_interleaved)
     rest = (block_table, lengths + new - skipped, skipped, np.arange(batch + 1) * s, options)
     packed = q.reshape(batch * s, heads, width)
     if k is not None and v is not None:
-        if k.shape[0] != batch or v.shape[:2] != k.shape[:2]:
-            raise ValueError(f"{op}: k and v must be ({batch}, tokens, Hkv, D), got {k.shape} and {v.shape}")
         block = np.take_along_axis(block_table, after // max(size, 1), 1).astype(np.int64)
         if np.any((block < 0) | (block >= len(k_cache))):
             raise ValueError(f"{op}: {where} must lie in 0 to {len(k_cache) - 1}")

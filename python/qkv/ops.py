@@ -8,7 +8,8 @@ served, exactly, by the NumPy twins in `qkv.reference`. Misaligned arrays are co
 Errors are raised before any work: TypeError for a dtype or something that is no array, ValueError for a shape or
 value. NaN and infinity are data and propagate as the formula has it.
 
-Results do not depend, to the bit, on the other rows of a batch, on their number, or on the number of threads.
+Results do not depend, to the bit, on the other rows of a batch, on their number, or on the number of threads (float64's
+may: NumPy decides).
 """
 
 from __future__ import annotations
@@ -99,8 +100,8 @@ def pack_weight(w: Array, dtype: str = "float32", group_size: int | None = None)
     Scales and offsets of groups are float16. `reference.pack_weight` has the roundings. The layout is the same for all
     instruction sets. `.shape`, `.dtype`, `.group_size`, `.nbytes`, and `.dequantize()` gives a float32 matrix.
 
-    ValueError: a value that the type cannot store (NaN and infinity in the integer types), a group size it does not
-    have.
+    ValueError: NaN or infinity in the integer types, a group size the type does not have, more than 65536 features
+    of int8 without groups. What is beyond bfloat16's range becomes infinity there.
     """
     if not isinstance(dtype, str):
         raise TypeError(f"pack_weight: dtype must be a string, got {type(dtype).__name__}")
@@ -324,7 +325,8 @@ def attention(
     relative_bias: (H, 2 R + 1). alibi_slopes: (H,) or (B, H). sinks: (H,), logits that join the denominator only.
     scale: D^-0.5 if None. softcap: c tanh(s / c).
     window: (left, right), keys p - left ... p + right, None is unbounded.
-    kv_lengths: (B,) integers, keys beyond are never read. precision: "bf16" permits bfloat16 products.
+    kv_lengths: (B,) integers, keys beyond are never read. precision: "bf16" permits bfloat16
+        products (weights are then those before rounding).
     out: an array to write to; it may be one of the inputs.
 
     Returns out (B, H, S, Dv) in q's layout and dtype; with return_lse also log-sum-exp float32 (B, H, S); with

@@ -247,7 +247,7 @@ def flash_attn_with_kvcache(
     fits = np.all((lengths >= 0) & (lengths + new <= capacity) & (skipped >= 0) & (skipped <= lengths + new))
     require(fits, f"{op}: cache_seqlens {lengths[:8]} and {new} new tokens must lie in 0..{capacity}")
 
-    local = causal or tuple(window_size) != (-1, -1)
+    local = causal or any(side >= 0 for side in window_size)
     if rotary_cos is not None:
         at = lengths[:, None] + np.arange(new)
         k = _turned(op, np.asarray(k), rotary_cos, rotary_sin, at, rotary_interleaved)

@@ -308,7 +308,10 @@ class _Store:
     def _load(self, tensor: Tensor) -> Any:
         dtype = self.dtype
         if tensor.parts is not None:
-            packed = ops.PackedWeight.from_parts(*tensor.parts())
+            try:
+                packed = ops.PackedWeight.from_parts(*tensor.parts())
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{' + '.join(tensor.names)}: {error}") from None
             if dtype in (packed.dtype, "auto"):
                 return packed
             array = packed.dequantize()

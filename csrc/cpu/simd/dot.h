@@ -111,8 +111,9 @@ QKV_INLINE IVec iload(const void* p) {
   memcpy(&a.v, p, 16);
   return a;
 }
-QKV_INLINE IVec iadd(IVec a, IVec b) { return {a.v + b.v}; }
-QKV_INLINE IVec imul(IVec a, IVec b) { return {a.v * b.v}; }
+typedef uint32_t u32x4 __attribute__((vector_size(16)));  // sums wrap, as the instructions' do
+QKV_INLINE IVec iadd(IVec a, IVec b) { return {(i32x4)((u32x4)a.v + (u32x4)b.v)}; }
+QKV_INLINE IVec imul(IVec a, IVec b) { return {(i32x4)((u32x4)a.v * (u32x4)b.v)}; }
 QKV_INLINE Vec to_float(IVec a) { return {__builtin_convertvector(a.v, f32x4)}; }
 QKV_INLINE Vec as_float(IVec a) {
   Vec b;
@@ -122,7 +123,6 @@ QKV_INLINE Vec as_float(IVec a) {
 QKV_INLINE IVec iand(IVec a, int32_t mask) { return {a.v & iset(mask).v}; }
 template <int N>
 QKV_INLINE IVec shift_left(IVec a) {
-  typedef uint32_t u32x4 __attribute__((vector_size(16)));
   return {(i32x4)((u32x4)a.v << N)};
 }
 
