@@ -13,9 +13,19 @@ from .peers import Array, Call, onnx_session, openvino_model, tensors
 MIXED = tuple(int(n) for n in np.random.default_rng(0).integers(8, 201, 32))  # tokens of 32 texts
 
 
+TYPES = ("float32", "bfloat16", "int8", "int4")
+
+
 def cases(path: str | None = None) -> list[Case]:
     batches = ([16], [128], [128] * 8, [512])
-    return [core.case(path, lengths) for lengths in batches] + [core.case(path, MIXED, "32 mixed")]
+    return [
+        case
+        for dtype in TYPES
+        for case in (
+            *(core.case(path, lengths, dtype=dtype) for lengths in batches),
+            core.case(path, MIXED, "32 mixed", dtype),
+        )
+    ]
 
 
 def torch_model(path: str | None) -> Any:
@@ -35,11 +45,20 @@ def torch_model(path: str | None) -> Any:
     return model.eval()
 
 
-def torch_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+def torch_side(path: str | None, ids: Array, mask: Array | None, dtype: str = "float32") -> Call:
+    """bfloat16: weights and activations; int8: dynamic quantisation of its linear layers."""
+    import torch
+
     model = torch_model(path)
+    if dtype == "bfloat16":
+        model = model.to(torch.bfloat16)
+    elif dtype == "int8":
+        model = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    elif dtype != "float32":
+        raise ValueError(f"torch has no linear layers in {dtype} on a CPU")
     ids, *rest = tensors(ids, *([] if mask is None else [mask.astype(np.int64)]))
     attention_mask = rest[0] if rest else None
-    return lambda: model(ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+    return lambda: model(ids, attention_mask=attention_mask).last_hidden_state[:, 0].float()
 
 
 def openvino_side(path: str | None, ids: Array, mask: Array | None) -> Call:
@@ -53,8 +72,10 @@ def openvino_side(path: str | None, ids: Array, mask: Array | None) -> Call:
     return lambda: run()[:, 0]
 
 
-def ctranslate2_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+def ctranslate2_side(path: str | None, ids: Array, mask: Array | None, dtype: str = "float32") -> Call:
     """Its own converter, from a Hugging Face folder; it pads too."""
+    if dtype not in ("float32", "int8"):
+        raise ValueError(f"CTranslate2 computes in float32 or int8 on a CPU, not in {dtype}")
     import tempfile
 
     import ctranslate2
@@ -69,7 +90,7 @@ def ctranslate2_side(path: str | None, ids: Array, mask: Array | None) -> Call:
             model.save_pretrained(source)
             write_tokenizer(source, core.read_config(None)["vocab_size"])
         converted = TransformersConverter(source).convert(f"{folder}/ct2")
-        encoder = ctranslate2.Encoder(converted, device="cpu", compute_type="float32")
+        encoder = ctranslate2.Encoder(converted, device="cpu", compute_type=dtype)
     lengths = [ids.shape[1]] * len(ids) if mask is None else mask.sum(1).tolist()
     tokens = ctranslate2.StorageView.from_array(ids.astype(np.int32))
     counts = ctranslate2.StorageView.from_array(np.asarray(lengths, np.int32))

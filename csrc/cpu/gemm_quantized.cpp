@@ -2,10 +2,9 @@
 //
 // Rows of a are rounded or quantised once per call, then tiles are as in gemm.cpp:
 //
-//   bf16            a rounded to bf16                                     c = sum a w
-//   int8 by row     a = s (u - z): u in 0 ... 255, one s and z a row      c = s t sum (u - z) q,          w = t q
-//   int8, int4      a = s u: u in -127 ... 127, one s a row and group     c = sum over groups s (t sum u q + o sum u), w = t q +
-//   o
+//   bf16           a rounded to bf16                                   c = sum a w
+//   int8 by row    a = s (u - z), u in 0 ... 255, one s and z a row    c = s t sum (u - z) q, for w = t q
+//   in groups      a = s u, u in -127 ... 127, one s a group           c = sum over groups s (t sum u q + o sum u), for w = t q + o
 //
 // int8 is stored as q + 128, so what is summed up is corrected by 128 sum u. qkv/reference.py has the roundings of s and u. A row
 // that holds NaN or infinity has s = NaN.
@@ -36,8 +35,7 @@ static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) 
 
 constexpr int64_t unit_bytes(Units units) { return units == Units::i8x4 ? 1 : units == Units::i16x2 ? 2 : 4; }
 
-// Writes x[0 .. n) as units, padded with zeros to n rounded up to whole vectors; value(x) is an integral float. Returns their
-// sum.
+// Writes x[0 .. n) as units, padded with zeros to whole vectors; value(x) is an integral float. Returns their sum.
 template <class Value>
 static float write_units(char* to, Units units, const float* x, int64_t n, Value value) {
   Vec sum = zero();
@@ -208,6 +206,7 @@ struct GroupTile {
     store_sums(out, c, ldc, columns, first);
   }
 };
+
 // Unpacks `rows` rows of so many panels, b_panel bytes apart, to `to`, one panel after the other.
 template <class Tile>
 static void unpack(const char* b, int64_t b_panel, int64_t rows, int panels, char* to) {
@@ -238,8 +237,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
       const int64_t column = panel * kPanel, n = g.w.n - column < count * kPanel ? g.w.n - column : count * kPanel;
       const int64_t ldc = p.separate_c ? p.panels * kPanel : g.c.rank ? g.c.strides[0] : 0;
       float* const c = p.separate_c ? sums : (float*)g.c.data + row * ldc + column;
-      // Words of several parts are taken apart once for many rows: for each row anew they cost registers, and AVX2 has none to
-      // spare.
+      // Words of several parts are taken apart once for many rows: in each tile anew they cost registers that AVX2 lacks.
       const bool unpacked = Tile::Dot::kParts > 1 && m >= kUnpackRows;
       for (int64_t k = 0; k == 0 || k < k_all; k += p.k_block) {
         const int64_t kc = k_all - k < p.k_block ? k_all - k : p.k_block;

@@ -145,29 +145,44 @@ def flops(config: dict[str, Any], lengths: Sequence[int]) -> float:
     return float(config["num_hidden_layers"] * per_row)
 
 
-def case(path: str | None, lengths: Sequence[int], name: str | None = None) -> Case:
-    """lengths: tokens of each row."""
+def case(path: str | None, lengths: Sequence[int], name: str | None = None, dtype: str = "float32") -> Case:
+    """lengths: tokens of each row. dtype: of the weights."""
     config = read_config(path)
     model = "BERT-base" if path is None else Path(path).resolve().name
     name = name or f"{len(lengths)}x{lengths[0]}"
-    return Case(f"{model} {name}", {"path": path, "lengths": list(lengths)}, flops(config, lengths), limit="fma")
+    params = {"path": path, "lengths": list(lengths), **({} if dtype == "float32" else {"dtype": dtype})}
+    # mean magnitudes of other types differ by rounding noise
+    tolerance = 1e-3 if dtype == "float32" else 5e-2
+    limit = "fma" if dtype == "float32" else None
+    return Case(
+        f"{model} {name}{'' if dtype == 'float32' else ' ' + dtype}",
+        params,
+        flops(config, lengths),
+        0,
+        limit,
+        tolerance,
+    )
 
 
 def cases(path: str | None = None) -> list[Case]:
     return [case(path, [16]), case(path, [128])]
 
 
-def inputs(path: str | None, lengths: Sequence[int]) -> dict[str, Any]:
+def inputs(path: str | None, lengths: Sequence[int], dtype: str = "float32") -> dict[str, Any]:
     vocabulary = read_config(path)["vocab_size"]
     ids = np.random.default_rng(1).integers(0, vocabulary, (len(lengths), max(lengths)))
     mask = np.arange(max(lengths)) < np.asarray(lengths)[:, None]
-    return {"path": path, "ids": ids, "mask": None if mask.all() else mask}
+    narrow = {} if dtype == "float32" else {"dtype": dtype}
+    return {"path": path, "ids": ids, "mask": None if mask.all() else mask, **narrow}
 
 
-def qkv_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+def qkv_side(path: str | None, ids: Array, mask: Array | None, dtype: str = "float32") -> Call:
     import qkv
 
-    model = qkv.from_weights(BERT_BASE, random_weights(BERT_BASE)) if path is None else qkv.load(path)
+    if path is None:
+        model = qkv.from_weights(BERT_BASE, random_weights(BERT_BASE), dtype=dtype)
+    else:
+        model = qkv.load(path, dtype=dtype)
     return lambda: model(ids, attention_mask=mask)["last_hidden_state"][:, 0]
 
 
