@@ -4,7 +4,7 @@
 //
 //   bf16           a rounded to bf16                                   c = sum a w
 //   int8 by row    a = s (u - z), u in 0 ... 255, one s and z a row    c = s t sum (u - z) q, for w = t q
-//   in groups      a = s u, u in -127 ... 127, one s a group           c = sum over groups s (t sum u q + o sum u), for w = t q + o
+//   in groups      a = s u, u in -127 ... 127, one s a group           c = sum of s (t sum u q + o sum u), for w = t q + o
 //
 // int8 is stored as q + 128, so what is summed up is corrected by 128 sum u. qkv/reference.py has the roundings of s and u. A row
 // that holds NaN or infinity has s = NaN.
