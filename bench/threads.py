@@ -124,12 +124,7 @@ def measure_side(side: str, rows: int, rounds: int, seconds: float) -> dict[str,
         finally:
             busy.kill()
             busy.wait()
-    return {
-        op: {
-            c: {"min_s": min(t), "median_s": statistics.median(t), "mean_s": statistics.fmean(t)} for c, t in by.items()
-        }
-        for op, by in found.items()
-    }
+    return {op: {condition: summary(t) for condition, t in by.items()} for op, by in found.items()}
 
 
 # ---- in the benchmark's process ------------------------------------------------------------------------

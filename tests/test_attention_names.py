@@ -108,12 +108,12 @@ def test_varlen_over_a_block_table(dtype: np.dtype[Any], rng: np.random.Generato
 
 
 def turned(x: Any, cos: Any, sin: Any, positions: Any, interleaved: bool) -> Any:
-    """x (S, H, D) at positions (S,), one pair at a time."""
-    y, half = x.astype(np.float32), cos.shape[1]
+    """x (S, H, D) at positions (S,), one pair at a time, in float64 and rounded once."""
+    y, half = x.astype(np.float64), cos.shape[1]
     for i, position in enumerate(positions):
         for p in range(half):
             a, b = (2 * p, 2 * p + 1) if interleaved else (p, p + half)
-            c, s = np.float32(cos[position, p]), np.float32(sin[position, p])
+            c, s = np.float64(cos[position, p]), np.float64(sin[position, p])
             first, second = y[i, :, a].copy(), y[i, :, b].copy()
             y[i, :, a], y[i, :, b] = first * c - second * s, second * c + first * s
     return y.astype(x.dtype)

@@ -5,7 +5,7 @@
 namespace qkv {
 
 void bind_attention(pybind11::module_& m);
-void bind_cache(pybind11::module_& m);
+void bind_paged_write(pybind11::module_& m);
 void bind_dlpack(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_packed_weight(pybind11::module_& m);

@@ -5,7 +5,7 @@
 #include "bind/bind.h"
 #include "bind/gil.h"
 #include "bind/packed_weight.h"
-#include "core/cache.h"
+#include "core/last_cache.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 

@@ -10,7 +10,7 @@
 #include "bind/bind.h"
 #include "bind/gil.h"
 #include "core/buffer.h"
-#include "core/cache.h"
+#include "core/last_cache.h"
 #include "core/cpu_count.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"

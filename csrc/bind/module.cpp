@@ -8,6 +8,6 @@ PYBIND11_MODULE(_cpu, m) {
   qkv::bind_gemm(m);
   qkv::bind_rows(m);
   qkv::bind_attention(m);
-  qkv::bind_cache(m);
+  qkv::bind_paged_write(m);
   qkv::bind_dlpack(m);
 }

@@ -55,7 +55,7 @@ static void additive_tile(const AdditiveAttentionArgs& a, int64_t b, int64_t row
     }
     flash_pack_values(values, f.dv, a.v.dtype, a.v.data + (b * a.v.b + key * a.v.s) * size_of(a.v.dtype), a.v.s, a.v.d, n);
     const FlashValues v = {values, kPanel, kKeyBlock * kPanel};
-    flash_accumulate<Floats>(f, units, count, scores, v, !excluded || flash_finite<Floats>(v, f.dv_padded, 0, n));
+    flash_accumulate<DotFloat>(f, units, count, scores, v, !excluded || flash_finite<DotFloat>(v, f.dv_padded, 0, n));
   }
 
   for (int64_t r = 0; r < rows; ++r) {

@@ -266,14 +266,14 @@ struct Tile {
         if (panels_of(unit.to) > panel_end) panel_end = panels_of(unit.to);
       }
       while (!few && panel < panel_end) {
-        const int group = group_of(panel_end - panel);
+        const int group = panels_for(kMostRows, panel_end - panel);
         for (int u = 0; u < count; ++u) {
           const FlashUnit& unit = units[u];
           const int64_t left = unit.from < unit.to ? panels_of(unit.to) - panel : 0;
           const int n = left < group ? (int)left : group;
           if (n > 0 && (panel + n) * kPanel > unit.from)
-            tile_group<M>(n, unit.rows, words, q + unit.row * a.d, a.d, panels + panel * kPanel * words, kPanel, kPanel * words,
-                          scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
+            any_tile<M>(unit.rows, n, words, q + unit.row * a.d, a.d, panels + panel * kPanel * words, kPanel, kPanel * words,
+                        scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
         }
         panel += group;
       }
@@ -399,9 +399,9 @@ static void attention_by(const AttentionArgs& a) {
 
 void attention(const AttentionArgs& a) {
 #if defined(QKV_AVX512_BF16_VNNI)
-  if (a.bf16) return attention_by<Bf16Pairs>(a);
+  if (a.bf16) return attention_by<DotBf16>(a);
 #endif
-  attention_by<Floats>(a);
+  attention_by<DotFloat>(a);
 }
 
 }  // namespace QKV_ISA

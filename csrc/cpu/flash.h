@@ -49,7 +49,7 @@ static inline void flash_start(const FlashRows& f, int64_t rows) {
 
 // Splits the rows [row, row + rows) among units, as evenly as can be. Returns their number.
 static inline int flash_units(FlashUnit* units, int64_t row, int64_t rows) {
-  const int64_t n = (rows + kTileRows - 1) / kTileRows, each_unit = (rows + n - 1) / n;
+  const int64_t n = (rows + kMostRows - 1) / kMostRows, each_unit = (rows + n - 1) / n;
   int count = 0;
   for (int64_t r = 0; r < rows; r += each_unit)
     units[count++] = {row + r, (int)(rows - r < each_unit ? rows - r : each_unit), 0, 0, false};
@@ -161,10 +161,10 @@ static inline void flash_few(const FlashRows& f, int64_t row, const float* p, co
   for (int64_t i = 0; i < panels;) {
     const float* b = v.data + from * v.k + i * v.panel;
     if (i + P <= panels) {
-      tile<R, P, M>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, P * kPanel, false);
+      tile<M, R, P>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, P * kPanel, false);
       i += P;
     } else {
-      tile<R, 1, M>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, kPanel, false);
+      tile<M, R, 1>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, kPanel, false);
       i += 1;
     }
   }
@@ -174,7 +174,7 @@ static inline void flash_few(const FlashRows& f, int64_t row, const float* p, co
 QKV_INLINE bool is_excluded(float p) { return p == 0 && __builtin_signbit(p); }
 
 // o += p v for one row and 16 columns, word by word: values that are not finite meet only weights of keys that are not excluded.
-static inline void flash_careful(Floats, float* o, const float* p, const float* v, int64_t step, int64_t n) {
+static inline void flash_careful(DotFloat, float* o, const float* p, const float* v, int64_t step, int64_t n) {
   for (int64_t c = 0; c < kPanel; c += kLanes) {
     Vec sum = zero();
     for (int64_t j = 0; j < n; ++j)
@@ -183,7 +183,7 @@ static inline void flash_careful(Floats, float* o, const float* p, const float* 
   }
 }
 #if defined(QKV_AVX512_BF16_VNNI)
-static inline void flash_careful(Bf16Pairs, float* o, const float* p, const float* v, int64_t step, int64_t n) {
+static inline void flash_careful(DotBf16, float* o, const float* p, const float* v, int64_t step, int64_t n) {
   Vec sum = zero();
   for (int64_t j = 0; j < n; ++j) {
     const uint16_t* const weights = (const uint16_t*)(p + j);
@@ -223,13 +223,13 @@ static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, 
     }
   }
   for (int64_t i = 0, panels = f.dv_padded / kPanel; i < panels;) {
-    const int group = group_of(panels - i);
+    const int group = panels_for(kMostRows, panels - i);
     for (int u = 0; u < count; ++u) {
       const FlashUnit& unit = units[u];
       if (length(u) && (finite || !unit.excluded))
-        tile_group<M>(group, unit.rows, length(u), p + (unit.row - row0) * kKeyBlock + from(u), kKeyBlock,
-                      v.data + from(u) * v.k + i * v.panel, v.k, v.panel, f.sums + unit.row * f.dv_padded + i * kPanel,
-                      f.dv_padded, group * kPanel, false);
+        any_tile<M>(unit.rows, group, length(u), p + (unit.row - row0) * kKeyBlock + from(u), kKeyBlock,
+                    v.data + from(u) * v.k + i * v.panel, v.k, v.panel, f.sums + unit.row * f.dv_padded + i * kPanel, f.dv_padded,
+                    group * kPanel, false);
     }
     i += group;
   }

@@ -4,7 +4,6 @@
 // 48, k cut into blocks that keep a panel group in L2. a is read where it lies: broadcasts need no packing, only float32 rows;
 // other dtypes and strides are converted per block. K blocks depend on k alone, so every element has one summation order.
 // Weights of other types: gemm_quantized.cpp.
-#include "cpu/dot_tile.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/tile.h"
@@ -75,10 +74,8 @@ void gemm(const GemmArgs& g) {
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             with_tile(rows, group, [&](auto r, auto at_once) {
-              Vec sum[decltype(r)::value][decltype(at_once)::value * kPanelVectors];
-              clear<DotFloat>(sum);
-              dot_sums<DotFloat>(kc, (const char*)(a + i * lda), lda * 4, (const char*)b, b_k * 4, b_panel * 4, sum);
-              store_sums(sum, c + i * ldc + q * kPanel, ldc, width, k == 0);
+              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(kc, a + i * lda, lda, b, b_k, b_panel,
+                                                                           c + i * ldc + q * kPanel, ldc, width, k == 0);
             });
             i += rows;
           }

@@ -8,10 +8,10 @@
 //
 // int8 is stored as q + 128, so what is summed up is corrected by 128 sum u. qkv/reference.py has the roundings of s and u. A row
 // that holds NaN or infinity has s = NaN.
-#include "cpu/dot_tile.h"
 #include "cpu/epilogue.h"
 #include "cpu/kernels.h"
 #include "cpu/rounding.h"
+#include "cpu/tile.h"
 
 namespace qkv {
 namespace QKV_ISA {
@@ -77,7 +77,7 @@ static void quantize_groups(const float* x, int64_t k, int64_t group, char* to, 
     char* const units = to + at * unit_bytes(Dot::units);
     memset(units, 0, (size_t)(group * unit_bytes(Dot::units)));
     if (!finite) low = high = 0;
-    const Rounding u(high > -low ? high : -low, 127);
+    const Rounding u(size_of_range(low, high), 127);
     float sum = 0;
     if (finite) sum = write_units(units, Dot::units, x + at, n, u);
     stats[g].scale = u.scale;
@@ -93,11 +93,12 @@ static void quantize_groups(const float* x, int64_t k, int64_t group, char* to, 
 static void round_row(const float* x, int64_t k, char* to) {
   each(k, [&](int64_t i, auto count) {
     const Vec v = load(x + i, count);
-    bf16* half = (bf16*)to + (DotBf16::kFloats ? 2 * i : i);  // where it is wanted, or in the place of its float
+    bf16* half = (bf16*)to + (DotBf16::kWidth == 1 ? 2 * i : i);  // where it is wanted, or in the place of its float
     store(half, v, count);
-    if (DotBf16::kFloats) store((float*)to + i, load(half, count), count);
+    if (DotBf16::kWidth == 1) store((float*)to + i, load(half, count), count);
   });
-  if (k % 2 != 0) memset(to + k * (DotBf16::kFloats ? 4 : 2), 0, DotBf16::kFloats ? 4 : 2);
+  constexpr int64_t kBytes = 4 / DotBf16::kWidth;
+  if (k % 2 != 0) memset(to + k * kBytes, 0, (size_t)kBytes);
 }
 
 // What a chunk of c is made from.
@@ -122,10 +123,8 @@ struct Bf16Tile {
   using OfUnpacked = Bf16Tile<Unpacked<D>, kPer / D::kParts>;
   template <int R, int P>
   QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
-    Vec sum[R][P * kPanelVectors];
-    clear<D>(sum);
-    dot_sums<D>((k + kPerRow - 1) / kPerRow, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
-    store_sums(sum, c, ldc, columns, first);
+    tile<D, R, P>((k + kPerRow - 1) / kPerRow, (const float*)o.a, o.lda / 4, (const float*)o.b, kPanel, o.b_panel / 4, c, ldc,
+                  columns, first);
   }
 };
 
@@ -136,7 +135,7 @@ struct Int8Tile {
   using OfUnpacked = Int8Tile<Unpacked<D>, kPer / D::kParts>;
   template <int R, int P>
   QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
-    constexpr int V = P * kPanelVectors;
+    constexpr int V = P * kVectors;
     IVec sum[R][V];
     clear<D>(sum);
     dot_sums<D>((k + kPerRow - 1) / kPerRow, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
@@ -165,7 +164,7 @@ struct GroupTile {
   using OfUnpacked = GroupTile<Unpacked<D>, kPer / D::kParts, kOffset>;
   template <int R, int P>
   QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
-    constexpr int V = P * kPanelVectors;
+    constexpr int V = P * kVectors;
     Vec out[R][V];
     clear<DotFloat>(out);
     const int64_t steps = o.group / kPerRow, groups = k / o.group;
@@ -192,7 +191,7 @@ struct GroupTile {
       b += steps * kPanelRowBytes;
       QKV_UNROLL(24)
       for (int v = 0; v < V; ++v) {
-        const int64_t at = ((v / kPanelVectors) * o.groups + g) * kPanel + (v % kPanelVectors) * kLanes;
+        const int64_t at = ((v / kVectors) * o.groups + g) * kPanel + (v % kVectors) * kLanes;
         const Vec scale = load(o.scale + at, Full{}), offset = kOffset ? load(o.offset + at, Full{}) : zero();
         QKV_UNROLL(8)
         for (int r = 0; r < R; ++r) {
@@ -215,7 +214,7 @@ static void unpack(const char* b, int64_t b_panel, int64_t rows, int panels, cha
     for (int64_t k = 0; k < rows; ++k)
       for (int part = 0; part < Dot::kParts; ++part) {
         QKV_UNROLL(4)
-        for (int v = 0; v < kPanelVectors; ++v)
+        for (int v = 0; v < kVectors; ++v)
           store_weight(to + v * kLanes * 4, Dot::weight(b + panel * b_panel + k * kPanelRowBytes + v * kLanes * 4, part));
         to += kPanelRowBytes;
       }
@@ -297,7 +296,7 @@ void gemm_quantized(const QuantizedGemmArgs& g) {
   const PackedView& w = g.w;
   char* const stats = g.scratch + g.m * p.row_bytes;
   char* const own = g.scratch + p.shared_bytes;
-  const int64_t bytes_per_k = w.type == WeightType::bf16   ? DotBf16::kFloats ? 4 : 2
+  const int64_t bytes_per_k = w.type == WeightType::bf16   ? 4 / DotBf16::kWidth
                               : w.type == WeightType::int8 ? unit_bytes(DotInt8::units)
                                                            : unit_bytes(DotInt4::units);
   const int64_t lda = round_up((padded_k(w) + kPanel) * bytes_per_k, 64) + 64;  // at most p.row_bytes

@@ -2,21 +2,16 @@
 //
 //   scale = max_i |x_i| / 127,  q_i = x_i / scale to the nearest even integer
 #include "cpu/kernels.h"
-#include "cpu/simd/loops.h"
+#include "cpu/rounding.h"
 
 namespace qkv {
 namespace QKV_ISA {
 
 // One row (d) of a token and head; x is overwritten. A row that is not finite gets the scale NaN, so that it stays visible.
 static void quantize_row(float* __restrict x, int64_t d, int8_t* __restrict q, int64_t step, float* scale) {
-  Vec top = zero(), check = zero();
-  each(d, [&](int64_t i, auto count) {
-    const Vec a = load(x + i, count);
-    top = max(abs(a), top);
-    check = fma(zero(), a, check);
-  });
-  const bool finite = reduce_add(check) == 0;
-  const float by = finite ? reduce_max(top) / 127.0f : __builtin_nanf("");
+  float low, high;
+  const bool finite = range_of(x, d, &low, &high);
+  const float by = finite ? size_of_range(low, high) / 127.0f : __builtin_nanf("");
   *scale = by;
   if (!(by > 0)) {
     for (int64_t i = 0; i < d; ++i) q[i * step] = 0;

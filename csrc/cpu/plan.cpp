@@ -9,7 +9,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
-constexpr int64_t kRowUnit = 24;  // a multiple of every ISA's tile
+constexpr int64_t kRowUnit = 24;      // a multiple of every ISA's tile
+constexpr int64_t kFloatBlock = 512;  // of k, in sums of floats: a panel group of 48 columns takes 96 KB: L2
 
 // Four chunks per thread, or a thread that is held up costs much; up to twelve as long as each has some 40 microseconds of work.
 int64_t chunks_wanted(double products, int threads) {
@@ -35,14 +36,12 @@ void shrink(Plan& p, int64_t m, int64_t least, int64_t panel_unit, Chunks chunks
 }  // namespace
 
 GemmPlan plan_gemm(const GemmArgs& g) {
-  constexpr int64_t kBlock = 512;                     // a panel group of 48 columns takes 96 KB: L2
-  constexpr int64_t kRowUnit = 24;                    // a multiple of every ISA's tile
   constexpr int64_t kPanelUnit = 3, kMostPanels = 6;  // of the widest tile
   constexpr int64_t kMostRows = 240;
   constexpr int64_t kWorth = 1 << 16;  // multiply-adds that repay waking a thread
 
   GemmPlan p;
-  p.k_block = g.k > 0 ? ceil_div(g.k, ceil_div(g.k, kBlock)) : 1;
+  p.k_block = g.k > 0 ? ceil_div(g.k, ceil_div(g.k, kFloatBlock)) : 1;
   p.copy_a = g.a.dtype != DType::f32 || g.a.step != 1 || g.a.rank > 1;
   p.separate_c = g.c.dtype != DType::f32 || g.c.rank > 1;
   const int64_t panels = panels_of(g.n);
@@ -81,7 +80,7 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
   QuantizedGemmPlan p;
   const int64_t k = padded_k(g.w);
   // Sums of floats are cut as in plan_gemm. 32 bits hold all of a row of int8 (kMostInt8), groups are summed up one by one.
-  p.k_block = k == 0 ? 1 : g.w.type == WeightType::bf16 ? round_up(ceil_div(k, ceil_div(k, 256)), 2) : k;
+  p.k_block = k == 0 ? 1 : g.w.type == WeightType::bf16 ? round_up(ceil_div(k, ceil_div(k, kFloatBlock)), 2) : k;
   p.separate_c = g.c.dtype != DType::f32 || g.c.rank > 1;
   p.row_bytes = round_up(k + 16, 16) * 4 + 128;  // rows a power of two apart would share few sets of the cache
   p.stats_bytes = round_up(8 * (groups_of(g.w) + 2), 16);

@@ -35,7 +35,7 @@ static bool encode(const PackedView& w, int64_t n, float* x) {
     const int64_t length = w.k - at < group ? w.k - at : group;
     float low, high;
     if (!range_of(x + at, length, &low, &high)) return false;
-    const float top = high > -low ? high : -low;
+    const float top = size_of_range(low, high);
     if (!w.group) {
       const Rounding q(top, 127);
       each(length, [&](int64_t i, auto count) { store(x + at + i, q(load(x + at + i, count)), count); });

@@ -1,4 +1,4 @@
-// Floats to small integers: what weights (quantize.cpp) and activations (gemm_quantized.cpp) share.
+// Floats to small integers: what weights (quantize.cpp), activations (gemm_quantized.cpp) and caches (paged_write.cpp) share.
 #pragma once
 #include "cpu/simd/loops.h"
 
@@ -31,6 +31,9 @@ static bool range_of(const float* x, int64_t n, float* low, float* high) {
   *high = reduce_max(highest);
   return reduce_add(check) == 0;
 }
+
+// The largest size in that range; never -0, which would get into scales.
+static inline float size_of_range(float low, float high) { return high > -low ? high : 0 - low; }
 
 }  // namespace QKV_ISA
 }  // namespace qkv

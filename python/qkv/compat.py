@@ -10,6 +10,7 @@ import numpy as np
 from . import _cpu, reference
 from .arrays import accepts_arrays
 from .ops import Array, Window, _optional_number, _window, attention, attention_varlen, paged_write
+from .reference_cache import turned
 
 
 def _no_dropout(op: str, dropout_p: float) -> None:
@@ -241,8 +242,8 @@ def flash_attn_with_kvcache(
     if rotary_cos is not None:
         local = causal or any(side >= 0 for side in window_size)
         at = lengths[:, None] + (np.arange(s) if local else np.zeros(s, np.int64))
-        q = _turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
-        k = _turned(op, k, rotary_cos, rotary_sin, after, rotary_interleaved)
+        q = turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
+        k = turned(op, np.asarray(k), rotary_cos, rotary_sin, after, rotary_interleaved)
     rest = (block_table, lengths + new - skipped, skipped, np.arange(batch + 1) * s, options)
     packed = q.reshape(batch * s, heads, width)
     if k is not None and v is not None:
@@ -256,24 +257,6 @@ def flash_attn_with_kvcache(
     out, lse = result if return_softmax_lse else (result, None)
     out = out.reshape(batch, s, heads, v_cache.shape[3])
     return out if lse is None else (out, np.ascontiguousarray(lse.reshape(heads, batch, s).swapaxes(0, 1)))
-
-
-def _turned(op: str, x: Any, cos: Any, sin: Any, positions: Any, interleaved: bool) -> Any:
-    """x (B, S, H, D) with its first features rotated by the tables' rows at positions (B, S), in x's dtype."""
-    half = cos.shape[-1] if cos.ndim == 2 else -1
-    if cos.shape != sin.shape or not 0 <= 2 * half <= x.shape[3]:
-        raise ValueError(
-            f"{op}: rotary_cos and rotary_sin must be (positions, at most {x.shape[3] // 2}), got {cos.shape}"
-        )
-    if positions.max(initial=-1) >= len(cos):
-        raise ValueError(f"{op}: rotary_cos has {len(cos)} positions, {positions.max() + 1} are needed")
-    c, s = (table[positions][:, :, None, :].astype(np.float32) for table in (cos, sin))
-    y = np.array(x, np.float32)
-    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
-    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
-    a, b = y[..., first].copy(), y[..., second].copy()
-    y[..., first], y[..., second] = a * c - b * s, b * c + a * s
-    return y.astype(x.dtype, copy=False)
 
 
 @accepts_arrays("query", "key", "value", "attn_mask")

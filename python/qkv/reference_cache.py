@@ -250,9 +250,9 @@ def flash_attn_with_kvcache(
     local = causal or any(side >= 0 for side in window_size)
     if rotary_cos is not None:
         at = lengths[:, None] + np.arange(new)
-        k = _turned(op, np.asarray(k), rotary_cos, rotary_sin, at, rotary_interleaved)
+        k = turned(op, np.asarray(k), rotary_cos, rotary_sin, at, rotary_interleaved)
         at = lengths[:, None] + (np.arange(queries) if local else np.zeros(queries, np.int64))
-        q = _turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
+        q = turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
     place = [
         [int(row[j // size]) * size + j % size for j in range(n)] for row, n in zip(table, lengths + new, strict=True)
     ]
@@ -287,15 +287,16 @@ def flash_attn_with_kvcache(
     return (out, lse) if return_softmax_lse else out
 
 
-def _turned(op: str, x: Array, cos: ArrayLike, sin: ArrayLike, positions: Array, interleaved: bool) -> Array:
+def turned(op: str, x: Array, cos: ArrayLike, sin: ArrayLike, positions: Array, interleaved: bool) -> Array:
     """x (B, S, H, D) with its first features rotated by the tables' rows at positions (B, S), in x's dtype."""
-    _, (wide, cos, sin) = widen(op, 3, x=x, rotary_cos=cos, rotary_sin=sin)
+    _, (wide, cos, sin) = widen(op, 1, x=x, rotary_cos=cos, rotary_sin=sin)
     rank(op, 2, rotary_cos=cos, rotary_sin=sin)
     require(cos.shape == sin.shape, f"{op}: rotary_cos has shape {cos.shape}, rotary_sin {sin.shape}")
     half = cos.shape[1]
     require(2 * half <= x.shape[3], f"{op}: rotary_cos turns {2 * half} features, q has {x.shape[3]}")
     require(
-        np.all(positions < len(cos)), f"{op}: rotary_cos has {len(cos)} positions, {positions.max(initial=0)} is needed"
+        np.all(positions < len(cos)),
+        f"{op}: rotary_cos has {len(cos)} positions, {positions.max(initial=-1) + 1} are needed",
     )
     c, s = (table[positions][:, :, None, :] for table in (cos, sin))
     first = slice(0, 2 * half, 2) if interleaved else slice(0, half)

@@ -292,8 +292,8 @@ class _Store:
         """From now on `take` returns values."""
         self.values = {}
         # a table that is also a head's matrix is packed as the matrix; ops.embedding takes it so too
-        self._kinds = {id(self.tensors[name]): kind for name, (kind, _) in self.asked.items()}
-        self._kinds |= {id(self.tensors[name]): kind for name, (kind, _) in self.asked.items() if kind == "matrix"}
+        matrices_last = sorted(self.asked.items(), key=lambda item: item[1][0] == "matrix")
+        self._kinds = {id(self.tensors[name]): kind for name, (kind, _) in matrices_last}
 
     def take(self, kind: str, name: str, shape: tuple[int, ...]) -> Any:
         if self.values is None:

@@ -1,4 +1,4 @@
-// Dot products in steps of 32 bits a column: what a register tile (cpu/dot_tile.h) multiplies and adds.
+// Dot products in steps of 32 bits a column: what a register tile (cpu/tile.h) multiplies and adds.
 //
 // A panel of packed weights holds rows of 16 columns x 32 bits: one float, two bf16, four int8 or eight int4 along k. A Dot says
 // how one such row meets one or more 32-bit words of activations:
@@ -9,6 +9,7 @@
 //   mac(s, w, a)    s + w . a
 //   Acc, zero()     what is summed in
 //
+// Float ones have `kWidth`, the elements of k in a word of activations,
 // and integer ones also `units`, the form that activations must have:
 //
 //   Units::i8x4     four signed bytes along k
@@ -151,7 +152,7 @@ QKV_INLINE IVec ispread(const void* p) {
 
 struct DotFloat {
   using Acc = Vec;
-  static constexpr int kParts = 1;
+  static constexpr int kParts = 1, kWidth = 1;
   QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
   QKV_INLINE Vec weight(const char* p, int) { return load((const float*)p, Full{}); }
   QKV_INLINE Vec spread(const char* p) { return set(*(const float*)p); }
@@ -163,21 +164,19 @@ struct DotFloat {
 // The products of a pair are added one after the other; denormals count as zero.
 struct DotBf16 {
   using Acc = Vec;
-  static constexpr int kParts = 1;
-  static constexpr bool kFloats = false;  // activations are pairs of bf16
+  static constexpr int kParts = 1, kWidth = 2;
   QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
-  QKV_INLINE IVec weight(const char* p, int) { return iload(p); }
-  QKV_INLINE IVec spread(const char* p) { return ispread(p); }
-  QKV_INLINE Vec mac(Vec s, IVec w, IVec a) { return {_mm512_dpbf16_ps(s.v, (__m512bh)a.v, (__m512bh)w.v)}; }
+  QKV_INLINE Vec weight(const char* p, int) { return as_float(iload(p)); }
+  QKV_INLINE Vec spread(const char* p) { return as_float(ispread(p)); }
+  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return dot_bf16(s, a, w); }
 };
 
 #else
 
-// bf16 are the upper halves of floats: products of two are exact.
+// bf16 are the upper halves of floats: products of two are exact. Activations are floats, rounded to bf16.
 struct DotBf16 {
   using Acc = Vec;
-  static constexpr int kParts = 2;
-  static constexpr bool kFloats = true;  // activations are floats, rounded to bf16
+  static constexpr int kParts = 2, kWidth = 1;
   QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
   QKV_INLINE Vec weight(const char* p, int part) {
     return as_float(part == 0 ? shift_left<16>(iload(p)) : iand(iload(p), (int32_t)0xffff0000));

@@ -95,7 +95,7 @@ bool paged_write(py::handle k_in, py::handle v_in, py::handle k_cache_in, py::ha
 
 }  // namespace
 
-void bind_cache(py::module_& m) {
+void bind_paged_write(py::module_& m) {
   m.def("paged_write", paged_write, py::arg("k"), py::arg("v"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slots"),
         py::arg("k_scale"), py::arg("v_scale"));
 }

@@ -1,5 +1,5 @@
 // The size of the last cache, and what is too large for it.
-#include "core/cache.h"
+#include "core/last_cache.h"
 
 #include <atomic>
 #include <cstdio>
