@@ -256,7 +256,7 @@ def test_threads_of_a_side() -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib: CI runs it beside the wheel")
     cases = bench_module("bench.gemm").cases()
     results = [Measurement("gemm", case, {"qkv": [(1e-3, 1e-3)]}) for case in cases]
     written = bench_module("bench.plots").plot(results, LIMITS, tmp_path)

@@ -347,6 +347,7 @@ def test_mistakes() -> None:
         (lambda: other.fork(a), "another cache"),
         (lambda: other.free(a), "another cache"),
         (lambda: cache.extend([a, a]), "twice"),
+        (lambda: cache.reorder([a, a], [0, 0]), "twice"),
         (lambda: cache.extend([a], [1, 2]), "2 counts for 1 sequences"),
         (lambda: cache.append(a, -1), "not be negative"),
         (lambda: cache.view([a], [-1]), "not negative"),

@@ -10,8 +10,8 @@
 #include "bind/bind.h"
 #include "bind/gil.h"
 #include "core/buffer.h"
-#include "core/last_cache.h"
 #include "core/cpu_count.h"
+#include "core/last_cache.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 

@@ -237,9 +237,8 @@ class PagedCache:
     def reorder(self, sequences: Sequence_[CachedSequence], parents: Sequence_[int]) -> list[CachedSequence]:
         """Beam search: result i continues sequences[parents[i]]. Each is used once as it is, then forked, or freed."""
         chosen = [int(p) for p in parents]
+        self._distinct(sequences)
         own = [self._own(s) for s in sequences]
-        if len({id(s) for s in own}) != len(own):
-            raise ValueError("PagedCache: a sequence stands twice in the batch")
         if any(not 0 <= p < len(own) for p in chosen):
             raise ValueError(f"PagedCache: parents must lie in 0 to {len(own) - 1}, got {chosen}")
         taken: set[int] = set()
@@ -283,6 +282,10 @@ class PagedCache:
             raise ValueError(f"PagedCache: the sequence {state}")
         return sequence
 
+    def _distinct(self, sequences: Sequence_[CachedSequence]) -> None:
+        if len(set(map(id, sequences))) != len(sequences):
+            raise ValueError("PagedCache: a sequence is there twice")
+
     def _changeable(self, sequence: CachedSequence) -> CachedSequence:
         if self._own(sequence).frozen:
             raise ValueError("PagedCache: the sequence is frozen")
@@ -300,8 +303,7 @@ class PagedCache:
                 self._free.append(block)
 
     def _append(self, sequences: Sequence_[CachedSequence], counts: list[int]) -> Ints:
-        if len(set(map(id, sequences))) != len(sequences):
-            raise ValueError("PagedCache: a sequence is there twice")
+        self._distinct(sequences)
         size, needed = self.block_size, 0
         left: dict[int, int] = {}  # other owners of a block once this call has moved some of them away
         copied = []
