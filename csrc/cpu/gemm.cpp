@@ -71,12 +71,19 @@ void gemm(const GemmArgs& g) {
             pack_panels(b_pack, g.b_dtype, b_base + (q * kPanel * g.b_n + k * g.b_k) * size_of(g.b_dtype), g.b_k, g.b_n, kc,
                         width);
           }
+          Ahead next = {(const char*)b, 0, b_panel * 4};
+          if (g.packed)
+            next = {(const char*)(q + group < count  ? b + group * b_panel
+                                  : k + kc < g.k ? b + kc * kPanel - q * b_panel
+                                                 : b + group * b_panel - k * kPanel),
+                    kPanelRowBytes / tiles_of(m), b_panel * 4};
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             with_tile(rows, group, [&](auto r, auto at_once) {
-              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(kc, a + i * lda, lda, b, b_k, b_panel,
-                                                                           c + i * ldc + q * kPanel, ldc, width, k == 0);
+              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(
+                  kc, a + i * lda, lda, b, b_k, b_panel, c + i * ldc + q * kPanel, ldc, width, k == 0, next);
             });
+            next.at += kc * next.step;
             i += rows;
           }
           q += group;

@@ -122,9 +122,9 @@ struct Bf16Tile {
   static constexpr int64_t kPerRow = kPer;
   using OfUnpacked = Bf16Tile<Unpacked<D>, kPer / D::kParts>;
   template <int R, int P>
-  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first, Ahead next) {
     tile<D, R, P>((k + kPerRow - 1) / kPerRow, (const float*)o.a, o.lda / 4, (const float*)o.b, kPanel, o.b_panel / 4, c, ldc,
-                  columns, first);
+                  columns, first, next);
   }
 };
 
@@ -134,11 +134,11 @@ struct Int8Tile {
   static constexpr int64_t kPerRow = kPer;
   using OfUnpacked = Int8Tile<Unpacked<D>, kPer / D::kParts>;
   template <int R, int P>
-  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first, Ahead next) {
     constexpr int V = P * kVectors;
     IVec sum[R][V];
     clear<D>(sum);
-    dot_sums<D>((k + kPerRow - 1) / kPerRow, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum);
+    dot_sums<D>((k + kPerRow - 1) / kPerRow, o.a, o.lda, o.b, kPanelRowBytes, o.b_panel, sum, next);
     Vec out[R][V];
     QKV_UNROLL(8)
     for (int r = 0; r < R; ++r) {
@@ -163,7 +163,7 @@ struct GroupTile {
   static constexpr int64_t kAtOnce = D::kInAcc;  // elements of a row that Acc takes; 0: any number
   using OfUnpacked = GroupTile<Unpacked<D>, kPer / D::kParts, kOffset>;
   template <int R, int P>
-  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first) {
+  QKV_INLINE void run(const Operands& o, int64_t k, float* c, int64_t ldc, int64_t columns, bool first, Ahead next) {
     constexpr int V = P * kVectors;
     Vec out[R][V];
     clear<DotFloat>(out);
@@ -173,13 +173,13 @@ struct GroupTile {
       IVec total[R][V];
       clear<DotInt8>(total);
       if constexpr (kAtOnce == 0) {
-        dot_sums<D>(steps, a, o.lda, b, kPanelRowBytes, o.b_panel, total);
+        dot_sums<D>(steps, a, o.lda, b, kPanelRowBytes, o.b_panel, total, next);
       } else {
         constexpr int64_t kRows = kAtOnce / kPerRow;
         for (int64_t at = 0; at < steps; at += kRows) {
           IVec sum[R][V];
           clear<D>(sum);
-          dot_sums<D>(kRows, a + at * D::kParts * 4, o.lda, b + at * kPanelRowBytes, kPanelRowBytes, o.b_panel, sum);
+          dot_sums<D>(kRows, a + at * D::kParts * 4, o.lda, b + at * kPanelRowBytes, kPanelRowBytes, o.b_panel, sum, next);
           QKV_UNROLL(8)
           for (int r = 0; r < R; ++r) {
             QKV_UNROLL(24)
@@ -237,7 +237,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
       const int64_t ldc = p.separate_c ? p.panels * kPanel : g.c.rank ? g.c.strides[0] : 0;
       float* const c = p.separate_c ? sums : (float*)g.c.data + row * ldc + column;
       // Words of several parts are taken apart once for many rows: in each tile anew they cost registers that AVX2 lacks.
-      const bool unpacked = Tile::Dot::kParts > 1 && m >= kUnpackRows;
+      const bool unpacked = Tile::Dot::kParts > 1 && m >= unpack_rows(g.w.type);
       for (int64_t k = 0; k == 0 || k < k_all; k += p.k_block) {
         const int64_t kc = k_all - k < p.k_block ? k_all - k : p.k_block;
         const int64_t panel_rows = (kc + Tile::kPerRow - 1) / Tile::kPerRow, first_group = all.group ? k / all.group : 0;
@@ -251,11 +251,17 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
           }
           if (all.scale) from.scale += ((panel + q) * all.groups + first_group) * kPanel;
           if (all.offset) from.offset += ((panel + q) * all.groups + first_group) * kPanel;
+          const char* const packed = from.b;
           if (unpacked) {
             unpack<Tile>(from.b, all.b_panel, panel_rows, group, weights);
             from.b = weights;
             from.b_panel = panel_rows * Tile::Dot::kParts * kPanelRowBytes;
           }
+          const int64_t fetches = panel_rows * (unpacked ? Tile::Dot::kParts : 1);  // of each tile
+          Ahead next = {q + group < count    ? packed + group * all.b_panel
+                        : k + kc < k_all ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
+                                         : packed + group * all.b_panel - k / Tile::kPerRow * kPanelRowBytes,
+                        kPanelRowBytes * panel_rows / fetches / tiles_of(m), all.b_panel};
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             Operands o = from;
@@ -267,7 +273,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             const auto run = [&](auto tile, auto least) {
               using Of = decltype(tile);
               with_tile<decltype(least)::value>(rows, group, [&](auto r, auto at_once) {
-                Of::template run<decltype(r)::value, decltype(at_once)::value>(o, kc, to, ldc, n - q * kPanel, k == 0);
+                Of::template run<decltype(r)::value, decltype(at_once)::value>(o, kc, to, ldc, n - q * kPanel, k == 0, next);
               });
             };
             if constexpr (Tile::Dot::kParts > 1) {
@@ -278,6 +284,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             } else {
               run(Tile{}, Int<1>{});
             }
+            next.at += fetches * next.step;
             i += rows;
           }
           q += group;

@@ -99,7 +99,7 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
   p.shared_bytes = round_up(g.m * (p.row_bytes + p.stats_bytes), 64);
   p.sum_floats = p.separate_c ? round_up(rows * p.panels * kPanel, 16) : 0;
   // The widest tile of so many rows has three panels; unpacked, they take at most a word for each element.
-  const int64_t unpacked = g.m >= kUnpackRows ? 3 * kPanelRowBytes * p.k_block : 0;
+  const int64_t unpacked = g.m >= unpack_rows(g.w.type) ? 3 * kPanelRowBytes * p.k_block : 0;
   p.scratch_bytes = round_up((round_up(g.w.k, 16) + p.sum_floats) * 4 + unpacked, 64);
   return p;
 }

@@ -15,7 +15,7 @@ namespace QKV_ISA {
 // Tile shapes: as many accumulators as registers allow. One row or two take more panels at a time where there are as many: a
 // chain of sums has a latency of four or five cycles, so eight or more must be under way.
 #if defined(QKV_AVX512)
-constexpr int kMostRows = 8, kLeastRows = 6;  // of a tile; and of one of kUnpackRows rows or more, see rows_of
+constexpr int kMostRows = 8, kLeastRows = 5;  // of a tile; and of one of unpack_rows or more, see rows_of
 constexpr int most_panels(int) { return 3; }
 constexpr int wide_panels(int rows) { return rows <= 2 ? 6 : 3; }
 #elif defined(__AVX2__)
@@ -50,8 +50,9 @@ QKV_INLINE void with_tile(int rows, int panels, F&& f) {
 }
 
 // Rows [i, i + rows_of(m - i)) are the next tile of m: tiles differ by one row at most, since one of a single row is the slowest.
+QKV_INLINE int64_t tiles_of(int64_t rows) { return (rows + kMostRows - 1) / kMostRows; }
 QKV_INLINE int rows_of(int64_t left) {
-  const int64_t tiles = (left + kMostRows - 1) / kMostRows;
+  const int64_t tiles = tiles_of(left);
   return (int)((left + tiles - 1) / tiles);
 }
 
@@ -63,12 +64,29 @@ QKV_INLINE int panels_for(int rows, int64_t left) {
   return (int)((left + groups - 1) / groups);
 }
 
+// Weights that the next tiles will read, brought to the second cache while this one computes: panels `panel` bytes apart, from
+// `at` on `step` bytes for each row of a panel.
+struct Ahead {
+  const char* at;
+  int64_t step, panel;
+};
+struct NothingAhead {};
+template <int P>
+QKV_INLINE void fetch(Ahead& next) {
+  QKV_UNROLL(8)
+  for (int p = 0; p < P; ++p) __builtin_prefetch(next.at + p * next.panel, 0, 2);
+  next.at += next.step;
+}
+template <int P>
+QKV_INLINE void fetch(NothingAhead&) {}
+
 // sum += a b: `steps` rows of the panels; a: words of row r at a + r * lda; b: row k of panel p at b + p * b_panel + k * b_step.
 // All distances in bytes.
-template <class Dot, int R, int V>
+template <class Dot, int R, int V, class Next>
 QKV_INLINE void dot_sums(int64_t steps, const char* a, int64_t lda, const char* b, int64_t b_step, int64_t b_panel,
-                         typename Dot::Acc (&sum)[R][V]) {
+                         typename Dot::Acc (&sum)[R][V], Next& next) {
   for (int64_t k = 0; k < steps; ++k) {
+    fetch<V / kVectors>(next);
     QKV_UNROLL(8)
     for (int part = 0; part < Dot::kParts; ++part) {
       decltype(Dot::weight(b, 0)) w[V];
@@ -113,12 +131,12 @@ QKV_INLINE void store_sums(const Vec (&sum)[R][V], float* c, int64_t ldc, int64_
 }
 
 // A tile of words in rows: word k of row r at a[r * lda + k], of panel p's column j at b[p * b_panel + k * b_k + j].
-template <class Dot, int R, int P>
+template <class Dot, int R, int P, class Next = NothingAhead>
 QKV_INLINE void tile(int64_t steps, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel, float* c,
-                     int64_t ldc, int64_t columns, bool first) {
+                     int64_t ldc, int64_t columns, bool first, Next next = {}) {
   Vec sum[R][P * kVectors];
   clear<Dot>(sum);
-  dot_sums<Dot>(steps, (const char*)a, lda * 4, (const char*)b, b_k * 4, b_panel * 4, sum);
+  dot_sums<Dot>(steps, (const char*)a, lda * 4, (const char*)b, b_k * 4, b_panel * 4, sum, next);
   store_sums(sum, c, ldc, columns, first);
 }
 
