@@ -1,4 +1,4 @@
-"""python -m bench limits|gemm|...|bert|import [--peers numpy,torch,onnxruntime]: see README.md."""
+"""python -m bench limits|gemm|...|bert|footprint|import [--peers numpy,torch,onnxruntime]: see README.md."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 
 from qkv.bench import Case, Measurement, Sides, Suite, run
 
-from . import bert, startup, threads
+from . import bert, footprint, startup, threads
 from .peers import PEERS
 
 OPS = (
     *("gemm", "gemm_quantized", "quantize", "softmax", "norm", "activation", "embedding", "rotary"),
     *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
 )
-SUBJECTS = ("limits", *OPS, "threads", "import")
+SUBJECTS = ("limits", *OPS, "footprint", "threads", "import")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with Sides(names, pythons=pythons, paths=[root], threads=parsed.threads) as sides:
                 results = run.run_suites(plan, sides, first, rounds=parsed.rounds, seconds=parsed.seconds)
         imports = startup.report(names, pythons, parsed.rounds) if "import" in parsed.subjects else None
+        costs = footprint.report() if "footprint" in parsed.subjects else None
         scaling = threads.report(names, pythons, parsed.rounds) if "threads" in parsed.subjects else None
-        more = {"import": imports, "threads": scaling}
+        more = {"footprint": costs, "import": imports, "threads": scaling}
         limits = run.finish(parsed, first, results, {name: x for name, x in more.items() if x})
         if parsed.plot:
             from .plots import plot

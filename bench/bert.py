@@ -61,14 +61,19 @@ def torch_side(path: str | None, ids: Array, mask: Array | None, dtype: str = "f
     return lambda: model(ids, attention_mask=attention_mask).last_hidden_state[:, 0].float()
 
 
-def openvino_side(path: str | None, ids: Array, mask: Array | None) -> Call:
-    """Converted from transformers' model, shapes fixed."""
+def openvino_side(path: str | None, ids: Array, mask: Array | None, dtype: str = "float32") -> Call:
+    """Converted from transformers' model, shapes fixed. bfloat16 needs a machine with the instructions."""
     import openvino
+
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError("OpenVINO quantises models with a package of its own, nncf")
+    if dtype == "bfloat16" and "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ValueError("OpenVINO computes in bfloat16 where the CPU has instructions for it")
 
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids) if mask is None else mask.astype(np.int64)}
     example = dict(zip(inputs, tensors(*inputs.values()), strict=True))
     model = openvino.convert_model(torch_model(path), example_input=example)
-    run = openvino_model(model, inputs)
+    run = openvino_model(model, inputs, "f32" if dtype == "float32" else "bf16")
     return lambda: run()[:, 0]
 
 
@@ -106,8 +111,10 @@ def write_tokenizer(folder: str, size: int) -> None:
     BertTokenizerFast(vocab=words).save_pretrained(folder)
 
 
-def onnxruntime_side(path: str | None, ids: Array, mask: Array | None) -> Call:
+def onnxruntime_side(path: str | None, ids: Array, mask: Array | None, dtype: str = "float32") -> Call:
     """The graph that its optimiser makes of an exported BERT: fused attention, norms and gelu."""
+    if dtype not in ("float32", "int8"):
+        raise ValueError(f"ONNX Runtime has no BERT in {dtype} on a CPU")
     config, w = core.read_config(path), core.weights_of(path)
     fused: dict[str, Any] = {"domain": "com.microsoft"}
     norm = {"epsilon": float(config["layer_norm_eps"])}
@@ -147,7 +154,8 @@ def onnxruntime_side(path: str | None, ids: Array, mask: Array | None) -> Call:
         nodes.append(("BiasGelu", [f"u{i}", bias], [f"g{i}"], fused))
         bias = matmul(f"g{i}", layer + "output.dense", f"d{i}")
         skip_norm(f"d{i}", f"h{i}", bias, layer + "output.LayerNorm", f"x{i + 1}")
-    run = onnx_session(nodes, inputs, constants, output=f"x{config['num_hidden_layers']}", opset=20)
+    last = f"x{config['num_hidden_layers']}"
+    run = onnx_session(nodes, inputs, constants, output=last, opset=20, int8=dtype == "int8")
     return lambda: run()[0][:, 0]
 
 

@@ -25,11 +25,13 @@ def onnx_session(
     constants: dict[str, Array] | None = None,
     output: str = "y",
     opset: int = 23,
+    int8: bool = False,
 ) -> Call:
     """An ONNX Runtime session of nodes (op, input names, output names, attributes) and the call that runs it.
 
     inputs: name -> array that each run is given, shapes fixed; constants: known to the session, which may lay them out
-    as it likes. Attributes may hold "domain" for ONNX Runtime's own ops (com.microsoft).
+    as it likes. Attributes may hold "domain" for ONNX Runtime's own ops (com.microsoft). int8: its dynamic quantisation
+    of the whole graph.
     """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -48,6 +50,16 @@ def onnx_session(
     )
     opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    if int8:
+        import tempfile
+
+        from onnx import load
+        from onnxruntime.quantization import quantize_dynamic
+
+        with tempfile.TemporaryDirectory() as folder:
+            untyped = {"DefaultTensorType": TensorProto.FLOAT}  # it knows no shapes behind fused ops
+            quantize_dynamic(model, f"{folder}/int8.onnx", per_channel=True, extra_options=untyped)
+            model = load(f"{folder}/int8.onnx")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])

@@ -246,6 +246,16 @@ def test_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert "import, beyond numpy" in capsys.readouterr().out
 
 
+def test_footprint(capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench_module("bench.footprint").report(calls=1, types=("int4",))["int4"]
+    assert found["packed_bytes"] < found["peak_bytes"] + 20e6 < 438e6
+    for tokens in ("1x16", "1x128"):
+        by = found[tokens]["shares"]
+        assert 0 < by["python"] < 1 and by["linear"] > by["norm"] > 0
+        assert sum(by.values()) == pytest.approx(1)
+    assert "linear" in capsys.readouterr().out
+
+
 def test_threads_of_a_side() -> None:
     threads = bench_module("bench.threads")
     found = threads.measure_side("qkv", 8, 1, 1e-4)

@@ -73,15 +73,15 @@ void gemm(const GemmArgs& g) {
           }
           Ahead next = {(const char*)b, 0, b_panel * 4};
           if (g.packed)
-            next = {(const char*)(q + group < count  ? b + group * b_panel
-                                  : k + kc < g.k ? b + kc * kPanel - q * b_panel
-                                                 : b + group * b_panel - k * kPanel),
+            next = {(const char*)(q + group < count ? b + group * b_panel
+                                  : k + kc < g.k    ? b + kc * kPanel - q * b_panel
+                                                    : b + group * b_panel - k * kPanel),
                     kPanelRowBytes / tiles_of(m), b_panel * 4};
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             with_tile(rows, group, [&](auto r, auto at_once) {
-              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(
-                  kc, a + i * lda, lda, b, b_k, b_panel, c + i * ldc + q * kPanel, ldc, width, k == 0, next);
+              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(kc, a + i * lda, lda, b, b_k, b_panel,
+                                                                           c + i * ldc + q * kPanel, ldc, width, k == 0, next);
             });
             next.at += kc * next.step;
             i += rows;

@@ -257,11 +257,11 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             from.b = weights;
             from.b_panel = panel_rows * Tile::Dot::kParts * kPanelRowBytes;
           }
-          const int64_t fetches = panel_rows * (unpacked ? Tile::Dot::kParts : 1);  // of each tile
-          Ahead next = {q + group < count    ? packed + group * all.b_panel
-                        : k + kc < k_all ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
-                                         : packed + group * all.b_panel - k / Tile::kPerRow * kPanelRowBytes,
-                        kPanelRowBytes * panel_rows / fetches / tiles_of(m), all.b_panel};
+          const int64_t parts = unpacked ? Tile::Dot::kParts : 1;
+          Ahead next = {q + group < count ? packed + group * all.b_panel
+                        : k + kc < k_all  ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
+                                          : packed + group * all.b_panel - k / Tile::kPerRow * kPanelRowBytes,
+                        kPanelRowBytes / (parts * tiles_of(m)), all.b_panel};
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             Operands o = from;
@@ -284,7 +284,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             } else {
               run(Tile{}, Int<1>{});
             }
-            next.at += fetches * next.step;
+            next.at += panel_rows * parts * next.step;
             i += rows;
           }
           q += group;

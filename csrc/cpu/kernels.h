@@ -53,7 +53,7 @@ static inline int64_t packed_place(const PackedView& w, int64_t n, int64_t k, in
 }
 
 // Rows of a chunk from which on panels are unpacked for all of its tiles: at 16 rows bf16 gains a fifth, integers lose a fifth.
-constexpr int64_t unpack_rows(WeightType type) { return type == WeightType::bf16 ? 14 : 18; }
+static constexpr int64_t unpack_rows(WeightType type) { return type == WeightType::bf16 ? 14 : 18; }
 constexpr int64_t kChunkPanels = 12;  // of c that a thread works on at a time, at most
 
 // How a GEMM is cut up. Depends on sizes, never on the ISA, so that scratch can be sized without asking the kernel.

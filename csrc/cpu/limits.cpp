@@ -1,6 +1,7 @@
 // What the machine can do at best, measured with the least code that asks for it: the yardstick of the benchmarks, used by no op.
 // Arithmetic: independent chains of one instruction on registers. Memory: one pass over buffers larger than the caches.
 #include "cpu/kernels.h"
+#include "cpu/simd/dot.h"
 #include "cpu/simd/loops.h"
 
 namespace qkv {
@@ -16,62 +17,35 @@ static void keep(float x) {
   (void)kept;
 }
 
-// Return the operations done: two per multiply-add.
-static int64_t run_fma() {
-  Vec sum[kChains];
-  const Vec a = set(0.5f), b = set(1.0f);  // towards 2: no denormals, no infinities
-  QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) sum[c] = set((float)c);
-  for (int64_t i = 0; i < kRounds; ++i) {
-    QKV_UNROLL(12)
-    for (int c = 0; c < kChains; ++c) sum[c] = fma(sum[c], a, b);
-  }
-  Vec total = zero();
-  QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) total = add(total, sum[c]);
-  keep(reduce_max(total));
-  return kRounds * kChains * kLanes * 2;
+// The same value, of which the compiler knows nothing: or else one product would serve all sums.
+template <class V>
+QKV_INLINE V fresh(V a) {
+#if !defined(QKV_EMULATE_AVX512) && (defined(QKV_AVX512) || defined(__AVX2__))
+  asm volatile("" : "+v"(a.v));
+#elif defined(QKV_X86)
+  asm volatile("" : "+x"(a.v));
+#endif
+  return a;
 }
 
-#if defined(QKV_AVX512_BF16_VNNI)
-static int64_t run_bf16_dot() {
-  __m512 sum[kChains];
-  const __m512bh a = (__m512bh)_mm512_set1_epi32(0x3f803f80), b = (__m512bh)_mm512_setzero_si512();
-  QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) sum[c] = _mm512_set1_ps((float)c);
-  for (int64_t i = 0; i < kRounds; ++i) {
-    QKV_UNROLL(12)
-    for (int c = 0; c < kChains; ++c) sum[c] = _mm512_dpbf16_ps(sum[c], a, b);
-  }
-  __m512 total = _mm512_setzero_ps();
-  QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) total = _mm512_add_ps(total, sum[c]);
-  keep(_mm512_reduce_add_ps(total));
-  return kRounds * kChains * 32 * 2;
-}
-#else
-static int64_t run_bf16_dot() { return 0; }
-#endif
+QKV_INLINE float first(Vec a) { return reduce_max(a); }
+QKV_INLINE float first(IVec a) { return reduce_max(to_float(a)); }
 
-#if defined(QKV_AVX512_BF16_VNNI)
-static int64_t run_int8_dot() {
-  __m512i sum[kChains];
-  const __m512i a = _mm512_set1_epi32(1), b = _mm512_setzero_si512();
+// Multiply-adds as tile.h makes them, `width` elements of k a lane; without dot-product instructions that is what replaces them.
+// Returns the operations done: two per multiply-add.
+template <class Dot, class Word>
+static int64_t run_dots(int64_t width, Word w, Word a) {
+  typename Dot::Acc sum[kChains];
   QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) sum[c] = _mm512_set1_epi32(c);
+  for (int c = 0; c < kChains; ++c) sum[c] = Dot::zero();
   for (int64_t i = 0; i < kRounds; ++i) {
     QKV_UNROLL(12)
-    for (int c = 0; c < kChains; ++c) sum[c] = _mm512_dpbusd_epi32(sum[c], a, b);
+    for (int c = 0; c < kChains; ++c) sum[c] = Dot::mac(sum[c], w, fresh(a));
   }
-  __m512i total = _mm512_setzero_si512();
   QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) total = _mm512_add_epi32(total, sum[c]);
-  keep((float)_mm512_reduce_add_epi32(total));
-  return kRounds * kChains * 64 * 2;
+  for (int c = 0; c < kChains; ++c) keep(first(sum[c]));
+  return kRounds * kChains * kLanes * width * 2;
 }
-#else
-static int64_t run_int8_dot() { return 0; }
-#endif
 
 // n a multiple of 8 vectors. Software prefetch and longer chunks were tried and read no faster.
 static void run_read(const float* x, int64_t n) {
@@ -115,13 +89,13 @@ void limits(const LimitArgs& a) {
       float* y = a.y + i * kLimitChunk;
       switch (a.limit) {
         case Limit::fma:
-          done += run_fma();
+          done += run_dots<DotFloat>(1, set(1e-3f), set(1));
           break;
         case Limit::bf16_dot:
-          done += run_bf16_dot();
+          done += run_dots<DotBf16>(DotBf16::kWidth, as_float(iset(0x3f803f80)), as_float(iset(0x3f803f80)));
           break;
         case Limit::int8_dot:
-          done += run_int8_dot();
+          done += run_dots<DotInt8>(4 / DotInt8::kParts, iset(1), iset(1));
           break;
         case Limit::read:
           run_read(x, kLimitChunk), done += kLimitChunk * 4;

@@ -153,7 +153,7 @@ def case(path: str | None, lengths: Sequence[int], name: str | None = None, dtyp
     params = {"path": path, "lengths": list(lengths), **({} if dtype == "float32" else {"dtype": dtype})}
     # mean magnitudes of other types differ by rounding noise
     tolerance = 1e-3 if dtype == "float32" else 5e-2
-    limit = "fma" if dtype == "float32" else None
+    limit = {"float32": "fma", "bfloat16": "bf16_dot", "int8": "int8_dot"}.get(dtype)
     return Case(
         f"{model} {name}{'' if dtype == 'float32' else ' ' + dtype}",
         params,

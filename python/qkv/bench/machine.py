@@ -63,10 +63,10 @@ def describe() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Limits:
-    """Operations (two per multiply-add) or bytes per second, all threads together; 0 where the CPU lacks the
-    instruction.
+    """Operations (two per multiply-add) or bytes per second, all threads together.
 
-    fma: float32 multiply-adds; bf16_dot, int8_dot: dot-product instructions. read: one pass over a buffer. copy: one
+    fma: float32 multiply-adds; bf16_dot, int8_dot: dot-product instructions, or what does their work exactly where the
+    CPU lacks them (AVX2: FMA, and vpmaddwd with vpaddd). read: one pass over a buffer. copy: one
     read, one write, the better of plain stores (`plain_copy`, which read what they overwrite) and streaming ones.
     Buffers are four times the last cache.
     """
