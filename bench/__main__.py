@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with Sides(names, pythons=pythons, paths=[root], threads=parsed.threads) as sides:
                 results = run.run_suites(plan, sides, first, rounds=parsed.rounds, seconds=parsed.seconds)
         imports = startup.report(names, pythons, parsed.rounds) if "import" in parsed.subjects else None
-        costs = footprint.report() if "footprint" in parsed.subjects else None
+        costs = footprint.report(parsed.threads) if "footprint" in parsed.subjects else None
         scaling = threads.report(names, pythons, parsed.rounds) if "threads" in parsed.subjects else None
         more = {"footprint": costs, "import": imports, "threads": scaling}
         limits = run.finish(parsed, first, results, {name: x for name, x in more.items() if x})

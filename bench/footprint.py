@@ -1,15 +1,16 @@
 """`footprint`: what a BERT-base costs besides its kernels: load time, memory, Python's share of a call, page faults.
 
 Each weight type runs this file as a script, in a process of its own, on a folder as Hugging Face writes it. `peak` is
-the resident memory that loading reached over what the process had before, the mapped file's pages included; `file` and
-`packed` are the sizes of the weights before and after. `python` is what of a call was not spent inside the extension
-module, at 1 x 16 and 1 x 128 tokens, the clocks that measure it included; the shares of the module's functions stand
-beside it. `faults` are minor page faults a call in steady state: an array that was not taken from the pool shows here.
+the resident memory that loading reached over what the process had before; `file` and `packed` are the sizes of the
+weights before and after. `python` is what of a call was not spent inside the extension module, at 1 x 16 and 1 x 128
+tokens, the clocks that measure it included; the shares of the module's functions stand beside it. `faults` are minor
+page faults a call in steady state: an array that was not taken from the pool shows here.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -117,20 +118,21 @@ def write_folder(folder: Path) -> int:
     return sum(x.nbytes for x in weights.values())
 
 
-def report(calls: int = 20, types: Sequence[str] = TYPES) -> dict[str, Any]:
+def report(threads: int | None = None, calls: int = 20, types: Sequence[str] = TYPES) -> dict[str, Any]:
     """Runs every weight type and prints the table."""
     results: dict[str, Any] = {}
+    environment = dict(os.environ) if threads is None else {**os.environ, "QKV_NUM_THREADS": str(threads)}
     print(f"\n{'footprint':<14}{'load':>10}{'file':>10}{'packed':>10}{'peak':>10}{'1x':>6}{'python':>9}{'faults':>8}")
     with tempfile.TemporaryDirectory() as name:
         size = write_folder(Path(name))
         for dtype in types:
             command = [sys.executable, str(Path(__file__)), name, dtype, str(calls)]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 results[dtype] = {"error": (done.stderr.strip().splitlines() or ["it failed"])[-1]}
                 print(f"    {dtype}: {results[dtype]['error']}")
                 continue
-            results[dtype] = one = json.loads(done.stdout)
+            results[dtype] = one = {"file_bytes": size, **json.loads(done.stdout)}
             memory = "".join(f"{x / 1e6:>7.0f} MB" for x in (size, one["packed_bytes"], one["peak_bytes"]))
             for tokens in TOKENS:
                 start = f"  {dtype:<12}{one['load_s']:>8.2f} s{memory}" if tokens == TOKENS[0] else " " * 54

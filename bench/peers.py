@@ -31,7 +31,7 @@ def onnx_session(
 
     inputs: name -> array that each run is given, shapes fixed; constants: known to the session, which may lay them out
     as it likes. Attributes may hold "domain" for ONNX Runtime's own ops (com.microsoft). int8: its dynamic quantisation
-    of the whole graph.
+    of the whole graph as a user gets it, whose sums of 16 bits may saturate on AVX2 (NOTES.md).
     """
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper

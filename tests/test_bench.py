@@ -247,12 +247,12 @@ def test_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
 
 
 def test_footprint(capsys: pytest.CaptureFixture[str]) -> None:
-    found = bench_module("bench.footprint").report(calls=1, types=("int4",))["int4"]
-    assert found["packed_bytes"] < found["peak_bytes"] + 20e6 < 438e6
+    found = bench_module("bench.footprint").report(calls=3, types=("int4",))["int4"]
+    assert 0.5 * found["packed_bytes"] < found["peak_bytes"] < found["file_bytes"] / 2  # never the whole file at once
     for tokens in ("1x16", "1x128"):
         by = found[tokens]["shares"]
         assert 0 < by["python"] < 1 and by["linear"] > by["norm"] > 0
-        assert sum(by.values()) == pytest.approx(1)
+        assert found[tokens]["faults"] < 50  # hidden states alone would fault in hundreds of pages
     assert "linear" in capsys.readouterr().out
 
 

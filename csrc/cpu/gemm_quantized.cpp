@@ -220,6 +220,14 @@ static void unpack(const char* b, int64_t b_panel, int64_t rows, int panels, cha
       }
 }
 
+static constexpr bool tiles_are_tall(int64_t least) {
+  for (int64_t m = least; m <= 16 * kMostRows; ++m)
+    if (m / ((m + kMostRows - 1) / kMostRows) < kLeastRows) return false;
+  return true;
+}
+static_assert(tiles_are_tall(unpack_rows(WeightType::bf16)) && tiles_are_tall(unpack_rows(WeightType::int8)),
+              "with_tile leaves out tiles of fewer rows");
+
 template <class Tile>
 static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t bytes_per_k) {
   const QuantizedGemmPlan& p = g.plan;
@@ -257,11 +265,11 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             from.b = weights;
             from.b_panel = panel_rows * Tile::Dot::kParts * kPanelRowBytes;
           }
-          const int64_t parts = unpacked ? Tile::Dot::kParts : 1;
-          Ahead next = {q + group < count ? packed + group * all.b_panel
-                        : k + kc < k_all  ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
-                                          : packed + group * all.b_panel - k / Tile::kPerRow * kPanelRowBytes,
-                        kPanelRowBytes / (parts * tiles_of(m)), all.b_panel};
+          const int64_t steps = panel_rows * (unpacked ? Tile::Dot::kParts : 1);  // of each tile
+          const char* const after = q + group < count ? packed + group * all.b_panel
+                                    : k + kc < k_all  ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
+                                                      : nullptr;
+          Ahead next = ahead_of(packed, after, group, all.b_panel, tiles_of(m) * (unpacked ? Tile::Dot::kParts : 1));
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             Operands o = from;
@@ -284,7 +292,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             } else {
               run(Tile{}, Int<1>{});
             }
-            next.at += panel_rows * parts * next.step;
+            next.at += steps * next.step;
             i += rows;
           }
           q += group;

@@ -290,10 +290,10 @@ constexpr int64_t kLimitChunk = 1 << 16;  // floats
 
 struct LimitArgs {
   Limit limit;
-  int64_t chunks;  // of work: kLimitChunk floats of the buffers, or a fixed number of instructions
+  int64_t chunks;  // of work: kLimitChunk floats of the buffers, or a fixed number of multiply-adds
   const float* x;
   float* y;       // aligned to 64 bytes; each chunks * kLimitChunk floats, used by the memory limits
-  int64_t* done;  // += operations, or bytes read and written; nothing where the ISA lacks the instruction
+  int64_t* done;  // += operations, or bytes read and written; nothing for stream on an ISA without it
   int threads;
 };
 

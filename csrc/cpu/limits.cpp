@@ -1,5 +1,6 @@
 // What the machine can do at best, measured with the least code that asks for it: the yardstick of the benchmarks, used by no op.
-// Arithmetic: independent chains of one instruction on registers. Memory: one pass over buffers larger than the caches.
+// Arithmetic: independent chains on registers, of one instruction or of those that do its work where it is missing. Memory: one
+// pass over buffers larger than the caches.
 #include "cpu/kernels.h"
 #include "cpu/simd/dot.h"
 #include "cpu/simd/loops.h"
@@ -20,16 +21,18 @@ static void keep(float x) {
 // The same value, of which the compiler knows nothing: or else one product would serve all sums.
 template <class V>
 QKV_INLINE V fresh(V a) {
-#if !defined(QKV_EMULATE_AVX512) && (defined(QKV_AVX512) || defined(__AVX2__))
+#if defined(__AVX2__) && !defined(QKV_EMULATE_AVX512)
   asm volatile("" : "+v"(a.v));
-#elif defined(QKV_X86)
+#elif defined(QKV_X86) && !defined(QKV_EMULATE_AVX512)
   asm volatile("" : "+x"(a.v));
+#else
+  asm volatile("" : "+m"(a));
 #endif
   return a;
 }
 
-QKV_INLINE float first(Vec a) { return reduce_max(a); }
-QKV_INLINE float first(IVec a) { return reduce_max(to_float(a)); }
+QKV_INLINE float some_lane(Vec a) { return reduce_max(a); }
+QKV_INLINE float some_lane(IVec a) { return reduce_max(to_float(a)); }
 
 // Multiply-adds as tile.h makes them, `width` elements of k a lane; without dot-product instructions that is what replaces them.
 // Returns the operations done: two per multiply-add.
@@ -40,10 +43,13 @@ static int64_t run_dots(int64_t width, Word w, Word a) {
   for (int c = 0; c < kChains; ++c) sum[c] = Dot::zero();
   for (int64_t i = 0; i < kRounds; ++i) {
     QKV_UNROLL(12)
-    for (int c = 0; c < kChains; ++c) sum[c] = Dot::mac(sum[c], w, fresh(a));
+    for (int c = 0; c < kChains; ++c) {
+      a = fresh(a);  // or else a copy of it for each
+      sum[c] = Dot::mac(sum[c], w, a);
+    }
   }
   QKV_UNROLL(12)
-  for (int c = 0; c < kChains; ++c) keep(first(sum[c]));
+  for (int c = 0; c < kChains; ++c) keep(some_lane(sum[c]));
   return kRounds * kChains * kLanes * width * 2;
 }
 

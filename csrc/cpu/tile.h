@@ -64,17 +64,28 @@ QKV_INLINE int panels_for(int rows, int64_t left) {
   return (int)((left + groups - 1) / groups);
 }
 
-// Weights that the next tiles will read, brought to the second cache while this one computes: panels `panel` bytes apart, from
-// `at` on `step` bytes for each row of a panel.
+// Weights to bring to the second cache while a tile computes: of panels `panel` bytes apart, from `at` on `step` bytes for each
+// row of a panel. Addresses, not pointers: they may lie beyond the weights.
 struct Ahead {
-  const char* at;
+  uintptr_t at;
   int64_t step, panel;
 };
 struct NothingAhead {};
+
+// Of a group of panels at b that so many tiles read: several tiles share the lines of the `next` group (null: there is none). A
+// single tile, which memory holds up, asks for its own panel's lines before the hardware does, whose reading ahead ends at every
+// page; not where it reads several panels: that took one row over 64 MB of floats from 2.3 to 2.9 ms (medians).
+QKV_INLINE Ahead ahead_of(const void* b, const void* next, int group, int64_t panel, int64_t tiles) {
+  constexpr int64_t kDistance = 1024;
+  if (tiles == 1 && group == 1) return {(uintptr_t)b + kDistance, kPanelRowBytes, panel};
+  if (tiles == 1 || !next) return {(uintptr_t)b, 0, panel};
+  return {(uintptr_t)next, (kPanelRowBytes + tiles - 1) / tiles, panel};
+}
+
 template <int P>
 QKV_INLINE void fetch(Ahead& next) {
   QKV_UNROLL(8)
-  for (int p = 0; p < P; ++p) __builtin_prefetch(next.at + p * next.panel, 0, 2);
+  for (int p = 0; p < P; ++p) __builtin_prefetch((const void*)(next.at + p * next.panel), 0, 2);
   next.at += next.step;
 }
 template <int P>

@@ -157,6 +157,8 @@ QKV_INLINE Vec fma_to(Vec s, Vec w, Vec a) {
   return s;
 }
 
+#undef QKV_IN_PLACE
+
 QKV_INLINE IVec ispread(const void* p) {
   int32_t word;
   memcpy(&word, p, 4);

@@ -40,9 +40,6 @@ struct __m512d {
 };
 struct __m512bh {
   __m256i low, high;
-  __m512bh() = default;
-  explicit __m512bh(__m512i x) : low(x.low), high(x.high) {}
-  explicit operator __m512i() const { return {low, high}; }
 };
 
 // ---- vectors as arrays of lanes ----------------------------------------------------------------------
@@ -286,7 +283,6 @@ QKV_EMULATED __m512 _mm512_shuffle_f32x4(__m512 a, __m512 b, int imm) {
   }
 QKV_REDUCE(add_ps, __m512, float, x + y)
 QKV_REDUCE(max_ps, __m512, float, x > y ? x : y)
-QKV_REDUCE(add_epi32, __m512i, int32_t, (int32_t)((uint32_t)x + (uint32_t)y))
 
 // ---- dot products ------------------------------------------------------------------------------------
 
