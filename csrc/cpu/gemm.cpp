@@ -80,7 +80,7 @@ void gemm(const GemmArgs& g) {
                                                          : nullptr;
             next = ahead_of(b, after, group, b_panel * 4, tiles_of(m));
           } else if (b_k != kPanel) {
-            next = {(uintptr_t)(b + kRowsAhead * b_k), b_k * 4, b_panel * 4};
+            next = {(uintptr_t)b + kRowsAhead * b_k * 4, b_k * 4, b_panel * 4};
           }
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
