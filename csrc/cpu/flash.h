@@ -49,7 +49,7 @@ static inline void flash_start(const FlashRows& f, int64_t rows) {
 
 // Splits the rows [row, row + rows) among units, as evenly as can be. Returns their number.
 static inline int flash_units(FlashUnit* units, int64_t row, int64_t rows) {
-  const int64_t n = (rows + kMostRows - 1) / kMostRows, each_unit = (rows + n - 1) / n;
+  const int64_t n = tiles_of(rows), each_unit = (rows + n - 1) / n;
   int count = 0;
   for (int64_t r = 0; r < rows; r += each_unit)
     units[count++] = {row + r, (int)(rows - r < each_unit ? rows - r : each_unit), 0, 0, false};

@@ -11,8 +11,6 @@
 namespace qkv {
 namespace QKV_ISA {
 
-constexpr int64_t kRowsAhead = 16;  // of a b that is read as it lies
-
 void gemm(const GemmArgs& g) {
   const GemmPlan& p = g.plan;
   const bool plain = is_plain(g);
@@ -73,14 +71,12 @@ void gemm(const GemmArgs& g) {
             pack_panels(b_pack, g.b_dtype, b_base + (q * kPanel * g.b_n + k * g.b_k) * size_of(g.b_dtype), g.b_k, g.b_n, kc,
                         width);
           }
-          Ahead next = {(uintptr_t)b, 0, b_panel * 4};  // packed just now: in a cache
+          Ahead next = {(uintptr_t)b, 0, b_panel * 4};
           if (g.packed) {
             const float* const after = q + group < count ? b + group * b_panel
                                        : k + kc < g.k    ? b + kc * kPanel - q * b_panel
                                                          : nullptr;
             next = ahead_of(b, after, group, b_panel * 4, tiles_of(m));
-          } else if (b_k != kPanel) {
-            next = {(uintptr_t)b + kRowsAhead * b_k * 4, b_k * 4, b_panel * 4};
           }
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);

@@ -222,7 +222,7 @@ static void unpack(const char* b, int64_t b_panel, int64_t rows, int panels, cha
 
 static constexpr bool tiles_are_tall(int64_t least) {
   for (int64_t m = least; m <= 16 * kMostRows; ++m)
-    if (m / ((m + kMostRows - 1) / kMostRows) < kLeastRows) return false;
+    if (m / tiles_of(m) < kLeastRows) return false;
   return true;
 }
 static_assert(tiles_are_tall(unpack_rows(WeightType::bf16)) && tiles_are_tall(unpack_rows(WeightType::int8)),

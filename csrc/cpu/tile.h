@@ -50,7 +50,7 @@ QKV_INLINE void with_tile(int rows, int panels, F&& f) {
 }
 
 // Rows [i, i + rows_of(m - i)) are the next tile of m: tiles differ by one row at most, since one of a single row is the slowest.
-QKV_INLINE int64_t tiles_of(int64_t rows) { return (rows + kMostRows - 1) / kMostRows; }
+static constexpr int64_t tiles_of(int64_t rows) { return (rows + kMostRows - 1) / kMostRows; }
 QKV_INLINE int rows_of(int64_t left) {
   const int64_t tiles = tiles_of(left);
   return (int)((left + tiles - 1) / tiles);
@@ -74,7 +74,7 @@ struct NothingAhead {};
 
 // Of a group of panels at b that so many tiles read: several tiles share the lines of the `next` group (null: there is none). A
 // single tile, which memory holds up, asks for its own panel's lines before the hardware does, whose reading ahead ends at every
-// page; not where it reads several panels: that took one row over 64 MB of floats from 2.3 to 2.9 ms (medians).
+// page; not where it reads several panels, for which that did not pay (bench/NOTES.md).
 QKV_INLINE Ahead ahead_of(const void* b, const void* next, int group, int64_t panel, int64_t tiles) {
   constexpr int64_t kDistance = 1024;
   if (tiles == 1 && group == 1) return {(uintptr_t)b + kDistance, kPanelRowBytes, panel};

@@ -136,7 +136,7 @@ QKV_INLINE void store_units(void* to, Vec a, Units) {
 
 // Sums that stay in their registers. Left to itself GCC starts the second part of a panel row before the first is done and, out
 // of registers, spills sums, whose chain then runs through memory (half the speed on AVX2); or it adds into a new register and
-// moves it back (a quarter of int8's instructions).
+// moves it back (8 of some 45 instructions of int8's loop).
 #if defined(__AVX2__) && !defined(QKV_EMULATE_AVX512)
 #define QKV_IN_PLACE(sum, otherwise, instruction, ...) asm(instruction : "+v"((sum).v) : __VA_ARGS__)
 #else
