@@ -108,6 +108,12 @@ def normal(rng: np.random.Generator, shape: tuple[int, ...] | int, dtype: Any = 
     return (rng.standard_normal(shape) * scale).astype(dtype)
 
 
+def residuals(rng: np.random.Generator, M: int, N: int) -> dict[str, Any]:
+    """What `linear` may add to (M, N): of every shape that broadcasts, and backwards."""
+    shapes = {"full": (M, N), "row": (N,), "one row": (1, N), "column": (M, 1), "number": ()}
+    return {name: normal(rng, shape) for name, shape in shapes.items()} | {"backwards": normal(rng, (M, N))[::-1]}
+
+
 def strided(x: Array) -> dict[str, Array]:
     """The same values in other memory orders, none of them C-contiguous if x is large enough."""
     views = {"fortran": np.asfortranarray(x)}

@@ -45,6 +45,13 @@ def test_sizes(n: int, rng: np.random.Generator) -> None:
     check(arrays(rng, (4,), min(n, 40), 5, 7, Dq=n, Dk=3, Dv=n))
 
 
+@pytest.mark.parametrize("T", [255, 256, 257, 600])
+def test_more_keys_than_a_block(T: int, rng: np.random.Generator) -> None:
+    given = arrays(rng, (2,), 9, T, 11)
+    check(given)
+    check(given, mask=rng.random((9, T)) < 0.5, kv_lengths=np.array([T, T - 3]))
+
+
 @pytest.mark.parametrize("lead", [(), (1,), (3,), (2, 3), (2, 1, 3), (0,), (2, 0)], ids=str)
 def test_leading_dimensions(lead: tuple[int, ...], dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     given = arrays(rng, lead, 5, 17, 8, dtype=dtype)

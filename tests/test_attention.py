@@ -387,6 +387,25 @@ def test_bf16_precision_is_that_of_rounded_operands(rng: np.random.Generator) ->
                 assert np.all(np.abs(out - exact) <= 2.0**-8 * spread + 1e-5), (S, T, D, options)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bf16_values_that_are_not_finite_meet_only_rows_that_see_them(bad: float, rng: np.random.Generator) -> None:
+    for T, window in [(40, (9, 3)), (300, (60, 1)), (600, (301, 0))]:
+        q, k, v = qkv_of(rng, 1, 2, 30, T, 32)
+        mask = rng.random((1, 1, 30, T)) < 0.7
+        place = T - 20
+        mask[..., place] = np.arange(30) % 3 == 0
+        spoiled = v.copy()
+        spoiled[:, :, place] = bad
+        for isa in each_isa():
+            options: dict[str, Any] = {"mask": mask, "window": window, "precision": "bf16"}
+            clean, out = qkv.attention(q, k, v, **options), qkv.attention(q, k, spoiled, **options)
+            positions = np.arange(30) + T - 30
+            sees = mask[0, 0, :, place] & (place >= positions - window[0]) & (place <= positions + window[1])
+            assert sees.any() and not sees.all()
+            assert same_bits(np.ascontiguousarray(out[:, :, ~sees]), np.ascontiguousarray(clean[:, :, ~sees])), isa
+            assert not np.isfinite(out[:, :, sees]).any(), isa
+
+
 def test_weights_keep_their_precision_down_to_the_smallest() -> None:
     """The softmax's exponential: to 3 ulp near the maximum, 2^-16 at e^-87, gone only below the normal numbers."""
     x = np.linspace(0, 110, 7001, dtype=np.float32)

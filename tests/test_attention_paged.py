@@ -83,10 +83,10 @@ def options_for(rng: np.random.Generator, B: int) -> list[dict[str, Any]]:
     ]
 
 
-QUERIES, LENGTHS = [3, 1, 0, 20, 1, 5, 40], [300, 17, 5, 20, 0, 129, 33]
+QUERIES, LENGTHS = [3, 1, 0, 20, 1, 5, 40], [600, 17, 5, 20, 0, 257, 33]
 
 
-@pytest.mark.parametrize("size", [16, 32, 48, 256])
+@pytest.mark.parametrize("size", [16, 48, 128, 256])
 @pytest.mark.parametrize("cache", CACHES)
 def test_equals_contiguous_keys_to_the_bit(cache: str, size: int, rng: np.random.Generator) -> None:
     """float32 queries over caches of any dtype: what attention_varlen makes of the same keys in float32."""
@@ -163,13 +163,13 @@ def test_empty_batches_and_sizes() -> None:
 @pytest.mark.parametrize("cache", CACHES)
 def test_chunked_prefill_is_one_prefill(cache: str, rng: np.random.Generator) -> None:
     """Queries in chunks over a cache that fills: the same bits as all at once."""
-    T = 150
+    T = 300
     paged = Paged(rng, [T], 16, dtype=CACHES[cache])
     q = normal(rng, (T, H, 16))
     for options in ({"causal": True}, {"causal": True, "window": (20, 0), "softcap": 5.0}):
         for _ in each_isa():
             whole = paged.attend(q, cu_seqlens_q=[0, T], **options)
-            for chunk in (1, 7, 64):
+            for chunk in (3, 64, 257):
                 parts = []
                 for at in range(0, T, chunk):
                     stop = min(at + chunk, T)
@@ -177,6 +177,28 @@ def test_chunked_prefill_is_one_prefill(cache: str, rng: np.random.Generator) ->
                     parts.append(paged.attend(q[at:stop], cu_seqlens_q=[0, stop - at], **options))
                 assert same_bits(np.concatenate(parts), whole), f"{chunk} {sorted(options)}"
             paged.lengths = np.array([T])
+
+
+@pytest.mark.parametrize("precision", ["highest", "bf16"])
+def test_blocks_that_follow_one_another_are_read_in_place(precision: str, rng: np.random.Generator) -> None:
+    """Tables in order, broken in one place, and with a step: the same bits as keys in one array."""
+    T, size = 600, 16
+    k, v = normal(rng, (T, 2, 16)), normal(rng, (T, 2, 16))
+    q = normal(rng, (3, 4, 16))
+    blocks = -(-T // size)
+    broken = np.arange(blocks)
+    broken[[7, 30]] = broken[[30, 7]]
+    for table in (np.arange(blocks), broken, np.arange(blocks)[::-1].copy(), np.arange(0, 2 * blocks, 2)):
+        caches = [np.full((2 * blocks, size, 2, 16), np.nan, np.float32) for _ in range(2)]
+        for cache, x in zip(caches, (k, v), strict=True):
+            for i, block in enumerate(table):
+                cache[block, : len(x[i * size : i * size + size])] = x[i * size : i * size + size]
+        for _ in each_isa():
+            for n in (1, 3):
+                starts = [0, n]
+                given = {"causal": True, "precision": precision}
+                out = qkv.attention_paged(q[:n], *caches, table[None], [T], cu_seqlens_q=starts, **given)
+                assert same_bits(out, qkv.attention_varlen(q[:n], k, v, starts, [0, T], **given)), n
 
 
 def test_batch_and_threads_do_not_matter(rng: np.random.Generator) -> None:

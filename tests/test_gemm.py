@@ -18,6 +18,7 @@ from checks import (
     each_isa,
     normal,
     oracle,
+    residuals,
     same_bits,
     sizes,
     strided,
@@ -163,6 +164,22 @@ def test_linear_epilogue(activation: str | None, dtype: np.dtype[Any], rng: np.r
         if activation is not None:
             options["activation"] = activation
         check_linear(x, w, **options)
+
+
+@pytest.mark.parametrize("K", [0, 64, 1100])
+def test_linear_adds_bias_and_residual_alone(K: int, rng: np.random.Generator) -> None:
+    """Tiles do it as they store their sums: tiles of all heights, parts of panels, several blocks of K."""
+    for M in (1, 2, 5, 8, 9, 18):
+        x, w, bias = normal(rng, (M, K)), normal(rng, (50, K), scale=0.1), normal(rng, 50)
+        for residual in residuals(rng, M, 50).values():
+            check_linear(x, w, residual=residual)
+            check_linear(x, w, bias=bias, residual=residual)
+
+
+def test_linear_with_many_rows_and_columns(rng: np.random.Generator) -> None:
+    """An output of which no second cache holds all."""
+    x, w = normal(rng, (700, 64)), normal(rng, (800, 64), scale=0.1)
+    check_linear(x, w, bias=normal(rng, 800), residual=normal(rng, (700, 800)))
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (2, 3, 5), (2, 1, 3, 5), (0, 5), (2, 0, 5), (3, 0), (0,)], ids=str)

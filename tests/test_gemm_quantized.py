@@ -9,7 +9,7 @@ import naive
 import numpy as np
 import pytest
 import qkv
-from checks import BFLOAT16, FLOAT16, FLOAT32, assert_close, each_isa, normal, oracle, same_bits, strided
+from checks import BFLOAT16, FLOAT16, FLOAT32, assert_close, each_isa, normal, oracle, residuals, same_bits, strided
 from qkv import reference
 
 TYPES: list[tuple[str, int | None]] = [
@@ -111,6 +111,23 @@ def test_epilogue(kind: str, group: int | None, rng: np.random.Generator) -> Non
     out = options["residual"].copy()
     assert qkv.linear(x, packed, options["bias"], residual=out, out=out) is out
     assert same_bits(out, expected)
+
+
+@pytest.mark.parametrize("kind, group", TYPES)
+@pytest.mark.parametrize("K", [64, 2049])
+def test_bias_and_residual_alone(K: int, kind: str, group: int | None, rng: np.random.Generator) -> None:
+    """Tiles add them as they store their sums: tiles of all heights, parts of panels, several blocks of K."""
+    for M in (1, 2, 5, 6, 8, 9, 18):
+        x, w, bias = normal(rng, (M, K)), normal(rng, (50, K), scale=0.1), normal(rng, 50)
+        for name, residual in residuals(rng, M, 50).items():
+            check(x, w, kind, group, name, bias=bias, residual=residual)
+
+
+@pytest.mark.parametrize("kind, group", TYPES)
+def test_many_rows_and_columns(kind: str, group: int | None, rng: np.random.Generator) -> None:
+    """An output of which no second cache holds all."""
+    x, w = normal(rng, (700, 64)), normal(rng, (800, 64), scale=0.1)
+    check(x, w, kind, group, bias=normal(rng, 800), residual=normal(rng, (700, 800)))
 
 
 @pytest.mark.parametrize("kind, group", TYPES)

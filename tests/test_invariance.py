@@ -20,12 +20,17 @@ def own(a: Any) -> Any:
 @pytest.mark.parametrize("weight", ["packed", "array", "matmul"])
 def test_number_of_rows_of_a_product(K: int, N: int, weight: str, rng: np.random.Generator) -> None:
     x, w, bias = normal(rng, (33, K)), normal(rng, (N, K)), normal(rng, N)
+    other = normal(rng, (33, N))
     for isa in each_isa():
         packed: Any = qkv.pack_weight(w) if weight == "packed" else w
 
         def product(rows: Any, packed: Any = packed) -> Any:
             return qkv.matmul(rows, w.T) if weight == "matmul" else qkv.linear(rows, packed, bias, activation="gelu")
 
+        if weight != "matmul":
+            both = qkv.linear(x, packed, bias, residual=other)
+            for M in (1, 2, 5, 8, 9, 17, 32):
+                assert same_bits(qkv.linear(x[:M], packed, bias, residual=other[:M]), own(both[:M])), f"{M} rows {isa}"
         whole = product(x)
         for M in range(1, 34):
             assert same_bits(product(x[:M]), own(whole[:M])), f"{M} rows {isa}"
@@ -146,8 +151,8 @@ def test_rows_of_attention_over_many_splits(
 def test_any_query_alone(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     q, k, v = (
         normal(rng, (1, 2, 70, 16), dtype),
-        normal(rng, (1, 2, 150, 16), dtype),
-        normal(rng, (1, 2, 150, 16), dtype),
+        normal(rng, (1, 2, 300, 16), dtype),
+        normal(rng, (1, 2, 300, 16), dtype),
     )
     for _ in each_isa():
         whole = qkv.attention(q, k, v)
@@ -157,20 +162,20 @@ def test_any_query_alone(dtype: np.dtype[Any], rng: np.random.Generator) -> None
 
 def test_keys_that_are_excluded_do_not_count(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     """Chunks of a prefill equal one prefill, and keys behind kv_lengths equal keys that are not there."""
-    q, k, v = (normal(rng, (2, 2, 200, 16), dtype) for _ in range(3))
+    q, k, v = (normal(rng, (2, 2, 400, 16), dtype) for _ in range(3))
     for _ in each_isa():
         whole = qkv.attention(q, k, v, causal=True)
-        edges = [0, 1, 2, 17, 64, 65, 130, 200]
+        edges = [0, 1, 2, 17, 64, 65, 130, 255, 257, 400]
         for start, stop in pairwise(edges):
             chunk = qkv.attention(q[:, :, start:stop], k[:, :, :stop], v[:, :, :stop], causal=True)
             assert same_bits(chunk, own(whole[:, :, start:stop])), f"{start}:{stop}"
-        for n in (1, 16, 33, 64, 100, 199):
+        for n in (1, 16, 33, 64, 100, 255, 256, 257, 399):
             lengths = qkv.attention(q[:, :, :5], k, v, kv_lengths=np.array([n, n]))
             assert same_bits(lengths, qkv.attention(q[:, :, :5], k[:, :, :n], v[:, :, :n])), n
 
 
 def test_rows_of_additive_attention(rng: np.random.Generator) -> None:
-    q, k, v = normal(rng, (3, 40, 8)), normal(rng, (3, 70, 6)), normal(rng, (3, 70, 5))
+    q, k, v = normal(rng, (3, 40, 8)), normal(rng, (3, 300, 6)), normal(rng, (3, 300, 5))
     w = normal(rng, (20, 8)), normal(rng, (20, 6)), normal(rng, 20)
     for _ in each_isa():
         whole = qkv.additive_attention(q, k, v, *w)

@@ -76,7 +76,7 @@ rng = np.random.default_rng(0)
 f = lambda *shape: guarded(rng.standard_normal(shape).astype(dtype), at_end)
 for dtype in DTYPES.values():
     for at_end in (True, False):
-        for n in [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 63, 65, 97, 130]:
+        for n in [1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 33, 47, 63, 65, 97, 130, 258]:
             x, w = f(3, n), f(n)
             q, k = f(1, 2, 3, n), f(1, 2, n + 1, n)
             even = f(3, 2 * n)

@@ -42,6 +42,20 @@ def test_near_float32(case: str, dtype: str) -> None:
             assert 0 < error < BOUNDS[dtype], (isa, name, error)
 
 
+@pytest.mark.parametrize("dtype", ["float32", *BOUNDS])
+def test_attention_is_as_precise_as_the_weights(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, attend = set(), qkv.attention_varlen
+
+    def spy(*args: Any, **options: Any) -> Any:
+        asked.add(options["precision"])
+        return attend(*args, **options)
+
+    monkeypatch.setattr("qkv.layers.ops.attention_varlen", spy)
+    model = qkv.load(GOLDEN / "bert_base", dtype=dtype)
+    model(*inputs(model))
+    assert asked == {"highest" if dtype == "float32" else "bf16"}
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 def test_padding_and_batch_change_nothing(dtype: str) -> None:
     model = qkv.load(GOLDEN / "bert_base", dtype=dtype)

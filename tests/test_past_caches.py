@@ -43,6 +43,14 @@ def test_rows_that_begin_anywhere(op: str, dtype: np.dtype[Any], rng: np.random.
     both(lambda: getattr(qkv, op)(turned))
 
 
+@pytest.mark.parametrize("op", ["gelu", "silu", "tanh", "relu"])
+def test_rows_at_odd_addresses(op: str, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
+    """Rows longer than what is written at once, which begin nowhere near a multiple of a vector."""
+    for n in (257, 513, 4099):
+        x = normal(rng, (3, n + 3), dtype, 2)[:, 1 : n + 1]
+        both(lambda x=x: getattr(qkv, op)(x))
+
+
 def test_norms_with_everything(dtype: np.dtype[Any], rng: np.random.Generator) -> None:
     for n in sizes(130):
         x, r, w, b = (

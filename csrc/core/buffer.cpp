@@ -3,7 +3,9 @@
 #include "core/buffer.h"
 
 #include <pthread.h>
+#include <stdint.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -56,6 +58,18 @@ int class_of(size_t bytes) {
 
 Header* header_of(void* data) { return reinterpret_cast<Header*>(static_cast<char*>(data) - kAlignment); }
 
+// Huge pages for what lies inside the bytes that are asked for, if the system leaves that to programs: pages of 4 KiB cost large
+// arrays many walks through the page tables (Zen 4, virtual machine: softmax of 134 MB 6.9 instead of 5.6 ms, products of one row
+// 3 to 6 %).
+void advise_huge([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const uintptr_t from = (reinterpret_cast<uintptr_t>(data) + kHuge - 1) / kHuge * kHuge;
+  const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + bytes) / kHuge * kHuge;
+  if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: failing is no error
+#endif
+}
+
 }  // namespace
 
 void* buffer_acquire(size_t bytes) {
@@ -78,6 +92,7 @@ void* buffer_acquire(size_t bytes) {
     block = aligned_alloc(kAlignment, total);
     if (!block) throw std::bad_alloc();
   }
+  advise_huge(block, bytes + kAlignment);
   static_cast<Header*>(block)->size_class = c;
   return static_cast<char*>(block) + kAlignment;
 }

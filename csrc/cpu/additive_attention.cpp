@@ -51,7 +51,7 @@ static void additive_tile(const AdditiveAttentionArgs& a, int64_t b, int64_t row
           if (!mask[j * a.mask.d]) s[j] = kMinusInfinity;
       }
       if (a.weights) memcpy(raw_row(r) + key, s, (size_t)n * 4);
-      if (flash_softmax(f, r, s, 0, n, 0, n)) units[r / units[0].rows].excluded = excluded = true;
+      if (flash_softmax<float>(f, r, s, 0, n, 0, n)) units[r / units[0].rows].excluded = excluded = true;
     }
     flash_pack_values(values, f.dv, a.v.dtype, a.v.data + (b * a.v.b + key * a.v.s) * size_of(a.v.dtype), a.v.s, a.v.d, n);
     const FlashValues v = {values, kPanel, kKeyBlock * kPanel};

@@ -289,8 +289,7 @@ struct Tile {
             if (adjusted) adjust(a, e, row[r], s, key, from, to);
             if (a.weights) memcpy(raw_row(r) + key + from, s + from, (size_t)(to - from) * 4);
           }
-          if (flash_softmax(f, r, s, from, to, unit.from, unit.to)) unit.excluded = excluded = true;
-          if (M::kWidth == 2) to_pairs(s + unit.from / 2, s + unit.from, unit.to - unit.from);
+          if (flash_softmax<typename M::Element>(f, r, s, from, to, unit.from, unit.to)) unit.excluded = excluded = true;
         }
       }
       if (excluded && !checked) {

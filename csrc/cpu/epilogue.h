@@ -1,15 +1,24 @@
 // What both products, gemm.cpp and gemm_quantized.cpp, do with a finished piece of a row: bias, activation, gate, residual and
-// conversion in one pass.
+// conversion in one pass; or what tiles add as they store their sums, where there is nothing else: the same additions in the same
+// order.
 #pragma once
 #include "cpu/activation.h"
 #include "cpu/kernels.h"
 #include "cpu/simd/loops.h"
+#include "cpu/tile.h"
 
 namespace qkv {
 namespace QKV_ISA {
 
-QKV_INLINE bool is_plain(const Epilogue& e) {
-  return !e.bias && e.activation == Activation::none && !e.gate.data && !e.residual.data;
+// Whether tiles can do it all as they store their sums.
+QKV_INLINE bool only_adds(const Epilogue& e) {
+  const bool direct = !e.residual.data || (e.residual.dtype == DType::f32 && e.residual.step == 1 && e.residual.rank <= 1);
+  return e.activation == Activation::none && !e.gate.data && direct;
+}
+QKV_INLINE Addends addends_of(const Epilogue& e, int64_t row, int64_t column) {
+  const int64_t ldr = e.residual.rank ? e.residual.strides[0] : 0;
+  return {e.bias ? e.bias + column : nullptr, e.residual.data ? (const float*)e.residual.data + row * ldr + column : nullptr,
+          ldr};
 }
 
 // Columns [column, column + n) of a row as floats: in place, or in `copy`.

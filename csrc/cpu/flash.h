@@ -13,7 +13,7 @@ namespace QKV_ISA {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// Rows that are scored together: their scores of one block stay in the first cache. A multiple of every ISA's tile.
+// Rows that are scored together: their scores of one block take 24 KB. A multiple of every ISA's tile.
 constexpr int64_t kGroupRows = 24;
 
 // The state of the rows of a tile; all of it in scratch.
@@ -87,21 +87,25 @@ static inline bool flash_finite(const FlashValues& v, int64_t dv_padded, int64_t
   return reduce_add(check) == 0;
 }
 
-// s = e^(s - by) for the scores of one vector, added to *total. -0 marks a key that is excluded; one whose weight underflows has
+// p = e^(s - by) for the scores of one vector, added to *total. -0 marks a key that is excluded; one whose weight underflows has
 // +0. Sums do not tell them apart, flash_accumulate does.
-QKV_INLINE void flash_marked(float* s, Vec by, Vec* total) {
+template <class W>
+QKV_INLINE void flash_marked(const float* s, Vec by, W* to, Vec* total) {
   const Vec score = load(s, Full{});
   const Mask out = eq(score, set(kMinusInfinity));
   const Vec p = select(out, set(-0.0f), exp_weight(sub(score, by)));
-  store(s, p, Full{});
+  store_element(to, p, Full{});
   *total = add(*total, p);
 }
 
-// Softmax of row r over its scores s[from, to) of one block; rescales what came before. Keys of [begin, end) outside of it get
-// the weight of an excluded key. False if no key in [begin, end) is excluded, for sure.
+// Softmax of row r over its scores s[from, to) of one block; rescales what came before. The weights take the scores' place, as W:
+// float, or bf16, of which a pair takes the place of each second score. Keys of [begin, end) outside of it get the weight of an
+// excluded key. False if no key in [begin, end) is excluded, for sure.
+template <class W>
 static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_t from, int64_t to, int64_t begin, int64_t end) {
+  W* const weights = (W*)s;  // weight j overwrites no score behind j; other than floats, they are read through memcpy alone
   if (from >= to) {
-    for (int64_t j = begin; j < end; ++j) s[j] = -0.0f;
+    for (int64_t j = begin; j < end; ++j) from_float(-0.0f, weights + j);
     return true;
   }
   // A key's lane depends on its position in the block alone. Vectors [whole, whole_end) are full of this row's keys.
@@ -124,7 +128,7 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
   const Vec by = set(shift);
   Vec total = zero();
   int64_t j = first;
-  for (; j < last && (masked || j < whole); j += kLanes) flash_marked(s + j, by, &total);
+  for (; j < last && (masked || j < whole); j += kLanes) flash_marked(s + j, by, weights + j, &total);
   for (; j + 4 * kLanes <= whole_end; j += 4 * kLanes) {
     Vec p[4];
     QKV_UNROLL(4)
@@ -132,13 +136,13 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
     exp_weight(p);
     QKV_UNROLL(4)
     for (int i = 0; i < 4; ++i) {
-      store(s + j + i * kLanes, p[i], Full{});
+      store_element(weights + j + i * kLanes, p[i], Full{});
       total = add(total, p[i]);
     }
   }
-  for (; j < last; j += kLanes) flash_marked(s + j, by, &total);
-  for (int64_t j = begin; j < first; ++j) s[j] = -0.0f;
-  for (int64_t j = last; j < end; ++j) s[j] = -0.0f;
+  for (; j < last; j += kLanes) flash_marked(s + j, by, weights + j, &total);
+  for (int64_t i = begin; i < first; ++i) from_float(-0.0f, weights + i);
+  for (int64_t i = last; i < end; ++i) from_float(-0.0f, weights + i);
   if (maximum != f.maximum[r]) {
     if (f.total[r] != 0) {
       float scale[kLanes];
@@ -191,7 +195,7 @@ static inline void flash_careful(DotBf16, float* o, const float* p, const float*
     memcpy(word, v + j * step, sizeof word);
     for (int half = 0; half < 2; ++half)
       for (int64_t c = 0; weights[half] == 0x8000 && c < kPanel; ++c) ((uint16_t*)(word + c))[half] = 0;
-    sum = dot_bf16(sum, set(p[j]), load(word, Full{}));
+    sum = DotBf16::mac(sum, load(word, Full{}), DotBf16::spread((const char*)(p + j)));
   }
   store(o, add(load(o, Full{}), sum), Full{});
 }

@@ -13,7 +13,8 @@ namespace QKV_ISA {
 
 void gemm(const GemmArgs& g) {
   const GemmPlan& p = g.plan;
-  const bool plain = is_plain(g);
+  const bool fused = !p.separate_c && only_adds(g);
+  const bool fetch_c = !p.separate_c && g.batch * g.m * g.n > kFarSums;
   const int64_t panels = panels_of(g.n), lda = p.copy_a ? p.k_block : g.a.rank ? g.a.strides[0] : 0;
   // Few rows do not repay packing: a row-major float b is read as it lies, except for its last, partial panel.
   const bool in_place = !g.packed && g.b_n == 1 && g.b_dtype == DType::f32 && g.m <= 2 * kMostRows;
@@ -80,9 +81,11 @@ void gemm(const GemmArgs& g) {
           }
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
+            const Addends more = fused && k + kc >= g.k ? addends_of(g, row + i, column + q * kPanel) : Addends{};
+            if (fetch_c && k == 0) fetch_sums(c + i * ldc + q * kPanel, ldc, rows, group);
             with_tile(rows, group, [&](auto r, auto at_once) {
-              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(kc, a + i * lda, lda, b, b_k, b_panel,
-                                                                           c + i * ldc + q * kPanel, ldc, width, k == 0, next);
+              tile<DotFloat, decltype(r)::value, decltype(at_once)::value>(
+                  kc, a + i * lda, lda, b, b_k, b_panel, c + i * ldc + q * kPanel, ldc, width, k == 0, more, next);
             });
             next.at += kc * next.step;
             i += rows;
@@ -91,7 +94,7 @@ void gemm(const GemmArgs& g) {
         }
         if (g.k == 0) break;
       }
-      if (!(plain && !p.separate_c))
+      if (!fused)
         for (int64_t r = 0; r < m; ++r)
           finish(g, row + r, column, n, c + r * ldc, c_base + row_offset(g.c, row + r) * size_of(g.c.dtype));
     }

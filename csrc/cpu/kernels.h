@@ -152,7 +152,7 @@ struct Strided4 {
   int64_t b, h, s, d;
 };
 
-constexpr int64_t kKeyBlock = 128;  // keys of a block; blocks start at multiples of it, whatever the queries
+constexpr int64_t kKeyBlock = 256;  // keys of a block; blocks start at multiples of it, whatever the queries
 constexpr int64_t kKeySplit = 512;  // keys that are summed before they are merged with those before; likewise
 
 struct AttentionPlan {

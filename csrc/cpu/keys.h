@@ -57,15 +57,18 @@ static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_
   const int64_t size = 4 / M::kWidth;
   if ((uintptr_t)s.data % 4) return nullptr;  // bf16 at an odd place
   if (!s.table) return (const float*)(s.data + key * s.row * size);
-  const int64_t place = s.start + key, inside = place % s.block_size;
-  if (inside + n > s.block_size) return nullptr;
-  return (const float*)(s.data + (s.table[place / s.block_size] * s.block + inside * s.row) * size);
+  // Several blocks do where they follow one another in memory too.
+  const int64_t place = s.start + key, first = place / s.block_size, last = (place + n - 1) / s.block_size;
+  if (first < last && s.block != s.block_size * s.row) return nullptr;
+  for (int64_t b = first; b < last; ++b)
+    if (s.table[b + 1] != s.table[b] + 1) return nullptr;
+  return (const float*)(s.data + (s.table[first] * s.block + place % s.block_size * s.row) * size);
 }
 
 // n floats, rounded to bf16, to words [0, ceil(n / 2)), the last filled up with a zero; `words` may lie before x in one array.
 static inline void to_pairs(float* words, const float* x, int64_t n) {
   bf16* const to = (bf16*)words;
-  each(n, [&](int64_t i, auto count) { store(to + i, load(x + i, count), count); });
+  each(n, [&](int64_t i, auto count) { store_element(to + i, load(x + i, count), count); });
   if (n % 2) to[n] = {0};
 }
 
@@ -195,8 +198,14 @@ static inline void load_value_pairs(float* values, const KeySource& s, int64_t k
   for (int64_t j = begin / 2 * 2; j < end; j += 2) {
     const int64_t from = j < begin ? begin : j, to = j + 2 < end ? j + 2 : end;
     const float* two[2] = {rows, rows + dv};
-    if (to - from < 2) memset(rows, 0, (size_t)(2 * dv) * 4);
-    load_rows(rows + (from - j) * dv, dv, s, key + from, to - from, dv);
+    const float* const in_place = to - from == 2 ? rows_in_place<DotFloat>(s, key + j, 2, dv) : nullptr;
+    if (in_place) {
+      two[0] = in_place;
+      two[1] = in_place + s.row;
+    } else {
+      if (to - from < 2) memset(rows, 0, (size_t)(2 * dv) * 4);
+      load_rows(rows + (from - j) * dv, dv, s, key + from, to - from, dv);
+    }
     for (int64_t i = 0; i < dv; i += kPanel) {
       float* const word = values + i * (kKeyBlock / 2) + j / 2 * kPanel;
       if (dv - i >= kPanel)

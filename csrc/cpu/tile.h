@@ -124,19 +124,42 @@ QKV_INLINE void clear(typename Dot::Acc (&sum)[R][V]) {
   }
 }
 
-// c = [c +] sum; row r at c + r * ldc; columns from `columns` on are not written. `first`: c is set.
+// Asks for the lines of c that a tile will write, while it computes: a c of more floats than this is in no second cache. For
+// smaller ones it cost up to 10 %, prefetchw as well.
+constexpr int64_t kFarSums = 1 << 19;
+QKV_INLINE void fetch_sums(const float* c, int64_t ldc, int rows, int panels) {
+  for (int r = 0; r < rows; ++r)
+    for (int p = 0; p < panels; ++p) __builtin_prefetch(c + r * ldc + p * kPanel);
+}
+
+// What is added to a tile's last sums as they are stored, after earlier ones have been written to c: it must not share memory
+// with it, see Output in bind/array.cpp. Null: nothing.
+struct Addends {
+  const float *bias, *residual;  // of the first column; and of the first row
+  int64_t ldr;
+  QKV_MEMBER Addends from_row(int64_t r) const { return {bias, residual ? residual + r * ldr : nullptr, ldr}; }
+};
+
+// c = [c +] sum [+ bias] [+ residual]; row r at c + r * ldc; columns from `columns` on are not written. `first`: c is set.
 template <int R, int V>
-QKV_INLINE void store_sums(const Vec (&sum)[R][V], float* c, int64_t ldc, int64_t columns, bool first) {
+QKV_INLINE void store_sums(const Vec (&sum)[R][V], float* c, int64_t ldc, int64_t columns, bool first, const Addends& more) {
   QKV_UNROLL(8)
   for (int r = 0; r < R; ++r) {
     QKV_UNROLL(24)
     for (int v = 0; v < V; ++v) {
       const int64_t left = columns - v * kLanes;
       float* const to = c + r * ldc + v * kLanes;
+      const auto put = [&](auto count) QKV_ALWAYS {
+        Vec x = sum[r][v];
+        if (!first) x = add(load(to, count), x);
+        if (more.bias) x = add(x, load(more.bias + v * kLanes, count));
+        if (more.residual) x = add(x, load(more.residual + r * more.ldr + v * kLanes, count));
+        store(to, x, count);
+      };
       if (left >= kLanes)
-        store(to, first ? sum[r][v] : add(load(to, Full{}), sum[r][v]), Full{});
+        put(Full{});
       else if (left > 0)
-        store(to, first ? sum[r][v] : add(load(to, Rest{left}), sum[r][v]), Rest{left});
+        put(Rest{left});
     }
   }
 }
@@ -144,11 +167,11 @@ QKV_INLINE void store_sums(const Vec (&sum)[R][V], float* c, int64_t ldc, int64_
 // A tile of words in rows: word k of row r at a[r * lda + k], of panel p's column j at b[p * b_panel + k * b_k + j].
 template <class Dot, int R, int P, class Next = NothingAhead>
 QKV_INLINE void tile(int64_t steps, const float* a, int64_t lda, const float* b, int64_t b_k, int64_t b_panel, float* c,
-                     int64_t ldc, int64_t columns, bool first, Next next = {}) {
+                     int64_t ldc, int64_t columns, bool first, const Addends& more = {}, Next next = {}) {
   Vec sum[R][P * kVectors];
   clear<Dot>(sum);
   dot_sums<Dot>(steps, (const char*)a, lda * 4, (const char*)b, b_k * 4, b_panel * 4, sum, next);
-  store_sums(sum, c, ldc, columns, first);
+  store_sums(sum, c, ldc, columns, first, more);
 }
 
 // The same for numbers of rows and panels that are not constants. Not inlined: its loops want all registers.

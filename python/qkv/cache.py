@@ -90,9 +90,9 @@ class PagedCache:
     """Keys and values of all layers: `k[layer]` (blocks, block_size, Hkv, D), `v[layer]` (blocks, block_size, Hkv, Dv).
 
     dtype: "float32", "float16", "bfloat16" or "int8" (with `k_scale`, `v_scale` as `paged_write` has them). max_tokens
-    bounds the pool, rounded up to blocks; None: only memory does. Small blocks waste less and fork cheaper, blocks of
-    128 are read a little faster, for attention walks over 128 keys at a time. When the pool grows, the arrays are new
-    ones and `version` rises, so take them from the cache in every step.
+    bounds the pool, rounded up to blocks; None: only memory does. Small blocks waste less and fork cheaper. Attention
+    walks over 256 keys at a time, read in place where their blocks follow one another in memory. When the pool
+    grows, the arrays are new ones and `version` rises, so take them from the cache in every step.
 
         a = cache.sequence()
         step = cache.extend([a], [5])                   # five tokens of a prompt

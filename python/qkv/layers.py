@@ -105,7 +105,8 @@ class Embedding:
 
 class Attention:
     """Multi-head self-attention. `qkv` holds the rows of q, k and v in one matrix: one product instead of
-    three, whose result is then seen as three strided arrays without a copy."""
+    three, whose result is then seen as three strided arrays without a copy. Behind weights of 16 bits or fewer, scores
+    and values are products of bfloat16 too, where the CPU has them."""
 
     def __init__(self, w: Weights, width: int, heads: int):
         self.heads = heads
@@ -121,6 +122,7 @@ class Attention:
             qkv[:, 2],
             run.cu_seqlens,
             run.cu_seqlens,
+            precision="highest" if self.qkv.weight.dtype == "float32" else "bf16",
             return_weights=run.attentions is not None,
         )
         if run.attentions is not None:

@@ -9,7 +9,7 @@
 //   mac(s, w, a)    s + w . a
 //   Acc, zero()     what is summed in
 //
-// Float ones have `kWidth`, the elements of k in a word of activations,
+// Float ones have `kWidth`, the elements of k in a word of activations, and, where attention uses them, `Element`, their type,
 // and integer ones also `units`, the form that activations must have:
 //
 //   Units::i8x4     four signed bytes along k
@@ -156,6 +156,16 @@ QKV_INLINE Vec fma_to(Vec s, Vec w, Vec a) {
   QKV_IN_PLACE(s, fma(a, w, s), "vfmadd231ps %1, %2, %0", "v"(w.v), "v"(a.v));
   return s;
 }
+#if defined(QKV_AVX512_BF16_VNNI)
+QKV_INLINE Vec dot_bf16_to(Vec s, Vec w, Vec a) {
+  QKV_IN_PLACE(s, dot_bf16(s, a, w), "vdpbf16ps %1, %2, %0", "v"(w.v), "v"(a.v));
+  return s;
+}
+QKV_INLINE IVec dot_int8_to(IVec s, IVec w, IVec a) {
+  QKV_IN_PLACE(s, IVec{_mm512_dpbusd_epi32(s.v, w.v, a.v)}, "vpdpbusd %2, %1, %0", "v"(w.v), "v"(a.v));
+  return s;
+}
+#endif
 
 #undef QKV_IN_PLACE
 
@@ -167,6 +177,7 @@ QKV_INLINE IVec ispread(const void* p) {
 
 struct DotFloat {
   using Acc = Vec;
+  using Element = float;
   static constexpr int kParts = 1, kWidth = 1;
   QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
   QKV_INLINE Vec weight(const char* p, int) { return load((const float*)p, Full{}); }
@@ -174,16 +185,31 @@ struct DotFloat {
   QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return fma(a, w, s); }
 };
 
+// Elements as a word of activations has them.
+template <class Count>
+QKV_INLINE void store_element(float* p, Vec x, Count count) {
+  store(p, x, count);
+}
+template <class Count>
+QKV_INLINE void store_element(bf16* p, Vec x, Count count) {
+#if defined(QKV_AVX512_BF16_VNNI)
+  store_flushed(p, x, count);
+#else
+  store(p, x, count);
+#endif
+}
+
 #if defined(QKV_AVX512_BF16_VNNI)
 
 // The products of a pair are added one after the other; denormals count as zero.
 struct DotBf16 {
   using Acc = Vec;
+  using Element = bf16;
   static constexpr int kParts = 1, kWidth = 2;
   QKV_INLINE Vec zero() { return QKV_ISA::zero(); }
   QKV_INLINE Vec weight(const char* p, int) { return as_float(iload(p)); }
   QKV_INLINE Vec spread(const char* p) { return as_float(ispread(p)); }
-  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return dot_bf16(s, a, w); }
+  QKV_INLINE Vec mac(Vec s, Vec w, Vec a) { return dot_bf16_to(s, w, a); }
 };
 
 #else
@@ -213,7 +239,7 @@ struct DotInt8 {
   QKV_INLINE IVec zero() { return izero(); }
   QKV_INLINE IVec weight(const char* p, int) { return iload(p); }
   QKV_INLINE IVec spread(const char* p) { return ispread(p); }
-  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return {_mm512_dpbusd_epi32(s.v, w.v, a.v)}; }
+  QKV_INLINE IVec mac(IVec s, IVec w, IVec a) { return dot_int8_to(s, w, a); }
 };
 struct DotInt4 : DotInt8 {
   static constexpr int kParts = 2;

@@ -41,6 +41,9 @@ struct __m512d {
 struct __m512bh {
   __m256i low, high;
 };
+struct __m256bh {
+  __m128i low, high;
+};
 
 // ---- vectors as arrays of lanes ----------------------------------------------------------------------
 
@@ -301,6 +304,12 @@ QKV_EMULATED __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {  /
 QKV_EMULATED float flushed(float x) {  // denormals are zeros of their sign
   const uint32_t bits = bits_as<uint32_t>(x);
   return bits & 0x7f800000 ? x : bits_as<float>(bits & 0x80000000);
+}
+QKV_EMULATED __m256bh _mm512_cvtneps_pbh(__m512 a) {
+  return convert<__m256bh, uint16_t, float>(a, [](float x) {
+    const uint32_t bits = bits_as<uint32_t>(flushed(x));
+    return (uint16_t)(x != x ? bits >> 16 | 0x40 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+  });
 }
 // sum + x y: one rounding to nearest even, denormals flushed before and after.
 QKV_EMULATED float dot_step(float sum, uint16_t x, uint16_t y) {

@@ -46,8 +46,9 @@
 #else
 #define QKV_UNROLL(n) QKV_PRAGMA(GCC unroll n)
 #endif
-#define QKV_INLINE static inline __attribute__((always_inline))
-#define QKV_MEMBER inline __attribute__((always_inline))
+#define QKV_ALWAYS __attribute__((always_inline))  // of lambdas
+#define QKV_INLINE static inline QKV_ALWAYS
+#define QKV_MEMBER inline QKV_ALWAYS
 
 namespace qkv {
 namespace QKV_ISA {

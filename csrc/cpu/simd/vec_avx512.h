@@ -34,7 +34,7 @@ QKV_INLINE void store(f16* p, Vec a, Full) { _mm256_storeu_si256((__m256i*)p, to
 QKV_INLINE void store(f16* p, Vec a, Rest r) { _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_f16(a)); }
 
 QKV_INLINE Vec from_bf16(__m256i x) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16))}; }
-// By integer arithmetic on both AVX-512 ISAs: vcvtneps2bf16 would flush denormals to zero.
+// By integer arithmetic on both AVX-512 ISAs: vcvtneps2bf16 would flush denormals to zero, see store_flushed.
 QKV_INLINE __m256i to_bf16(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -99,9 +99,19 @@ QKV_INLINE Vec dot_bf16(Vec sum, Vec a, Vec b) {
   memcpy(&y, &b, 64);
   return {_mm512_dpbf16_ps(sum.v, x, y)};
 }
-// lower | upper << 16, rounded to bf16.
+// As store, in one instruction. Denormals become zero, as which dot_bf16 would count them, and so do the few that would round up
+// to the least normal number.
+QKV_INLINE __m256i to_flushed_bf16(Vec a) {
+  const __m256bh x = _mm512_cvtneps_pbh(a.v);
+  __m256i y;
+  memcpy(&y, &x, 32);
+  return y;
+}
+QKV_INLINE void store_flushed(bf16* p, Vec a, Full) { _mm256_storeu_si256((__m256i*)p, to_flushed_bf16(a)); }
+QKV_INLINE void store_flushed(bf16* p, Vec a, Rest r) { _mm256_mask_storeu_epi16(p, lanes_below(r.n), to_flushed_bf16(a)); }
+// lower | upper << 16, rounded likewise.
 QKV_INLINE Vec pairs_of(Vec lower, Vec upper) {
-  const __m512i a = _mm512_cvtepu16_epi32(to_bf16(lower)), b = _mm512_cvtepu16_epi32(to_bf16(upper));
+  const __m512i a = _mm512_cvtepu16_epi32(to_flushed_bf16(lower)), b = _mm512_cvtepu16_epi32(to_flushed_bf16(upper));
   return {_mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32(b, 16)))};
 }
 #endif
