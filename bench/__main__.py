@@ -17,12 +17,15 @@ OPS = (
     *("gemm", "gemm_quantized", "quantize", "softmax", "norm", "activation", "embedding", "rotary"),
     *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
 )
+LONG = ("attention_grid",)  # not among `all`
 SUBJECTS = ("limits", *OPS, "footprint", "threads", "import")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="qkv beside other libraries")
-    parser.add_argument("subjects", nargs="+", choices=[*SUBJECTS, "all"], help="what to measure", metavar="SUBJECT")
+    parser.add_argument(
+        "subjects", nargs="+", choices=[*SUBJECTS, *LONG, "all"], help="what to measure", metavar="SUBJECT"
+    )
     parser.add_argument("--peers", default="numpy", help=f"of {','.join(PEERS)}, separated by commas (default numpy)")
     parser.add_argument("--python", metavar="PATH", help="interpreter of the peers other than numpy (default this one)")
     parser.add_argument("--model", metavar="FOLDER", help="bert: this folder instead of random weights")
@@ -41,7 +44,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def chosen(arguments: argparse.Namespace) -> list[tuple[Suite, list[Case]]]:
     plan = []
     for subject in arguments.subjects:
-        if subject not in OPS:
+        if subject not in (*OPS, *LONG):
             continue
         for suite in importlib.import_module(f"{__package__}.{subject}").SUITES.values():
             cases = bert.cases(arguments.model) if subject == "bert" else suite.cases()

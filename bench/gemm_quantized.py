@@ -15,8 +15,9 @@ SHAPES = (
     *((m, 768, 768) for m in (1, 2, 4, 7, 16, 77, 128, 512, 2048)),
     *((m, 768, 3072) for m in (1, 16, 128, 512)),
     *((m, 3072, 768) for m in (1, 16, 128, 512)),
-    (1, 8192, 8192),
 )
+# 128 MB of weights or more, four times many a last cache.
+LARGE = {"bfloat16": (1, 8192, 8192), "int8": (1, 8192, 16384), "int4": (1, 16384, 16384)}
 TYPES = (("bfloat16", None), ("int8", None), ("int8", 32), ("int4", 32), ("int4", 128))
 LIMITS = {"bfloat16": "bf16_dot", "int8": "int8_dot"}
 TOLERANCE = {"bfloat16": 1e-3, "int8": 2e-3, "int4": 2e-2}  # of mean magnitudes: rounding noise adds to them
@@ -43,7 +44,8 @@ def cases() -> list[Case]:
     # Ones: the largest sums there are. A side that saturates gets an error instead of a time.
     small = {"m": 8, "k": 64, "n": 16, "dtype": "int8", "group": None, "ones": True}
     ones = Case("8x64x16 int8 of ones", small, flops=2.0 * 8 * 64 * 16)
-    return [*(case(*shape, *kind) for shape in SHAPES for kind in TYPES), ones]
+    plan = [*((shape, kind) for shape in SHAPES for kind in TYPES), *((LARGE[kind[0]], kind) for kind in TYPES)]
+    return [*(case(*shape, *kind) for shape, kind in plan), ones]
 
 
 def inputs(m: int, k: int, n: int, dtype: str, group: int | None, ones: bool = False) -> dict[str, Array]:

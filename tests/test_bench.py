@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ def test_measure_interleaves_and_compares() -> None:
             assert all(len(rounds) == 2 and all(0 < a <= b for a, b in rounds) for rounds in m.rounds.values())
             assert all(ratio > 0 for ratio in m.ratios("numpy"))
             assert m.rate("qkv") == TINY[op].work / m.least("qkv")
+
+
+def test_memory_limits_are_measured_around_what_they_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter((3e10, 5e10))  # before, after
+    monkeypatch.setattr(run, "measure_limits", lambda **_: replace(LIMITS, read=next(speeds)))
+    case = replace(TINY["gemm"], flops=0.0, nbytes=1e6, limit="read")
+    suite = suites.SUITES["gemm"]
+    with Sides(["qkv"]) as sides:
+        m, other = run.run_suites(
+            [(suite, [case, TINY["gemm"]])], sides, LIMITS, rounds=1, seconds=1e-3, out=lambda _: None
+        )
+    assert m.share("qkv", LIMITS) == pytest.approx(m.rate("qkv") / 5e10)
+    near = m.as_dict(LIMITS)["limits_near"]
+    assert near is not None and near["read"] == 5e10
+    assert other.near is None
 
 
 SIDES_SOURCE = """
@@ -218,7 +234,7 @@ def bench_module(name: str) -> Any:
 @pytest.mark.parametrize(
     "stem",
     [
-        *("gemm", "gemm_quantized", "quantize", "attention", "attention_paged", "paged_write"),
+        *("gemm", "gemm_quantized", "quantize", "attention", "attention_grid", "attention_paged", "paged_write"),
         *("norm", "activation", "rotary"),
     ],
 )
@@ -235,7 +251,7 @@ def test_cases_of_the_op_files_are_plain_values(stem: str) -> None:
 
 def test_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     main = bench_module("bench.__main__")
-    monkeypatch.setattr(run, "measure_limits", lambda: LIMITS)
+    monkeypatch.setattr(run, "measure_limits", lambda **_: LIMITS)
     path = tmp_path / "result.json"
     options = ["--rounds", "1", "--seconds", "0.001", "--only", "128x64x64", "--json", str(path)]
     assert main.main(["gemm", "import", "--peers", "numpy", *options]) == 0

@@ -227,6 +227,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("op", ["qkv.attention(long, long, long)", "qkv.matmul(big, big)"])
 def test_ctrl_c_is_not_lost(op: str) -> None:
     code = f"""
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 long, big = rng.standard_normal((1, 1, 6000, 64), np.float32), rng.standard_normal((2000, 2000), np.float32)
 {op}
 try:
@@ -254,6 +256,7 @@ except KeyboardInterrupt:
 def test_ctrl_c_without_a_handler_ends_the_process() -> None:
     code = """
 import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 threading.Thread(target=lambda: (time.sleep(0.2), os.kill(os.getpid(), signal.SIGINT)), daemon=True).start()
 while True:
     work()

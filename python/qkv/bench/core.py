@@ -69,7 +69,8 @@ class Suite:
 class Measurement:
     """Seconds of each side for one case.
 
-    rounds: side -> (least, median) of each round; errors: side -> why it has none.
+    rounds: side -> (least, median) of each round; errors: side -> why it has none. near: limits measured right before
+    and after, for cases that memory bounds, whose speed changes with the neighbours'.
     """
 
     suite: str
@@ -77,6 +78,7 @@ class Measurement:
     rounds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     digests: dict[str, float] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    near: Limits | None = None
 
     def least(self, side: str) -> float:
         return min(least for least, _ in self.rounds[side])
@@ -90,7 +92,7 @@ class Measurement:
 
     def share(self, side: str, limits: Limits) -> float | None:
         """Of the limit that bounds the case."""
-        limit = getattr(limits, self.case.limit) if self.case.limit else 0
+        limit = getattr(self.near or limits, self.case.limit) if self.case.limit else 0
         return self.rate(side) / limit if limit else None
 
     def ratios(self, side: str, to: str = "qkv") -> list[float]:
@@ -122,6 +124,7 @@ class Measurement:
             "bytes": self.case.nbytes,
             "unit": self.case.unit,
             "limit": self.case.limit,
+            "limits_near": self.near and self.near.as_dict(),
             "sides": sides,
             f"ratio_to_{to}": ratios,
             "errors": self.errors,

@@ -80,6 +80,7 @@ class Limits:
     threads: int
     buffer_bytes: int
 
+    MEMORY: ClassVar[tuple[str, ...]] = ("read", "copy", "plain_copy")
     UNITS: ClassVar[dict[str, str]] = {
         "fma": "GFLOP/s",
         "bf16_dot": "GFLOP/s",
@@ -97,10 +98,11 @@ class Limits:
         return asdict(self)
 
 
-def measure_limits(*, repeats: int = 20, buffer_bytes: int | None = None) -> Limits:
+def measure_limits(*, repeats: int = 20, buffer_bytes: int | None = None, arithmetic: Limits | None = None) -> Limits:
     """The best of `repeats` passes each, with the active instruction set and number of threads.
 
-    buffer_bytes: four times the last cache if None, at most 1 GiB.
+    buffer_bytes: four times the last cache if None, at most 1 GiB. arithmetic: limits of arithmetic that were measured
+    before and are taken from there.
     """
     from .. import _cpu, runtime
 
@@ -113,9 +115,9 @@ def measure_limits(*, repeats: int = 20, buffer_bytes: int | None = None) -> Lim
     plain, streamed = limit("copy", chunks, passes), limit("stream", chunks, passes)
     work = 16 * threads  # pieces, so that a thread that is held up leaves some to the others
     return Limits(
-        fma=limit("fma", work, repeats),
-        bf16_dot=limit("bf16_dot", work, repeats),
-        int8_dot=limit("int8_dot", work, repeats),
+        fma=arithmetic.fma if arithmetic else limit("fma", work, repeats),
+        bf16_dot=arithmetic.bf16_dot if arithmetic else limit("bf16_dot", work, repeats),
+        int8_dot=arithmetic.int8_dot if arithmetic else limit("int8_dot", work, repeats),
         read=limit("read", chunks, passes),
         copy=max(plain, streamed),
         plain_copy=plain,
