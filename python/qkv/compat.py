@@ -184,7 +184,9 @@ def flash_attn_with_kvcache(
     too if causal or windowed, else all of q at cache_seqlens; pairs of features are 2i and 2i + 1, or i and i + dim/2
     with rotary_interleaved=False. num_splits is accepted and not needed. The rest is as in `flash_attn_func`.
 
-    Nothing is written when an argument is refused. Of sequences with the same cache row the last one's k and v stay.
+    Caches are float32, float16, bfloat16 or float64: there is no place for the scales of int8 ones, which `paged_write`
+    and `attention_paged` take. Nothing is written when an argument is refused. Of sequences with the same cache row the
+    last one's k and v stay.
     Returns out (B, S, H, D); with return_softmax_lse (out, softmax_lse (B, H, S)).
     """
     op = "flash_attn_with_kvcache"

@@ -254,6 +254,8 @@ def rotary(
     x.shape[:-1].
     dim: how many leading features turn (even, default all). Pairs are i and i + dim/2, or interleaved 2i and 2i + 1.
     scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
+    Angles are products in float32, as published models compute them, unless x is float64: off by 4e-4 at position
+    60000.
     """
     _cpu.check_arrays("rotary", {"x": x})
     base = _number("rotary", "base", base)
@@ -321,7 +323,8 @@ def attention(
 
     causal: True excludes keys j > p with the last query at the last key (flash-attn), "top_left" with the first query
         at the first key (torch's is_causal).
-    mask: bool, True where attention is allowed; bias: float, added. Both broadcast to (B, H, S, T), any strides.
+    mask: bool, True where attention is allowed; bias: float, added. Both broadcast to (B, H, S, T), any strides. A bias
+        of -inf excludes a key whose score is finite; only a mask does whatever the key holds.
     relative_bias: (H, 2 R + 1). alibi_slopes: (H,) or (B, H). sinks: (H,), logits that join the denominator only.
     scale: D^-0.5 if None. softcap: c tanh(s / c).
     window: (left, right), keys p - left ... p + right, None is unbounded.
