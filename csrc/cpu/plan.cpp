@@ -109,6 +109,7 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
 
 AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longest) {
   constexpr int64_t kGroup = 24;                // rows that are scored together, on every ISA
+  constexpr int64_t kTile = 8;                  // rows of the widest register tile: tiles of a head should be of a size
   constexpr int64_t kFewest = 16, kMost = 192;  // loading the keys costs about as much as three rows of work
   constexpr int64_t kL2 = 72 << 10;             // floats of a tile that the second cache holds beside keys and values
   constexpr int64_t kWorth = 1 << 16;           // multiply-adds that repay waking a thread
@@ -124,7 +125,7 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
     p.tile_rows = longest > 0 ? longest : 1;
   } else {
     p.tile_rows = ceil_div(longest, ceil_div(longest, p.tile_rows));  // all of a size
-    if (p.tile_rows > kGroup) p.tile_rows = round_up(p.tile_rows, kGroup);
+    if (p.tile_rows > kGroup) p.tile_rows = round_up(p.tile_rows, kTile);
   }
   const int64_t tiles = ceil_div(rows, p.tile_rows), cost = p.tile_rows * a.longest_k * (a.d + a.dv);
   p.grain = cost > 0 && cost < kWorth ? ceil_div(kWorth, cost) : 1;
