@@ -86,7 +86,7 @@ def options_for(rng: np.random.Generator, B: int) -> list[dict[str, Any]]:
 QUERIES, LENGTHS = [3, 1, 0, 20, 1, 5, 40], [600, 17, 5, 20, 0, 257, 33]
 
 
-@pytest.mark.parametrize("size", [16, 48, 128, 256])
+@pytest.mark.parametrize("size", [16, 32, 48, 128, 256])
 @pytest.mark.parametrize("cache", CACHES)
 def test_equals_contiguous_keys_to_the_bit(cache: str, size: int, rng: np.random.Generator) -> None:
     """float32 queries over caches of any dtype: what attention_varlen makes of the same keys in float32."""
@@ -169,7 +169,7 @@ def test_chunked_prefill_is_one_prefill(cache: str, rng: np.random.Generator) ->
     for options in ({"causal": True}, {"causal": True, "window": (20, 0), "softcap": 5.0}):
         for _ in each_isa():
             whole = paged.attend(q, cu_seqlens_q=[0, T], **options)
-            for chunk in (3, 64, 257):
+            for chunk in (1, 7, 64, 257):
                 parts = []
                 for at in range(0, T, chunk):
                     stop = min(at + chunk, T)

@@ -254,8 +254,7 @@ def rotary(
     x.shape[:-1].
     dim: how many leading features turn (even, default all). Pairs are i and i + dim/2, or interleaved 2i and 2i + 1.
     scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
-    Angles are products in float32, as published models compute them, unless x is float64: off by 4e-4 at position
-    60000.
+    Angles are products in float32, as published models compute them, unless x is float64.
     """
     _cpu.check_arrays("rotary", {"x": x})
     base = _number("rotary", "base", base)

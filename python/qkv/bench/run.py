@@ -88,9 +88,8 @@ def first_limits(out: Say = say) -> Limits:
 def final_limits(first: Limits, out: Say = say) -> Limits:
     """Measured again, because a busy neighbour may have been there the first time."""
     limits = first.best(measure_limits())
-    arithmetic = [
-        name for name in limits.UNITS if name not in limits.MEMORY
-    ]  # the others were measured beside each case
+    # those of memory were measured beside each case
+    arithmetic = [name for name in limits.UNITS if name not in limits.MEMORY]
     if any(getattr(limits, name) > 1.03 * getattr(first, name) for name in arithmetic):
         out("")
         out("the limits are higher now than at the start, so shares above are too high; the JSON has these")
