@@ -1,5 +1,9 @@
 // A small thread pool: callers work too, workers spin briefly and then sleep, chunks are claimed dynamically.
 //
+// Every thread begins with a range of chunks of its own, the same one whenever the same loop runs again, so that it finds in its
+// own cache what it wrote there; then it helps the others with theirs (one range for all: relu of 512 x 768 floats 37 instead of
+// 20 us, other row ops up to a third slower).
+//
 // Every running thread holds one of num_threads() slots, so several Python threads that call at once do not
 // oversubscribe the machine: a caller that finds no free slot waits, and workers give theirs up to it at the next
 // chunk. The pool is never destroyed (no joins at interpreter exit); a forked child starts a new one.
@@ -55,23 +59,51 @@ class DefaultFloatMode {
 #endif
 };
 
+constexpr int kMaxRanges = 64;
+
 struct Loop {
-  int64_t n, grain, chunks;
-  int threads;
+  // Chunks of a range that are claimed so far, on a line of its own.
+  struct alignas(64) Range {
+    std::atomic<int64_t> next;
+    int64_t end;
+  };
+
+  int64_t n, grain;
+  int threads, ranges;
   LoopBody body;
   void* context;
-  std::atomic<int64_t> next{0};
   std::atomic<int> workers{0};  // inside this loop; grows under the pool's mutex only
   Loop* newer = nullptr;        // list of running loops
+  Range range[kMaxRanges];
 
-  bool claim(int64_t* begin, int64_t* end) {
-    const int64_t chunk = next.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= chunks) return false;
-    *begin = chunk * grain;
-    *end = *begin + grain < n ? *begin + grain : n;
-    return true;
+  Loop(int64_t items, int64_t chunk, int limit, LoopBody f, void* c) : n(items), grain(chunk), body(f), context(c) {
+    const int64_t chunks = (n + grain - 1) / grain;
+    threads = chunks < limit ? static_cast<int>(chunks) : limit;
+    ranges = threads < kMaxRanges ? threads : kMaxRanges;
+    for (int r = 0; r < ranges; ++r) {
+      range[r].next.store(chunks * r / ranges, std::memory_order_relaxed);
+      range[r].end = chunks * (r + 1) / ranges;
+    }
   }
-  bool has_work() const { return next.load(std::memory_order_relaxed) < chunks; }
+  // The next chunk for a thread, of the range that `from` names or of those after it.
+  bool claim(int* from, int64_t* begin, int64_t* end) {
+    for (int tried = 0; tried < ranges; ++tried) {
+      Range& r = range[*from];
+      const int64_t chunk = r.next.fetch_add(1, std::memory_order_relaxed);
+      if (chunk < r.end) {
+        *begin = chunk * grain;
+        *end = *begin + grain < n ? *begin + grain : n;
+        return true;
+      }
+      *from = *from + 1 < ranges ? *from + 1 : 0;
+    }
+    return false;
+  }
+  bool has_work() const {
+    for (int r = 0; r < ranges; ++r)
+      if (range[r].next.load(std::memory_order_relaxed) < range[r].end) return true;
+    return false;
+  }
 };
 
 struct Pool {
@@ -122,8 +154,9 @@ void Pool::work(int index) {
       ++running;
       loop->workers.fetch_add(1, std::memory_order_relaxed);
     }
+    int from = index % loop->ranges;
     int64_t begin, end;
-    while (callers_waiting.load(std::memory_order_relaxed) == 0 && loop->claim(&begin, &end))
+    while (callers_waiting.load(std::memory_order_relaxed) == 0 && loop->claim(&from, &begin, &end))
       loop->body(loop->context, begin, end, index);
     {
       std::lock_guard<std::mutex> lock(mutex);
@@ -167,8 +200,9 @@ void Pool::run(Loop& loop) {
     if (sleeping > 0) wake.notify_all();
   }
   t_inside = true;
+  int from = 0;
   int64_t begin, end;
-  while (loop.claim(&begin, &end)) loop.body(loop.context, begin, end, 0);
+  while (loop.claim(&from, &begin, &end)) loop.body(loop.context, begin, end, 0);
   t_inside = false;
 
   for (int i = 0; i < 4096 && loop.workers.load(std::memory_order_acquire) > 0; ++i) relax();
@@ -227,13 +261,7 @@ void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* co
     body(context, 0, n, 0);
     return;
   }
-  Loop loop;
-  loop.n = n;
-  loop.grain = grain;
-  loop.chunks = (n + grain - 1) / grain;
-  loop.threads = loop.chunks < threads ? static_cast<int>(loop.chunks) : threads;
-  loop.body = body;
-  loop.context = context;
+  Loop loop(n, grain, threads, body, context);
   pool().run(loop);
 }
 

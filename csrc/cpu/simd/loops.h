@@ -43,11 +43,11 @@ QKV_INLINE Vec within(Rest r, Vec v, Vec other) { return select(first(r.n), v, o
 QKV_INLINE Pair add_to(Pair sum, Pair v) { return add(sum, v); }
 QKV_INLINE Pair add_to(Pair sum, Vec v) { return {add(sum.a, v), sum.b}; }
 
-// start, to which f(so far, i, count) adds the vector at i: four chains, because one waits for the latency of its addition,
-// joined by join(). The order depends on n alone.
-template <class F, class Join>
-QKV_INLINE Vec fold(int64_t n, Vec start, F&& f, Join&& join) {
-  Vec a = start, b = start, c = start, d = start;
+// start, a Vec or Group, to which f(so far, i, count) adds what is at i: four chains, because one waits for the latency of its
+// addition, joined by join(). The order depends on n alone.
+template <class State, class F, class Join>
+QKV_INLINE State fold(int64_t n, State start, F&& f, Join&& join) {
+  State a = start, b = start, c = start, d = start;
   int64_t i = 0;
   for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
     a = f(a, i, Full{});
@@ -83,6 +83,19 @@ QKV_INLINE void fetch(const T* p, Two) {
 template <class T, class Count>
 QKV_INLINE void fetch(const T*, Count) {}
 
+// One vector of each of R rows.
+template <int R>
+struct Group {
+  Vec v[R];
+};
+template <int R, class F>
+QKV_INLINE Group<R> group(F&& f) {
+  Group<R> g;
+  QKV_UNROLL(4)
+  for (int r = 0; r < R; ++r) g.v[r] = f(r);
+  return g;
+}
+
 // y[i] = f(i, count) over [0, n); with `past` whole vectors go past the caches. The caller ends its part with fence().
 template <class T, class F>
 QKV_INLINE void write_each(T* y, int64_t n, bool past, F&& f) {
@@ -92,6 +105,18 @@ QKV_INLINE void write_each(T* y, int64_t n, bool past, F&& f) {
   if (head > n) head = n;
   if (head) store(y, f(0, Rest{head}), Rest{head});
   each_pair(n - head, [&](int64_t i, auto count) { stream(y + head + i, f(head + i, count), count); });
+}
+
+// The same for R rows side by side, y[r][i] = f(r, i, count); past the caches one after the other.
+template <int R, class T, class F>
+QKV_INLINE void write_rows(T* const (&y)[R], int64_t n, bool past, F&& f) {
+  if (past)
+    for (int r = 0; r < R; ++r) write_each(y[r], n, true, [&](int64_t i, auto count) { return f(r, i, count); });
+  else
+    each_pair(n, [&](int64_t i, auto count) {
+      QKV_UNROLL(4)
+      for (int r = 0; r < R; ++r) store(y[r] + i, f(r, i, count), count);
+    });
 }
 
 // Calls body(p) with p as a pointer to the dtype's element.
