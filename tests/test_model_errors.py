@@ -116,7 +116,6 @@ WRONG_VALUES: list[Any] = [
     ("hidden_act", 3, "hidden_act must be one of"),
     ("hidden_act", ["gelu"], "hidden_act must be one of"),
     ("position_embedding_type", "relative_key", "position_embedding_type 'relative_key' is not supported"),
-    ("is_decoder", True, "is_decoder True is not supported"),
     ("add_cross_attention", True, "add_cross_attention True is not supported"),
     ("pruned_heads", {"0": [1]}, "pruned_heads .* is not supported"),
     ("quantization_config", {"bits": 4}, "quantization_config .* is not supported"),

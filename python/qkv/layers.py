@@ -9,31 +9,55 @@ borders in `Run.cu_seqlens`. What varies between families is an object (a norm, 
 Post-norm models (BERT) fill norm_residual, pre-norm models (GPT-2, Llama) norm_in, Gemma2 norm_in and
 norm_out too.
 
-Letters: total tokens of a batch, H heads, D head width, C model width, F feed-forward width, V vocabulary.
+Letters: total tokens of a batch, H heads, Hkv key-value heads, D head width, C model width, F feed-forward width,
+V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from . import ops
+from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_width
 from .weights import Weights
 
+if TYPE_CHECKING:
+    from .cache import Step
+
 Array = np.ndarray[Any, Any]
+
+
+class Memory:
+    """What cross-attention looks at: an encoder's result, (total, C), with its borders. The keys and values that a
+    layer makes of it are kept, so that later steps of a decoder find them there."""
+
+    def __init__(self, states: Array, cu_seqlens: Array):
+        self.states = states
+        self.cu_seqlens = cu_seqlens  # (B + 1,)
+        self.keys_values: dict[int, Array] = {}  # layer -> (total, 2, H, D)
 
 
 @dataclass
 class Run:
     """One pass of a batch through a model: where its rows begin, and what the caller wants to see of the
-    inside."""
+    inside.
+
+    step: the tokens follow those that a paged cache has, and are added to it. memory: for a decoder's cross-attention.
+    """
 
     cu_seqlens: Array  # (B + 1,)
+    positions: Array | None = None  # (total,), for layers that need them
     hidden_states: list[Array] | None = None  # collects (total, C): what goes into each block, and the last result
-    attentions: list[list[Array]] | None = None  # collects per block a list of B arrays (H, S_b, S_b)
+    attentions: list[list[Array]] | None = None  # collects per block a list of B arrays (H, S_b, T_b)
+    cross_attentions: list[list[Array]] | None = None  # the same of cross-attention
+    step: Step | None = None
+    memory: Memory | None = None
+    angles: dict[int, tuple[Array, float]] = field(default_factory=dict)  # those of a Rotary, by its id
 
 
 class Norm(Protocol):
@@ -48,23 +72,25 @@ class Layer(Protocol):
 
 
 class Linear:
-    """y = activation(x W^T + b) + residual, with `weight` (n_out, n_in) and `bias` (n_out,)."""
+    """y = activation(x W^T + b) * gate + residual, with `weight` (n_out, n_in) and `bias` (n_out,)."""
 
     def __init__(self, w: Weights, n_in: int, n_out: int, *, bias: bool = True):
         self.weight = w.matrix("weight", (n_out, n_in))
         self.bias = w.vector("bias", (n_out,)) if bias else None
 
-    def __call__(self, x: Array, *, activation: str | None = None, residual: Array | None = None) -> Array:
-        y: Array = ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
+    def __call__(
+        self, x: Array, *, activation: str | None = None, gate: Array | None = None, residual: Array | None = None
+    ) -> Array:
+        y: Array = ops.linear(x, self.weight, self.bias, activation=activation, gate=gate, residual=residual)
         return y
 
 
 class LayerNorm:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis, with the biased variance."""
 
-    def __init__(self, w: Weights, width: int, eps: float):
+    def __init__(self, w: Weights, width: int, eps: float, *, bias: bool = True):
         self.weight = w.vector("weight", (width,))
-        self.bias = w.vector("bias", (width,))
+        self.bias = w.vector("bias", (width,)) if bias else None
         self.eps = eps
 
     def __call__(self, x: Array) -> Array:
@@ -103,44 +129,171 @@ class Embedding:
         return rows
 
 
+class Rotary:
+    """Turns queries and keys by their positions (Su et al. 2021, RoFormer): pairs (i, i + D/2) of the leading
+    features of each head.
+
+    scaling: a config's rope_scaling with what it needs of the config copied in, see
+    `positions.rotary_frequencies`. Types that depend on the length decide it for each row of a batch.
+    """
+
+    def __init__(self, head_dim: int, base: float, scaling: Mapping[str, Any] | None = None):
+        self.base = base
+        self.scaling = scaling
+        self.dim = rotary_width(head_dim, None, scaling)
+        self._angles(np.zeros(1, np.int64))  # a scaling that is wrong says so now
+
+    def _angles(self, positions: Array) -> tuple[Array, float]:
+        return rotary_angles((positions.size, 1, self.dim), positions, self.dim, base=self.base, scaling=self.scaling)
+
+    def __call__(self, x: Array, run: Run) -> Array:
+        """x (total, H, D), rotated; a new array."""
+        if id(self) not in run.angles:
+            assert run.positions is not None
+            if rope_type(self.scaling) in LENGTH_DEPENDENT:
+                rows = [self._angles(run.positions[a:b]) for a, b in pairwise(run.cu_seqlens.tolist()) if a < b]
+                factor = rows[0][1] if rows else 1.0
+                angles = np.concatenate([row for row, _ in rows] or [np.empty((0, 1, self.dim // 2), np.float32)])
+            else:
+                angles, factor = self._angles(run.positions)
+            run.angles[id(self)] = angles, factor  # the same in every layer
+        turned: Array = ops.rotate(x, *run.angles[id(self)])
+        return turned
+
+
 class Attention:
     """Multi-head self-attention. `qkv` holds the rows of q, k and v in one matrix: one product instead of
     three, whose result is then seen as three strided arrays without a copy. Behind weights of 16 bits or fewer, scores
-    and values are products of bfloat16 too, where the CPU has them."""
+    and values are products of bfloat16 too, where the CPU has them.
 
-    def __init__(self, w: Weights, width: int, heads: int):
+    kv_heads: key-value heads, each for heads / kv_heads heads in a row. head_dim: width / heads unless given. layer:
+    its number in a paged cache. norm_eps: q and k are RMS-normed over D before they turn (Qwen3). options: of
+    `ops.attention_varlen`: causal, window, scale, softcap, relative_bias."""
+
+    def __init__(
+        self,
+        w: Weights,
+        width: int,
+        heads: int,
+        *,
+        kv_heads: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        out_bias: bool = True,
+        rotary: Rotary | None = None,
+        norm_eps: float | None = None,
+        layer: int = 0,
+        **options: Any,
+    ):
         self.heads = heads
-        self.qkv = Linear(w.at("qkv"), width, 3 * width)
-        self.out = Linear(w.at("out"), width, width)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        self.head_dim = width // heads if head_dim is None else head_dim
+        self.qkv = Linear(w.at("qkv"), width, (heads + 2 * self.kv_heads) * self.head_dim, bias=bias)
+        self.out = Linear(w.at("out"), heads * self.head_dim, width, bias=out_bias)
+        self.q_norm = None if norm_eps is None else RMSNorm(w.at("q_norm"), self.head_dim, norm_eps)
+        self.k_norm = None if norm_eps is None else RMSNorm(w.at("k_norm"), self.head_dim, norm_eps)
+        self.rotary = rotary
+        self.layer = layer
+        self.options = options
 
     def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
-        total, width = x.shape
-        qkv = self.qkv(x).reshape(total, 3, self.heads, width // self.heads)  # (total, 3, H, D)
-        result = ops.attention_varlen(
-            qkv[:, 0],
-            qkv[:, 1],
-            qkv[:, 2],
-            run.cu_seqlens,
-            run.cu_seqlens,
-            precision="highest" if self.qkv.weight.dtype == "float32" else "bf16",
-            return_weights=run.attentions is not None,
-        )
+        total = len(x)
+        h, both = self.heads, self.heads + self.kv_heads
+        qkv = self.qkv(x).reshape(total, both + self.kv_heads, self.head_dim)
+        q, k, v = qkv[:, :h], qkv[:, h:both], qkv[:, both:]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+            if self.rotary is not None:
+                q, k = self.rotary(q, run), self.rotary(k, run)
+        elif self.rotary is not None:
+            turned = self.rotary(qkv[:, :both], run)
+            q, k = turned[:, :h], turned[:, h:]
+        options = {
+            **self.options,
+            "precision": "highest" if self.qkv.weight.dtype == "float32" else "bf16",
+            "return_weights": run.attentions is not None,
+        }
+        if run.step is None:
+            result = ops.attention_varlen(q, k, v, run.cu_seqlens, run.cu_seqlens, **options)
+        else:
+            run.step.write(self.layer, k, v)
+            result = run.step.attend(self.layer, q, **options)
         if run.attentions is not None:
             result, weights = result
             run.attentions.append(weights)
-        return self.out(result.reshape(total, width), residual=residual)
+        return self.out(result.reshape(total, h * self.head_dim), residual=residual)
+
+
+class CrossAttention:
+    """Attention of a decoder's tokens to an encoder's, those of the same row of the batch. `kv` holds the rows of k
+    and v."""
+
+    def __init__(
+        self,
+        w: Weights,
+        width: int,
+        heads: int,
+        *,
+        memory_width: int | None = None,
+        head_dim: int | None = None,
+        bias: bool = True,
+        layer: int = 0,
+        **options: Any,
+    ):
+        self.heads = heads
+        self.head_dim = width // heads if head_dim is None else head_dim
+        inner = heads * self.head_dim
+        self.q = Linear(w.at("q"), width, inner, bias=bias)
+        self.kv = Linear(w.at("kv"), width if memory_width is None else memory_width, 2 * inner, bias=bias)
+        self.out = Linear(w.at("out"), inner, width, bias=bias)
+        self.layer = layer
+        self.options = options
+
+    def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
+        memory = run.memory
+        assert memory is not None
+        if self.layer not in memory.keys_values:
+            memory.keys_values[self.layer] = self.kv(memory.states).reshape(-1, 2, self.heads, self.head_dim)
+        kv = memory.keys_values[self.layer]
+        result = ops.attention_varlen(
+            self.q(x).reshape(-1, self.heads, self.head_dim),
+            kv[:, 0],
+            kv[:, 1],
+            run.cu_seqlens,
+            memory.cu_seqlens,
+            **self.options,
+            precision="highest" if self.q.weight.dtype == "float32" else "bf16",
+            return_weights=run.cross_attentions is not None,
+        )
+        if run.cross_attentions is not None:
+            result, weights = result
+            run.cross_attentions.append(weights)
+        return self.out(result.reshape(len(x), self.heads * self.head_dim), residual=residual)
 
 
 class FeedForward:
     """down(activation(up(x)))"""
 
-    def __init__(self, w: Weights, width: int, inner: int, activation: str):
-        self.up = Linear(w.at("up"), width, inner)
-        self.down = Linear(w.at("down"), inner, width)
+    def __init__(self, w: Weights, width: int, inner: int, activation: str, *, bias: bool = True):
+        self.up = Linear(w.at("up"), width, inner, bias=bias)
+        self.down = Linear(w.at("down"), inner, width, bias=bias)
         self.activation = activation
 
     def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
         return self.down(self.up(x, activation=self.activation), residual=residual)
+
+
+class GatedFeedForward:
+    """down(activation(gate(x)) * up(x)) (Shazeer 2020, GLU variants)"""
+
+    def __init__(self, w: Weights, width: int, inner: int, activation: str, *, bias: bool = False):
+        self.gate = Linear(w.at("gate"), width, inner, bias=bias)
+        self.up = Linear(w.at("up"), width, inner, bias=bias)
+        self.down = Linear(w.at("down"), inner, width, bias=bias)
+        self.activation = activation
+
+    def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
+        return self.down(self.gate(x, activation=self.activation, gate=self.up(x)), residual=residual)
 
 
 class Sublayer:
@@ -173,6 +326,22 @@ class Block:
         for sublayer in self.sublayers:
             x = sublayer(x, run)
         return x
+
+
+def block(
+    w: Weights,
+    norm: Callable[[Weights], Norm],
+    attention: Layer,
+    ffn: Layer,
+    *,
+    cross: Layer | None = None,
+    pre: bool = False,
+) -> Block:
+    """Attention, cross-attention if there is any, and feed-forward, with one norm each: of what goes in (`pre`), or of
+    the sum. The norms' weights are attention_norm, cross_norm and ffn_norm."""
+    slot = "norm_in" if pre else "norm_residual"
+    layers = {"attention": attention, "cross": cross, "ffn": ffn}
+    return Block(*(Sublayer(x, **{slot: norm(w.at(f"{name}_norm"))}) for name, x in layers.items() if x is not None))
 
 
 class Stack:

@@ -271,6 +271,12 @@ def rotary(
     return out
 
 
+def rotate(x: Array, angles: Array, factor: float) -> Array:
+    """`rotary` by angles that are there already, for layers that share them: float32, they broadcast against
+    x.shape[:-1] + (dim/2,); cos and sin are multiplied by factor. float32 and narrower x only."""
+    return _cpu.rotary(x, angles, factor, 2 * angles.shape[-1], False)
+
+
 # ---- attention ------------------------------------------------------------------------------------
 
 

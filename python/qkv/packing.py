@@ -17,6 +17,8 @@ import numpy as np
 
 from .layers import Array
 
+MOST = 2**31  # positions of a model that has no table of them
+
 
 class Packed:
     """The real tokens of a batch: `ids`, `positions` and `types` (total,), the last None for all zero."""
@@ -36,17 +38,23 @@ class Packed:
         self.types = types
         self.mask = mask  # (B, S) bool; None: every token is real
         self.shape = shape  # (B, S)
+        self.explicit = positions is not None  # whether the caller chose the positions
         if positions is None:
             starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))  # each token's row begins here
             positions = np.arange(ids.size, dtype=cu_seqlens.dtype) - starts
         self.positions = positions
 
     @classmethod
-    def from_lists(cls, rows: Sequence[Sequence[int]]) -> Packed:
-        """Rows of ids of any lengths, which the caller has checked."""
-        cu_seqlens = _cumulative([len(row) for row in rows])
+    def from_lists(cls, rows: Sequence[Sequence[int]], before: Array | None = None) -> Packed:
+        """Rows of ids of any lengths, which the caller has checked. before: (B,), tokens of each row that came
+        earlier."""
+        lengths = [len(row) for row in rows]
+        cu_seqlens = _cumulative(lengths)
         ids = np.fromiter(chain.from_iterable(rows), np.int64, count=int(cu_seqlens[-1]))
-        return cls(ids, cu_seqlens)
+        packed = cls(ids, cu_seqlens)
+        if before is not None:
+            packed.positions = packed.positions + np.repeat(before, lengths)
+        return packed
 
     @classmethod
     def from_padded(
@@ -57,10 +65,12 @@ class Packed:
         position_ids: Any = None,
         *,
         vocabulary: int,
-        types: int,
-        positions: int,
+        types: int | None = None,
+        longest: int | None = None,
+        positions: int | None = None,
     ) -> Packed:
-        """Check a user's batch and pack it. vocabulary, types, positions: how many of each the model has.
+        """Check a user's batch and pack it. vocabulary, types, positions: how many of each the model has, None for no
+        token types and for any position. longest: of a row's tokens.
 
         Only real tokens are looked at: what stands at padding may be anything. TypeError for a dtype,
         ValueError for a shape or a value.
@@ -76,9 +86,9 @@ class Packed:
             lengths = mask.sum(axis=1)
             if ids.shape[1] and not lengths.all():
                 raise ValueError(f"attention_mask: row {int(lengths.argmin())} has no real token")
-        if position_ids is None and lengths.max(initial=0) > positions:
+        if position_ids is None and longest is not None and lengths.max(initial=0) > longest:
             row = int(lengths.argmax())
-            raise ValueError(f"input_ids: row {row} has {lengths[row]} tokens; the model has {positions} positions")
+            raise ValueError(f"input_ids: row {row} has {lengths[row]} tokens; the model has {longest} positions")
 
         def pick(name: str, value: Any, limit: int, unit: str) -> Array | None:
             if value is None:
@@ -98,13 +108,14 @@ class Packed:
                 )
             return real
 
+        kinds = pick("token_type_ids", token_type_ids, types or 1, "token types")
         real_ids = pick("input_ids", ids, vocabulary, "tokens")
         assert real_ids is not None
         return cls(
             real_ids,
             _cumulative(lengths),
-            positions=pick("position_ids", position_ids, positions, "positions"),
-            types=pick("token_type_ids", token_type_ids, types, "token types"),
+            positions=pick("position_ids", position_ids, MOST if positions is None else positions, "positions"),
+            types=kinds if types else None,
             mask=mask,
             shape=ids.shape,
         )
@@ -127,18 +138,22 @@ class Packed:
         result[self.mask] = x
         return result
 
-    def pad_pairs(self, weights: list[Array], heads: int) -> Array:
-        """B arrays (H, S_b, S_b) -> (B, H, S, S)"""
-        assert self.shape is not None
-        batch, length = self.shape
-        result = np.zeros((batch, heads, length, length), np.float32)
+    def pad_pairs(self, weights: list[Array], heads: int, keys: Packed | None = None) -> Array:
+        """B arrays (H, S_b, T_b) -> (B, H, S, T). keys: the batch that they attend to, if it is another."""
+        keys = self if keys is None else keys
+        assert self.shape is not None and keys.shape is not None
+        result = np.zeros((self.shape[0], heads, self.shape[1], keys.shape[1]), np.float32)
         for b, of_row in enumerate(weights):
-            if self.mask is None:
+            if self.mask is None and keys.mask is None:
                 result[b] = of_row
             else:
-                real = np.flatnonzero(self.mask[b])
-                result[b][:, real[:, None], real] = of_row
+                result[b][:, self._real(b)[:, None], keys._real(b)] = of_row
         return result
+
+    def _real(self, row: int) -> Array:
+        """The columns of a row's real tokens."""
+        assert self.shape is not None
+        return np.arange(self.shape[1]) if self.mask is None else np.flatnonzero(self.mask[row])
 
 
 def _cumulative(lengths: Any) -> Array:

@@ -22,7 +22,7 @@ from .text import SENTENCE_CONFIGS
 from .weights import load_parameters
 
 if TYPE_CHECKING:
-    from .models.encoder import Encoder
+    from .models.tokens import TokenModel
     from .text import Tokenizer
 
 # in the order in which sentence-transformers joins them, and with the names of its older files
@@ -44,7 +44,7 @@ DENSE_ACTIVATIONS = {
 
 
 def encode(
-    model: Encoder,
+    model: TokenModel,
     sentences: Any,
     *,
     batch_size: int = 32,

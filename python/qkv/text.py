@@ -33,13 +33,22 @@ class Tokenizer:
     ids. max_length: special tokens included; None for no limit.
     """
 
-    def __init__(self, backend: Any, max_length: int | None, *, side: str = "right", pad_token: str = "[PAD]"):
+    def __init__(
+        self,
+        backend: Any,
+        max_length: int | None,
+        *,
+        side: str = "right",
+        pad_token: str = "[PAD]",
+        types: bool = True,
+    ):
         with _backend_errors("tokenizer"):
             special = backend.num_special_tokens_to_add(False)
         if max_length is not None and max_length < special:
             raise ValueError(f"tokenizer: a limit of {max_length} tokens has no room for {special} special ones")
         self.backend = backend
         self.max_length = max_length
+        self.types = types  # whether the model takes token_type_ids
         self.pad_id = backend.token_to_id(pad_token) or 0
         backend.no_padding()  # what tokenizer.json says of both is how it was trained
         if max_length is None:
@@ -48,8 +57,10 @@ class Tokenizer:
             backend.enable_truncation(max_length, direction=side)
 
     @classmethod
-    def from_files(cls, files: Mapping[str, bytes], config: Config, max_tokens: int | None) -> Tokenizer:
-        """From a checkpoint's files. max_tokens: the positions that the model has.
+    def from_files(
+        cls, files: Mapping[str, bytes], config: Config, max_tokens: int | None, *, types: bool = True
+    ) -> Tokenizer:
+        """From a checkpoint's files. max_tokens: the positions that the model has. types: whether it has token types.
 
         The limit is found as transformers and sentence-transformers find it: max_seq_length of the
         sentence-transformers settings if there are any, else model_max_length; never more than the model
@@ -83,6 +94,7 @@ class Tokenizer:
             min(limits, default=None),
             side="left" if settings.get("truncation_side") == "left" else "right",
             pad_token=str(pad),
+            types=types,
         )
 
     def rows(self, texts: Iterable[str]) -> list[list[int]]:
@@ -90,7 +102,8 @@ class Tokenizer:
         return [encoding.ids for encoding in self._encode(list(texts))]
 
     def __call__(self, texts: str | Sequence[str], pairs: str | Sequence[str] | None = None) -> dict[str, Array]:
-        """input_ids, attention_mask and token_type_ids, (B, S) int64, for texts or pairs of texts."""
+        """input_ids, attention_mask and, where the model has token types, token_type_ids, (B, S) int64, for texts or
+        pairs of texts."""
         first = [texts] if isinstance(texts, str) else list(texts)
         if pairs is None:
             encodings = self._encode(first)
@@ -104,7 +117,10 @@ class Tokenizer:
         for row, encoding in enumerate(encodings):
             n = len(encoding.ids)
             ids[row, :n], mask[row, :n], types[row, :n] = encoding.ids, 1, encoding.type_ids
-        return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
+        if not self.types:
+            del batch["token_type_ids"]
+        return batch
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         return str(self.backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens))

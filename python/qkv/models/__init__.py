@@ -15,7 +15,7 @@ from ..layers import Array
 from ..packing import regular
 from ..text import handed_in
 from ..weights import Rule, Tie, Weights, load_parameters
-from . import bert
+from . import bart, bert, t5
 from .base import Model
 
 DTYPES = ("float32", "bfloat16", "int8", "int4", "auto")
@@ -33,8 +33,16 @@ class Architecture(Protocol):
     def build(self, config: Config, w: Weights) -> Model: ...
 
 
-ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES}  # by the name in config.json's architectures
-MODEL_TYPES: dict[str, str] = {**bert.MODEL_TYPES}  # model_type -> class, for a config without architectures
+FAMILIES: tuple[Any, ...] = (
+    bert,
+    bart,
+    t5,
+)
+ARCHITECTURES: dict[str, Architecture] = {}  # by the name in config.json's architectures
+MODEL_TYPES: dict[str, str] = {}  # model_type -> class, for a config without architectures
+for family in FAMILIES:
+    ARCHITECTURES.update(family.ARCHITECTURES)
+    MODEL_TYPES.update(family.MODEL_TYPES)
 
 
 def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Any:

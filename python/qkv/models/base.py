@@ -29,6 +29,7 @@ class Model:
     parameters: dict[str, Any]
     files: dict[str, bytes]
     max_tokens: int | None = None  # the longest row of text, if the model has such a limit
+    token_types = True  # whether the tokenizer makes token_type_ids
     _tokenizer: Tokenizer | None = None
 
     def attach(
@@ -53,8 +54,14 @@ class Model:
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer.json, opened at first use. Needs the extra `text`."""
         if self._tokenizer is None:
-            self._tokenizer = Tokenizer.from_files(self.files, self.config, self.max_tokens)
+            self._tokenizer = Tokenizer.from_files(self.files, self.config, self.max_tokens, types=self.token_types)
         return self._tokenizer
+
+    def refuse(self, **inputs: Any) -> None:
+        """ValueError for inputs that this kind of model does not have, unless they are None."""
+        for name, value in inputs.items():
+            if value is not None:
+                raise ValueError(f"{name}: a {self.architecture} has no such input")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write one .npz that qkv.load reads back to the same bits: weights, config, tokenizer and all.

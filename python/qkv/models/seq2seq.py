@@ -1,0 +1,209 @@
+"""Models of two stacks: an encoder reads one text, a decoder writes another while it looks at the encoder's result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..cache import CachedSequence, PagedCache
+from ..layers import Array, Memory, Run, Stack
+from ..outputs import ModelOutput
+from ..packing import Packed
+from .base import Model
+from .tokens import Embeddings
+
+Shift = Callable[[Array, Array], Array]
+
+
+@dataclass
+class Side:
+    """One of the two stacks, with what goes into it. heads: of attention."""
+
+    embeddings: Embeddings
+    stack: Stack
+    heads: int
+
+    def __call__(self, packed: Packed, run: Run) -> Array:
+        """The last hidden states of packed tokens, (total, C)."""
+        return self.stack(self.embeddings(packed), run)
+
+
+def shift_right(start: int) -> Shift:
+    """Decoder ids from the encoder's (BART): the start token, then all but the last."""
+
+    def shift(ids: Array, mask: Array) -> Array:
+        return np.concatenate([np.full((len(ids), 1), start), ids[:, :-1]], axis=1)[:, : ids.shape[1]]
+
+    return shift
+
+
+def rotate_right(pad: int) -> Shift:
+    """Decoder ids from the encoder's (mBART): each row's last token that is not pad, its language, then all but the
+    last."""
+
+    def shift(ids: Array, mask: Array) -> Array:
+        if not ids.size:
+            return ids
+        last = (ids != pad).sum(axis=1) - 1
+        first = np.take_along_axis(ids, last[:, None], axis=1)
+        return np.concatenate([first, ids[:, :-1]], axis=1)
+
+    return shift
+
+
+class LastEos:
+    """Of each row the decoder's state where its encoder ids have their last eos, for classification."""
+
+    def __init__(self, eos: int):
+        self.eos = eos
+
+    def __call__(self, x: Array, ids: Array) -> Array:
+        """x (B, S, C), ids (B, S) -> (B, C). ValueError: the rows have different numbers of eos, or none."""
+        found = ids == self.eos
+        counts = found.sum(axis=1)
+        if counts.size and (counts.min() != counts.max() or counts.min() == 0):
+            raise ValueError(
+                f"input_ids: every row must have the same number of eos tokens ({self.eos}), at least one; "
+                f"got {counts.tolist()}"
+            )
+        last = ids.shape[1] - 1 - found[:, ::-1].argmax(axis=1) if ids.size else np.zeros(len(ids), np.int64)
+        rows: Array = x[np.arange(len(ids)), last]
+        return rows
+
+
+class EncoderDecoder(Model):
+    """encoder -> decoder -> head; without a head the decoder's hidden states are the result.
+
+    shift: makes decoder ids of the encoder's where a caller gives none; None: they must be given. pooler: of decoder
+    states and encoder ids, for a head that labels rows. cache: (key-value heads, head width) of the decoder.
+    """
+
+    token_types = False
+
+    def __init__(
+        self,
+        encoder: Side,
+        decoder: Side,
+        *,
+        cache: tuple[int, int],
+        pad: int = 0,
+        shift: Shift | None = None,
+        pooler: LastEos | None = None,
+        head: Any = None,
+    ):
+        self.encoder = encoder
+        self.decoder = decoder
+        self.cache = cache
+        self.pad = pad
+        self.shift = shift
+        self.pooler = pooler
+        self.head = head
+        self.max_tokens = encoder.embeddings.limit
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        pixel_values: Any = None,
+        mems: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Run a batch of pairs of texts.
+
+        input_ids: (B, S) integers for the encoder, attention_mask: (B, S), 1 or True for real tokens, 0 for padding,
+        which may stand anywhere; None: all are real. decoder_input_ids (B, T), decoder_attention_mask (B, T) likewise
+        for the decoder; without ids BART and mBART take the encoder's, shifted, and see no padding there, as in
+        transformers. The inputs of other kinds of models must be None.
+
+        Returns float32 arrays in fields named as in transformers, zero at padding: last_hidden_state (B, T, C) or the
+        head's logits, encoder_last_hidden_state (B, S, C); if asked for, decoder_hidden_states and
+        encoder_hidden_states, tuples of L + 1 arrays, decoder_attentions (B, H, T, T), cross_attentions (B, H, T, S)
+        and encoder_attentions (B, H, S, S), tuples of L. TypeError for a dtype, ValueError for a shape, an unknown
+        id, a row that is too long, or missing decoder ids."""
+        self.refuse(position_ids=position_ids, pixel_values=pixel_values, mems=mems)
+        source = self.encoder.embeddings.pack(input_ids, attention_mask, token_type_ids, None)
+        if decoder_input_ids is None:
+            if self.shift is None:
+                raise ValueError(f"decoder_input_ids: a {self.architecture} needs them; there is no default")
+            assert source.shape is not None
+            mask = np.ones(source.shape, bool) if source.mask is None else source.mask
+            ids = np.full(source.shape, self.pad)
+            ids[mask] = source.ids
+            decoder_input_ids = self.shift(ids, mask)
+        target = self.decoder.embeddings.pack(decoder_input_ids, decoder_attention_mask, None, None)
+        if len(target.cu_seqlens) != len(source.cu_seqlens):
+            raise ValueError(
+                f"decoder_input_ids: {len(target.cu_seqlens) - 1} rows for {len(source.cu_seqlens) - 1} of input_ids"
+            )
+
+        def run(packed: Packed, memory: Memory | None = None) -> Run:
+            return Run(
+                packed.cu_seqlens,
+                packed.positions,
+                hidden_states=[] if output_hidden_states else None,
+                attentions=[] if output_attentions else None,
+                cross_attentions=[] if output_attentions and memory is not None else None,
+                memory=memory,
+            )
+
+        encoding = run(source)
+        states = self.encoder(source, encoding)
+        decoding = run(target, Memory(states, source.cu_seqlens))
+        x = self.decoder(target, decoding)
+        if self.head is None:
+            fields = {"last_hidden_state": target.pad(x)}
+        else:
+            pooled = None if self.pooler is None else self._pooled(target.pad(x), source)
+            fields = self.head(x, pooled, target)
+        return ModelOutput(
+            **fields,
+            decoder_hidden_states=_padded(target, decoding.hidden_states),
+            decoder_attentions=_pairs(target, target, decoding.attentions, self.decoder.heads),
+            cross_attentions=_pairs(target, source, decoding.cross_attentions, self.decoder.heads),
+            encoder_last_hidden_state=source.pad(states),
+            encoder_hidden_states=_padded(source, encoding.hidden_states),
+            encoder_attentions=_pairs(source, source, encoding.attentions, self.encoder.heads),
+        )
+
+    def _pooled(self, x: Array, source: Packed) -> Array:
+        assert self.pooler is not None and source.shape is not None
+        ids = np.full(source.shape, -1)
+        ids[np.ones(source.shape, bool) if source.mask is None else source.mask] = source.ids
+        if x.shape[:2] != ids.shape:
+            raise ValueError(f"decoder_input_ids: expected shape {ids.shape} as input_ids; got {x.shape[:2]}")
+        return self.pooler(x, ids)
+
+    def memory(self, packed: Packed) -> Memory:
+        """What the decoder looks at: the encoder's result for packed tokens."""
+        return Memory(self.encoder(packed, Run(packed.cu_seqlens, packed.positions)), packed.cu_seqlens)
+
+    def new_cache(self, **options: Any) -> PagedCache:
+        """A cache for the decoder's keys and values; options as PagedCache has them."""
+        return PagedCache(len(self.decoder.stack.blocks), *self.cache, **options)
+
+    def extend(
+        self, cache: PagedCache, sequences: Sequence[CachedSequence], rows: Sequence[Sequence[int]], memory: Memory
+    ) -> Array:
+        """The decoder's last hidden states (total, C) of new tokens, packed, which are added to the sequences of a
+        cache, as many and in the same order as the memory's rows. rows: the ids that each gets, checked by the
+        caller."""
+        packed = Packed.from_lists(rows, cache.lengths(sequences))
+        step = cache.extend(sequences, [len(row) for row in rows])
+        return self.decoder(packed, Run(packed.cu_seqlens, packed.positions, step=step, memory=memory))
+
+
+def _padded(packed: Packed, states: list[Array] | None) -> tuple[Array, ...] | None:
+    return None if states is None else tuple(packed.pad(state) for state in states)
+
+
+def _pairs(queries: Packed, keys: Packed, weights: list[list[Array]] | None, heads: int) -> tuple[Array, ...] | None:
+    return None if weights is None else tuple(queries.pad_pairs(w, heads, keys) for w in weights)

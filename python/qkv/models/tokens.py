@@ -1,0 +1,299 @@
+"""Models of one stack: token ids -> embeddings -> blocks -> head. Encoders like BERT and decoders like GPT-2 are both.
+
+A family's file says which embeddings, blocks and head these are, and what its weights are called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..cache import CachedSequence, PagedCache
+from ..config import Config
+from ..files import Checkpoint
+from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
+from ..outputs import ModelOutput
+from ..packing import Packed
+from ..sentence import Pipeline, encode
+from ..weights import Rule, Tie, Weights
+from .base import Model
+from .heads import Pooler
+
+
+class Positions(Protocol):
+    """What is added to a token's embedding for where it stands. limit: how many tokens a row may have. rows: how many
+    explicit position_ids there are."""
+
+    limit: int
+    rows: int
+
+    def __call__(self, packed: Packed) -> Array: ...
+
+
+class LearnedPositions:
+    """Rows of a table. offset: unused rows at its beginning."""
+
+    def __init__(self, w: Weights, rows: int, width: int, *, offset: int = 0):
+        self.table = Embedding(w, rows, width, exact=True)
+        self.offset = offset
+        self.limit = self.rows = max(rows - offset, 0)
+
+    def __call__(self, packed: Packed) -> Array:
+        return self.table(packed.positions + self.offset if self.offset else packed.positions)
+
+
+class CountedPositions:
+    """RoBERTa's: rows of a table, counted from pad + 1 over the ids of a row that are not pad, which itself has row
+    pad. Explicit position_ids are rows of the table."""
+
+    def __init__(self, w: Weights, rows: int, width: int, pad: int):
+        self.table = Embedding(w, rows, width, exact=True)
+        self.pad = pad
+        self.rows = rows
+        self.limit = max(rows - pad - 1, 0)
+
+    def __call__(self, packed: Packed) -> Array:
+        if packed.explicit:
+            return self.table(packed.positions)
+        real = packed.ids != self.pad
+        count = np.concatenate([[0], np.cumsum(real)])  # before each token, and at the end
+        before = np.repeat(count[packed.cu_seqlens[:-1]], np.diff(packed.cu_seqlens))
+        return self.table(np.where(real, count[1:] - before, 0) + self.pad)
+
+
+class SinusoidalPositions:
+    """Rows of a table that is computed, (rows, C)."""
+
+    def __init__(self, table: Array):
+        self.table = table
+        self.limit = self.rows = len(table)
+
+    def __call__(self, packed: Packed) -> Array:
+        rows: Array = self.table[packed.positions]
+        return rows
+
+
+class Embeddings:
+    """project(norm(scale (word + type) + position)), one row per token.
+
+    types: how many token types there are, in a table of their own; 0: rows of the word table, where token_type_ids are
+    given (GPT); None: the model has none. Without token_type_ids all are of type 0.
+    """
+
+    def __init__(
+        self,
+        w: Weights,
+        vocabulary: int,
+        width: int,
+        *,
+        positions: Positions | None = None,
+        types: int | None = None,
+        scale: float | None = None,
+        norm: Norm | None = None,
+        project: Linear | None = None,
+    ):
+        self.word = Embedding(w.at("word"), vocabulary, width)
+        self.type = Embedding(w.at("type"), types, width, exact=True) if types else None
+        self.types = vocabulary if types == 0 else types
+        self.positions = positions
+        self.scale = scale
+        self.norm = norm
+        self.project = project
+
+    @property
+    def limit(self) -> int | None:
+        return None if self.positions is None else self.positions.limit
+
+    def pack(self, input_ids: Any, attention_mask: Any, token_type_ids: Any, position_ids: Any) -> Packed:
+        """A user's batch, checked."""
+        return Packed.from_padded(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            vocabulary=self.word.rows,
+            types=self.types,
+            longest=self.limit,
+            positions=None if self.positions is None else self.positions.rows,
+        )
+
+    def __call__(self, packed: Packed) -> Array:
+        x = self.word(packed.ids)  # (total, C), ours to change
+        if self.type is not None:
+            x += self.type.weight[0] if packed.types is None else self.type(packed.types)
+        elif packed.types is not None:
+            x += self.word(packed.types)
+        if self.scale is not None:
+            x *= np.float32(self.scale)
+        position = None if self.positions is None else self.positions(packed)
+        if position is not None and isinstance(self.norm, LayerNorm):
+            x = self.norm.of_sum(x, position)
+        else:
+            x = x if position is None else np.add(x, position, out=x)
+            x = x if self.norm is None else self.norm(x)
+        return x if self.project is None else self.project(x)
+
+
+class TokenModel(Model):
+    """embeddings -> stack -> pooler, if there is one -> head; without a head the hidden states are the
+    result.
+
+    width: of the hidden states. heads: of attention. cache: (key-value heads, head width) of a decoder, whose tokens
+    can be kept in a paged cache."""
+
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        stack: Stack,
+        *,
+        width: int,
+        heads: int,
+        cache: tuple[int, int] | None = None,
+        pooler: Pooler | None = None,
+        head: Any = None,
+    ):
+        self.embeddings = embeddings
+        self.stack = stack
+        self.width = width
+        self.heads = heads
+        self.cache = cache
+        self.pooler = pooler
+        self.head = head
+        self.max_tokens = embeddings.limit
+        self.token_types = embeddings.type is not None
+
+    def attach(self, checkpoint: Checkpoint, *others: Any) -> None:
+        super().attach(checkpoint, *others)
+        try:
+            self.pipeline: Pipeline | ValueError = Pipeline.from_checkpoint(checkpoint, self.width)
+        except (ValueError, OSError) as error:
+            # only encode needs it: it will tell, and the model itself is of use
+            self.pipeline = ValueError(str(error))
+
+    def _all_parameters(self) -> dict[str, Any]:
+        extra = self.pipeline.tensors if isinstance(self.pipeline, Pipeline) else {}
+        return {**self.parameters, **extra}
+
+    def __call__(
+        self,
+        input_ids: Any,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        pixel_values: Any = None,
+        mems: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Run a batch of token ids.
+
+        input_ids: (B, S) integers: an array, nested lists or a tensor. attention_mask: (B, S), 1 or True
+        for real tokens, 0 for padding, which may stand anywhere; None: all are real. token_type_ids: (B,
+        S), None: all 0, or none at all where they are rows of the word table (GPT). position_ids: (B, S) or (S,); None:
+        the number of real tokens before each. The inputs of other kinds of models must be None.
+
+        Returns float32 arrays in fields named as in transformers, zero at padding: last_hidden_state (B, S,
+        C) and pooler_output (B, C), or the head's logits; if asked for, hidden_states, a tuple of L + 1
+        arrays (B, S, C), and attentions, a tuple of L arrays (B, H, S, S). TypeError for a dtype,
+        ValueError for a shape, an unknown id or a row that is too long.
+        """
+        self.refuse(
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            pixel_values=pixel_values,
+            mems=mems,
+        )
+        packed = self.embeddings.pack(input_ids, attention_mask, token_type_ids, position_ids)
+        run = Run(
+            packed.cu_seqlens,
+            packed.positions,
+            hidden_states=[] if output_hidden_states else None,
+            attentions=[] if output_attentions else None,
+        )
+        x = self.forward(packed, run)
+        pooled = None if self.pooler is None else self.pooler(packed.first_rows(x))
+        if self.head is None:
+            fields = {"last_hidden_state": packed.pad(x), "pooler_output": pooled}
+        else:
+            fields = self.head(x, pooled, packed)
+        states, weights = run.hidden_states, run.attentions
+        return ModelOutput(
+            **fields,
+            hidden_states=None if states is None else tuple(packed.pad(state) for state in states),
+            attentions=None if weights is None else tuple(packed.pad_pairs(w, self.heads) for w in weights),
+        )
+
+    def forward(self, packed: Packed, run: Run | None = None) -> Array:
+        """The last hidden states of packed tokens, (total, C)."""
+        return self.stack(self.embeddings(packed), run or Run(packed.cu_seqlens, packed.positions))
+
+    def new_cache(self, **options: Any) -> PagedCache:
+        """A cache for `extend`; options as PagedCache has them. ValueError: the model is no decoder."""
+        if self.cache is None:
+            raise ValueError(f"a {self.architecture} attends to what follows a token too, so it has no use for a cache")
+        return PagedCache(len(self.stack.blocks), *self.cache, **options)
+
+    def extend(self, cache: PagedCache, sequences: Sequence[CachedSequence], rows: Sequence[Sequence[int]]) -> Array:
+        """The last hidden states (total, C) of new tokens, packed, which are added to the sequences of a cache:
+        prompts in one piece or several, then token by token. rows: the ids that each gets, checked by the caller."""
+        before = cache.lengths(sequences)
+        packed = Packed.from_lists(rows, before)
+        step = cache.extend(sequences, [len(row) for row in rows])
+        return self.forward(packed, Run(packed.cu_seqlens, packed.positions, step=step))
+
+    def encode(
+        self,
+        sentences: Any,
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
+        show_progress_bar: bool | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> Array:
+        """Embed sentences as sentence-transformers does, with the pooling that the checkpoint's files ask
+        for; see qkv.sentence.encode."""
+        return encode(
+            self,
+            sentences,
+            batch_size=batch_size,
+            normalize_embeddings=normalize_embeddings,
+            truncate_dim=truncate_dim,
+            show_progress_bar=show_progress_bar,
+            prompt=prompt,
+            prompt_name=prompt_name,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a class adds to its family's body. head: made from its weights (under `head`) and the config. names: rules
+    for the head, and for whatever else only this class has."""
+
+    head: Callable[[Weights, Config], Any] | None = None
+    names: Sequence[Rule | Tie] = ()
+    pooler: bool | None = False  # None: if the file has one
+
+
+@dataclass(frozen=True)
+class TokenClass:
+    """A class of a family. rules: (config, task) -> a file's names to ours. build: (config, weights, task) -> the
+    model."""
+
+    prefixes: tuple[str, ...]
+    rules_of: Callable[[Config, Task], list[Rule | Tie]]
+    build_of: Callable[[Config, Weights, Task], Model]
+    task: Task = Task()
+
+    def rules(self, config: Config) -> list[Rule | Tie]:
+        return self.rules_of(config, self.task)
+
+    def build(self, config: Config, w: Weights) -> Model:
+        return self.build_of(config, w, self.task)
