@@ -119,8 +119,9 @@ def test_agrees_with_sentence_transformers(case: str, tmp_path: Path) -> None:
     ours = model.encode(TEXTS, **arguments)
     assert ours.shape == expected.shape and ours.dtype == np.float32
     np.testing.assert_allclose(ours, expected, rtol=0, atol=3e-6 * np.abs(expected).max())
-    model.save(tmp_path / "saved.npz")
-    np.testing.assert_array_equal(qkv.load(tmp_path / "saved.npz").encode(TEXTS, **arguments), ours)
+    for name in ("saved.npz", "saved"):
+        model.save(tmp_path / name)
+        np.testing.assert_array_equal(qkv.load(tmp_path / name).encode(TEXTS, **arguments), ours)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(model)).encode(TEXTS, **arguments), ours)
 
 

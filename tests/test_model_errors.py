@@ -237,7 +237,7 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_files_that_are_something_else(tmp_path: Path) -> None:
     for name in ("model.safetensors", "config.json"):
-        with pytest.raises(ValueError, match=r"expected a folder .* or an .npz file"):
+        with pytest.raises(ValueError, match=r"expected a folder .* an .npz or a .gguf file"):
             qkv.load(GOLDEN / "bert_base" / name)
 
 

@@ -63,6 +63,7 @@ def real(name: str, array: np.ndarray, case: dict[str, np.ndarray]) -> np.ndarra
         return array
     if "attentions" in name:  # (L, B, H, S, T)
         keys = found[""] if name.startswith(("encoder_", "cross_")) or "decoder_" not in found else own
+        keys = np.pad(keys, ((0, 0), (array.shape[-1] - keys.shape[1], 0)), constant_values=True)  # of a memory
         shown = array.swapaxes(2, 3)[:, own]
         of_row = np.broadcast_to(keys[:, None], (*own.shape, keys.shape[1]))[own]
         return shown * of_row[None, :, None]
@@ -108,17 +109,22 @@ def test_saved_and_loaded_to_the_bit(folder: str, tmp_path: Path) -> None:
 
 # How far a model of other weights may be from float32: the length of the difference of an output as a share of the
 # output's. The weights of these tiny models are random, which rounding errs on more than on trained ones
-# (test_encode.py). bfloat16 rounds weights and activations to 2^-9, int8 to some 2^-8, int4 weights to 2^-5 of a
-# group's range.
-BOUNDS = {"bfloat16": 0.03, "int8": 0.1, "int4": 0.4}
+# (test_encode.py, test_gguf.py). bfloat16 rounds weights and activations to 2^-9, int8 to some 2^-8. 4 bits are too few
+# for random weights to say much: there the reference has the same rounded weights, and 8 bits of activations remain.
+BOUNDS = {"bfloat16": 0.03, "int8": 0.1, "int4": 0.06}
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_fewer_bits_stay_close(folder: str, dtype: str) -> None:
+def test_fewer_bits_stay_close(folder: str, dtype: str, tmp_path: Path) -> None:
     case = next(iter(expected(folder).values()))
-    exact = outputs(qkv.load(GOLDEN / folder)(**inputs(case)))
-    packed = outputs(qkv.load(GOLDEN / folder, dtype=dtype)(**inputs(case)))
+    model = qkv.load(GOLDEN / folder, dtype=dtype)
+    packed = outputs(model(**inputs(case)))
+    source = GOLDEN / folder
+    if dtype == "int4":
+        source = tmp_path / "rounded"
+        model.save(source)
+    exact = outputs(qkv.load(source)(**inputs(case)))
     for name in exact:
         finite = np.isfinite(exact[name])
         error = np.linalg.norm((packed[name] - exact[name])[finite])
@@ -138,7 +144,7 @@ def test_padding_changes_nothing(folder: str) -> None:
     for side in ("right", "left"):
         if side == "left":
             turned = [np.r_[np.flatnonzero(~m), np.flatnonzero(m)] for m in mask]
-            ids, mask = (np.take_along_axis(x, np.stack(turned), axis=1) for x in (ids, mask))
+            ids, mask = (np.stack([row[t] for row, t in zip(x, turned, strict=True)]) for x in (ids, mask))
         out = outputs(model(ids, mask))
         for b in range(len(mask)):
             for name, value in outputs(model(ids[b : b + 1, mask[b]])).items():
@@ -157,7 +163,8 @@ def test_cached_and_chunked_as_in_one_piece(folder: str, isa: str, rng: np.rando
         pytest.skip("no decoder")
     pair = hasattr(model, "decoder")
     vocabulary = (model.decoder.embeddings if pair else model.embeddings).word.rows
-    rows = [rng.integers(0, vocabulary, n).tolist() for n in (11, 5, 1)]
+    longest = getattr(model, "exact_up_to", None) or 11  # see TokenModel.extend
+    rows = [rng.integers(0, vocabulary, min(n, longest)).tolist() for n in (11, 5, 1)]
     sources = [rng.integers(0, 40, n).tolist() for n in (4, 9, 2)]
 
     def whole(b: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 // pack_weight, and packed weights as arrays: dequantised, or in the canonical form that files hold.
 #include "bind/packed_weight.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -92,31 +93,72 @@ py::dtype values_dtype(WeightType t) {
 }
 std::vector<int64_t> values_shape(const PackedView& w) { return {w.n, w.type == WeightType::int4 ? (w.k + 1) / 2 : w.k}; }
 
-// Copies between the panels and rows of values; int4: two a byte, the first in the lower half.
+// Words of four bytes, as values have them and as panels do. int8 is moved by 128; int4 has neighbours in a byte of values, and
+// k + 4 beside k in one of a panel.
+template <WeightType kType>
+uint32_t to_panel(uint32_t x) {
+  if (kType == WeightType::int8) return x ^ 0x80808080u;
+  if (kType != WeightType::int4) return x;
+  const auto spread = [](uint32_t h) { return (h & 0xf) | (h & 0xf0) << 4 | (h & 0xf00) << 8 | (h & 0xf000) << 12; };
+  return spread(x & 0xffff) | spread(x >> 16) << 4;
+}
+template <WeightType kType>
+uint32_t from_panel(uint32_t x) {
+  if (kType != WeightType::int4) return to_panel<kType>(x);
+  const auto join = [](uint32_t b) { return (b & 0xf) | (b >> 4 & 0xf0) | (b >> 8 & 0xf00) | (b >> 12 & 0xf000); };
+  return join(x & 0x0f0f0f0f) | join(x >> 4 & 0x0f0f0f0f) << 16;
+}
+
+// Copies between the panels and rows of values; int4: two a byte, the first in the lower half. Panels go in parallel.
+template <bool kToPanels, WeightType kType>
+void move_panels(const PackedView& w, char* values) {
+  struct Job {
+    const PackedView& w;
+    char* values;
+    int64_t row;  // bytes of a row of values
+  } job{w, values,
+        kType == WeightType::int4 ? (w.k + 1) / 2
+                                  : w.k * (kType == WeightType::f32    ? 4
+                                           : kType == WeightType::bf16 ? 2
+                                                                       : 1)};
+  const auto body = [](void* context, int64_t begin, int64_t end, int) {
+    const Job& j = *static_cast<const Job*>(context);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      char* const at = j.w.panels + panel * panel_rows(j.w) * kPanelRowBytes;
+      const int64_t first = panel * kPanel, columns = std::min<int64_t>(kPanel, j.w.n - first);
+      for (int64_t word = 0; word * 4 < j.row; ++word)
+        for (int64_t n = 0; n < columns; ++n) {
+          char* const here = j.values + (first + n) * j.row + word * 4;
+          char* const there = at + word * kPanelRowBytes + n * 4;
+          const size_t bytes = static_cast<size_t>(std::min<int64_t>(4, j.row - word * 4));
+          uint32_t x = 0;
+          if (kToPanels) {
+            bytes == 4 ? std::memcpy(&x, here, 4) : std::memcpy(&x, here, bytes);
+            x = to_panel<kType>(x);
+            std::memcpy(there, &x, 4);
+          } else {
+            std::memcpy(&x, there, 4);
+            x = from_panel<kType>(x);
+            bytes == 4 ? std::memcpy(here, &x, 4) : std::memcpy(here, &x, bytes);
+          }
+        }
+    }
+  };
+  const int64_t grain = 1 + 65536 / (job.row * kPanel + 1);
+  parallel_for(panels_of(w.n), grain, num_threads(), body, &job);
+}
 template <bool kToPanels>
 void move_values(const PackedView& w, char* values) {
-  const int64_t size = w.type == WeightType::f32 ? 4 : w.type == WeightType::bf16 ? 2 : 1;
-  const int64_t row = w.type == WeightType::int4 ? (w.k + 1) / 2 : w.k * size;
-  for (int64_t n = 0; n < w.n; ++n)
-    for (int64_t k = 0; k < w.k; ++k) {
-      int shift;
-      char* const there = w.panels + packed_place(w, n, k, &shift);
-      char* const here = values + n * row + (w.type == WeightType::int4 ? k / 2 : k * size);
-      if (w.type == WeightType::int4) {
-        const int own = k % 2 ? 4 : 0;
-        if (kToPanels)
-          *there = static_cast<char>(*there | (*here >> own & 15) << shift);
-        else
-          *here = static_cast<char>(*here | (*there >> shift & 15) << own);
-      } else if (w.type == WeightType::int8) {
-        if (kToPanels)
-          *there = static_cast<char>(*here + 128);
-        else
-          *here = static_cast<char>(*there + 128);
-      } else {
-        std::memcpy(kToPanels ? there : here, kToPanels ? here : there, static_cast<size_t>(size));
-      }
-    }
+  switch (w.type) {
+    case WeightType::f32:
+      return move_panels<kToPanels, WeightType::f32>(w, values);
+    case WeightType::bf16:
+      return move_panels<kToPanels, WeightType::bf16>(w, values);
+    case WeightType::int8:
+      return move_panels<kToPanels, WeightType::int8>(w, values);
+    case WeightType::int4:
+      return move_panels<kToPanels, WeightType::int4>(w, values);
+  }
 }
 
 // Copies between scales in panels, (panels, groups, 16), and rows of them, (n, groups).
@@ -151,7 +193,6 @@ py::tuple parts(const PackedWeight& packed) {
   char* to = static_cast<char*>(values.mutable_data());
   {
     const Unlocked unlocked;
-    if (w.type == WeightType::int4) std::memset(to, 0, static_cast<size_t>(w.n * ((w.k + 1) / 2)));
     move_values<false>(w, to);
   }
   return py::make_tuple(packed.type_name(), w.group, w.k, values, scale, offset);

@@ -43,14 +43,8 @@ constexpr int64_t kPanelRowBytes = kPanel * 4;
 constexpr int64_t kMostInt8 =
     1 << 16;  // features of a row of int8 with one scale: 127 * 255 times that is below 2^31 (sums on the way may wrap)
 
-// Where element (n, k) stands: bytes from `panels`, and for int4 which half of the byte. A panel row of int4 has k .. k + 3 in
-// the lower halves and k + 4 .. k + 7 in the upper ones.
-static inline int64_t packed_place(const PackedView& w, int64_t n, int64_t k, int* shift) {
-  const int64_t per = per_panel_row(w.type), row = n / kPanel * panel_rows(w) + k / per;
-  const int64_t in_word = w.type == WeightType::f32 ? 0 : w.type == WeightType::bf16 ? k % 2 * 2 : k % 4;
-  *shift = w.type == WeightType::int4 && k % 8 >= 4 ? 4 : 0;
-  return row * kPanelRowBytes + n % kPanel * 4 + in_word;
-}
+// Element (n, k) stands in row k / per_panel_row of panel n / kPanel, in its word of 32 bits n % kPanel, there in the order of k;
+// a word of int4 has k .. k + 3 in the lower halves of its bytes and k + 4 .. k + 7 in the upper ones.
 
 // Rows of a chunk from which on panels are unpacked for all of its tiles: at 16 rows bf16 gains a fifth, integers lose a fifth.
 static constexpr int64_t unpack_rows(WeightType type) { return type == WeightType::bf16 ? 14 : 18; }

@@ -4,7 +4,7 @@
 //   int8 by group    t = float16(max |w| / 127)        q = round(w / t)                                   (GGUF's Q8_0)
 //   int4 by group    t = float16((max w - min w) / 15), o = float16(min w)    q = round((w - o) / t)      (GGUF's Q4_1)
 //
-// Where they stand in a panel: packed_place in kernels.h.
+// Where they stand in a panel: see kernels.h.
 #include "cpu/kernels.h"
 #include "cpu/rounding.h"
 #include "cpu/simd/loops.h"

@@ -31,15 +31,17 @@ class CacheFull(RuntimeError):
 
 
 class CachedSequence:
-    """Tokens in a `PagedCache`; made by its methods. `len()` counts them, `frozen` ones take no more."""
+    """Tokens in a `PagedCache`; made by its methods. `len()` counts them, `frozen` ones take no more. `unplaced`: the
+    numbers of those that take no position, for models that leave some out when they count (RoBERTa)."""
 
-    __slots__ = ("_blocks", "_cache", "_count", "_length", "frozen")
+    __slots__ = ("_blocks", "_cache", "_count", "_length", "frozen", "unplaced")
 
     def __init__(self, cache: PagedCache) -> None:
         self._cache: PagedCache | None = cache  # None: freed
         self._blocks = np.empty(4, np.int32)  # the first _count of them
         self._count = self._length = 0
         self.frozen = False
+        self.unplaced: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self._length
@@ -230,6 +232,7 @@ class PagedCache:
         twin._length, twin._count = length, -(-length // self.block_size)
         twin._blocks = np.concatenate([sequence._blocks[: twin._count], np.empty(2, np.int32)])
         twin.frozen = sequence.frozen
+        twin.unplaced = tuple(i for i in sequence.unplaced if i < length)
         for block in twin._blocks[: twin._count].tolist():
             self._references[block] += 1
         return twin
@@ -259,6 +262,7 @@ class PagedCache:
         keep = -(-length // self.block_size)
         self._release(sequence._blocks[keep : sequence._count].tolist())
         sequence._count, sequence._length = keep, length
+        sequence.unplaced = tuple(i for i in sequence.unplaced if i < length)
 
     def freeze(self, sequence: CachedSequence) -> None:
         """From now on it, and its forks, are read only: the keys of an encoder."""

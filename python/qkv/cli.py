@@ -1,4 +1,4 @@
-"""The command line: `qkv info`, `qkv embed`, `qkv bench`; also `python -m qkv`.
+"""The command line: `qkv info`, `qkv embed`, `qkv convert`, `qkv bench`; also `python -m qkv`.
 
 Results go to standard output. What a user got wrong is one sentence on standard error and exit status 2.
 """
@@ -83,12 +83,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     embed.set_defaults(run=_embed, many="texts")
 
+    convert = commands.add_parser("convert", help="write a model as a folder or an .npz that loads fast")
+    convert.add_argument("model", metavar="IN", help="folder with config.json and safetensors, .npz or .gguf")
+    convert.add_argument("output", metavar="OUT", help="a new folder, or a file that ends in .npz")
+    convert.add_argument(
+        "--dtype", choices=["auto", "float32", "bfloat16", "int8", "int4"], default="auto", help="default: as in IN"
+    )
+    convert.set_defaults(run=_convert)
+
     bench = commands.add_parser("bench", help="limits of this machine, then ops and a model against NumPy")
     bench.add_argument("ops", metavar="OP", nargs="*", help=f"limits, {', '.join(run.available())}; default all")
     bench.add_argument("--model", metavar="FOLDER", help="also run this BERT folder")
     run.add_options(bench)
     bench.set_defaults(run=run.command, many="ops")
     return parser
+
+
+# ---- convert --------------------------------------------------------------------------------------
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from .models import load
+
+    model = load(arguments.model, dtype=arguments.dtype)
+    model.save(arguments.output)
+    print(f"written: {arguments.output} ({model!r})")
 
 
 # ---- info -----------------------------------------------------------------------------------------

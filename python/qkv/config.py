@@ -77,6 +77,18 @@ class Config(Mapping[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         return dict(self._values)
 
+    def replaced(self, values: Mapping[str, Any]) -> Config:
+        """The same with other values."""
+        return Config({**self._values, **values}, self._where)
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
+        """The same with values for those keys that are absent or null."""
+        return self.replaced({name: value for name, value in defaults.items() if self._values.get(name) is None})
+
+    def reading(self, defaults: Mapping[str, Any]) -> Config:
+        """Nothing but the keys of `defaults`, which has a class's values for those that are absent; null stays null."""
+        return Config({name: self._values.get(name, value) for name, value in defaults.items()}, self._where)
+
     def error(self, name: str, expected: str) -> ValueError:
         return ValueError(f"{self._where}: {name} must be {expected}; got {self._values.get(name)!r:.200}")
 

@@ -18,12 +18,13 @@ import math
 import os
 import re
 import secrets
+import shutil
 import stat
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,6 +35,7 @@ MAX_TOKENIZER = 256_000_000  # bytes of tokenizer.json (the largest have 35 MB)
 MAX_FILE = 16_000_000  # bytes of any other JSON file
 MAX_FILES = MAX_TOKENIZER + 4 * MAX_FILE  # bytes of all that one checkpoint makes us read
 MAX_NPY_HEADER = 65535  # bytes; version 1 of .npy cannot have more
+MAX_SHARD = 4_000_000_000  # bytes of one safetensors file that write_folder makes
 MAX_RANK = 32  # NumPy 1 cannot hold more
 META = "qkv.json"  # the npz entry that says: the names are our own, not a checkpoint's
 
@@ -65,7 +67,8 @@ PICKLE_ADVICE = (
 class Tensor:
     """A tensor that has not been read yet. `names`: where it comes from, in the file's own names.
 
-    parts: of a packed weight the arguments of PackedWeight.from_parts, instead of what `read` gives.
+    parts: of a packed weight the arguments of PackedWeight.from_parts, of which packed tells the first two before
+    anything is read: dtype and group. `read` gives its values as floats.
     """
 
     names: tuple[str, ...]
@@ -73,10 +76,27 @@ class Tensor:
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     parts: Callable[[], tuple[Any, ...]] | None = None
+    packed: tuple[str, int] | None = None
 
     @staticmethod
     def of(name: str, array: np.ndarray) -> Tensor:
         return Tensor((name,), array.shape, array.dtype, lambda: array)
+
+    def rows(self, index: slice | np.ndarray) -> Tensor:
+        """Some of the rows, or all in another order."""
+        shape = (len(np.empty(self.shape[0], np.bool_)[index]), *self.shape[1:])
+        whole = self.parts
+
+        def parts() -> tuple[Any, ...]:
+            assert whole is not None
+            dtype, group, width, *arrays = whole()
+            return (dtype, group, width, *(None if a is None else np.ascontiguousarray(a[index]) for a in arrays))
+
+        return replace(self, shape=shape, read=lambda: self.read()[index], parts=None if whole is None else parts)
+
+    def of_values(self, **changes: Any) -> Tensor:
+        """With changes that need the values as floats."""
+        return replace(self, parts=None, packed=None, **changes)
 
 
 @dataclass
@@ -127,14 +147,14 @@ class Checkpoint:
 
     def sub_tensors(self, folder: str) -> dict[str, Tensor]:
         """The tensors of a subfolder: those of its model.safetensors, or the entries `folder/name`."""
-        if self.folder is not None:
+        if self.folder is not None and not self.canonical:
             return folder_tensors(inside(self.folder, folder))
         prefix = folder + "/"
         return {name[len(prefix) :]: t for name, t in self.subfolders.items() if name.startswith(prefix)}
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """A folder as transformers saves it (or its name, if the Hugging Face cache has it), or an .npz.
+    """A folder as transformers saves it (or its name, if the Hugging Face cache has it), an .npz or a .gguf.
 
     FileNotFoundError: nothing there; ValueError: it is something else.
     """
@@ -142,13 +162,22 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: there is no config.json in this folder")
-        return Checkpoint(str(path), folder_tensors(path), folder=path)
+        checkpoint = Checkpoint(str(path), folder_tensors(path), folder=path)
+        _canonical(checkpoint)
+        if checkpoint.canonical:
+            held = checkpoint.tensors
+            checkpoint.subfolders = {name: held.pop(name) for name in list(held) if "/" in name}
+        return checkpoint
     if not path.exists():
         raise FileNotFoundError(
             f"{path}: no such folder or file, nor a model in the Hugging Face cache; qkv downloads nothing"
         )
+    if path.suffix == ".gguf":
+        from .gguf import open_gguf
+
+        return open_gguf(path)
     if path.suffix != ".npz":
-        raise ValueError(f"{path}: expected a folder with config.json and model.safetensors, or an .npz file")
+        raise ValueError(f"{path}: expected a folder with config.json and model.safetensors, an .npz or a .gguf file")
     return from_entries(str(path), read_npz(path))
 
 
@@ -172,23 +201,31 @@ def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:
         if entry.dtype != np.uint8 or len(entry.shape) != 1:
             raise ValueError(f"{where}: {name} must be a file's bytes, a uint8 array of rank 1")
     tensors = {name: tensor for name, tensor in entries.items() if name not in files}
-    checkpoint = Checkpoint(where, tensors, META in files, entries=files)
-    if checkpoint.canonical:
-        meta = checkpoint.json(META)
-        del checkpoint.files[META]
-        if meta.get("format") != 1:
-            raise ValueError(f"{where}: {META} has format {meta.get('format')!r}; this version reads format 1")
-        for name, dtype in _string_map(meta.get("dtypes", {}), f"{where}: {META}: dtypes").items():
-            if dtype != "bfloat16" or name not in tensors or tensors[name].dtype != np.uint16:
-                raise ValueError(f"{where}: {name} must be a uint16 array that holds bfloat16; {META} says {dtype!r}")
-            tensors[name] = _view(tensors[name], _bfloat16())
-        _join_packed(tensors, meta.get("packed", {}), f"{where}: {META}")
-        for alias, name in _string_map(meta.get("ties", {}), f"{where}: {META}: ties").items():
-            if name not in tensors or alias in tensors:
-                raise ValueError(f"{where}: {META} ties {alias} to {name}, which does not fit the entries")
-            tensors[alias] = tensors[name]
+    checkpoint = Checkpoint(where, tensors, entries=files)
+    _canonical(checkpoint)
     checkpoint.subfolders = {name: tensors.pop(name) for name in list(tensors) if "/" in name}
     return checkpoint
+
+
+def _canonical(checkpoint: Checkpoint) -> None:
+    """Where the checkpoint has META: names and layouts are ours, and it says what the entries stand for."""
+    meta = checkpoint.json(META)
+    if meta is None:
+        return
+    where, tensors = checkpoint.where, checkpoint.tensors
+    checkpoint.canonical = True
+    del checkpoint.files[META]
+    if meta.get("format") != 1:
+        raise ValueError(f"{where}: {META} has format {meta.get('format')!r}; this version reads format 1")
+    for name, dtype in _string_map(meta.get("dtypes", {}), f"{where}: {META}: dtypes").items():
+        if dtype != "bfloat16" or name not in tensors or tensors[name].dtype != np.uint16:
+            raise ValueError(f"{where}: {name} must be a uint16 array that holds bfloat16; {META} says {dtype!r}")
+        tensors[name] = _view(tensors[name], bfloat16_dtype())
+    _join_packed(tensors, meta.get("packed", {}), f"{where}: {META}")
+    for alias, name in _string_map(meta.get("ties", {}), f"{where}: {META}: ties").items():
+        if name not in tensors or alias in tensors:
+            raise ValueError(f"{where}: {META} ties {alias} to {name}, which does not fit the entries")
+        tensors[alias] = tensors[name]
 
 
 def folder_tensors(folder: Path) -> dict[str, Tensor]:
@@ -280,7 +317,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     for name, entry in header.items():
         shape, dtype, begin, end = _check_entry(entry, f"{path}: tensor {name!r}", size - start)
         extents.append((begin, end, name))
-        read = functools.partial(_read_at, path, start + begin, shape, dtype)
+        read = functools.partial(read_at, path, start + begin, shape, dtype)
         tensors[name] = Tensor((name,), shape, dtype, read)
     covered = 0
     for begin, end, name in sorted(extents):
@@ -295,7 +332,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def read_at(path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     array = np.empty(shape, dtype)
     rest = array.reshape(-1).view(np.uint8).data
     with open(path, "rb", buffering=0) as file:
@@ -322,7 +359,7 @@ def _check_entry(entry: Any, where: str, available: int) -> tuple[tuple[int, ...
         )
     if not _is_sizes(offsets) or len(offsets) != 2:
         raise ValueError(f"{where}: data_offsets must be two integers, none negative; got {offsets!r:.99}")
-    dtype = _bfloat16() if name == "BF16" else np.dtype(SAFETENSORS_DTYPES[name])
+    dtype = bfloat16_dtype() if name == "BF16" else np.dtype(SAFETENSORS_DTYPES[name])
     begin, end = offsets
     if not begin <= end <= available:
         raise ValueError(
@@ -469,6 +506,57 @@ def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndar
         partial.unlink(missing_ok=True)
 
 
+def write_folder(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write entries as a folder: those named *.json as files, the others into model.safetensors, or shards of at most
+    4 GB with an index. It gets its name only once it is complete.
+
+    ValueError: something is there already, other than an empty folder; OSError: it cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    target = Path(path)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"save: {path} is there already; choose another name, or remove it first")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.absolute().parent / f".{secrets.token_hex(8)}.partial"
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    try:
+        shard: dict[str, np.ndarray] = {}
+        shards: list[list[str]] = []
+        total = 0
+
+        def flush() -> None:
+            save_file(shard, partial / f"{len(shards)}.safetensors")
+            shards.append(list(shard))
+            shard.clear()
+
+        for name, array in entries:
+            if name.endswith(".json"):
+                file = inside(partial, name)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(array.tobytes())
+                continue
+            if shard and sum(a.nbytes for a in shard.values()) + array.nbytes > MAX_SHARD:
+                flush()
+            shard[name] = np.ascontiguousarray(array)
+            total += array.nbytes
+        flush()
+        names = ["model.safetensors"]
+        if len(shards) > 1:
+            names = [f"model-{k + 1:05}-of-{len(shards):05}.safetensors" for k in range(len(shards))]
+            weight_map = {name: file for file, held in zip(names, shards, strict=True) for name in held}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (partial / "model.safetensors.index.json").write_text(json.dumps(index))
+        for k, name in enumerate(names):
+            (partial / f"{k}.safetensors").rename(partial / name)
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def _join_packed(tensors: dict[str, Tensor], packed: Any, where: str) -> None:
     """Packed weights lie in up to three entries: name, name.scale, name.offset. packed: name -> (dtype, group, width),
     as Model.save writes it; shapes and dtypes are checked when the weight is put together."""
@@ -488,7 +576,20 @@ def _join_packed(tensors: dict[str, Tensor], packed: Any, where: str) -> None:
             return (*about, *(None if t is None else t.read() for t in of))
 
         shape = (values.shape[0], about[2])
-        tensors[name] = Tensor((name,), shape, np.dtype(np.float32), values.read, parts)
+        tensors[name] = packed_tensor((name,), shape, (about[0], about[1]), parts)
+
+
+def packed_tensor(
+    names: tuple[str, ...], shape: tuple[int, ...], packed: tuple[str, int], parts: Callable[[], tuple[Any, ...]]
+) -> Tensor:
+    """A tensor that its file holds packed. Reading it as floats makes them."""
+
+    def read() -> np.ndarray:
+        from .ops import PackedWeight  # files are read before kernels are needed
+
+        return PackedWeight.from_parts(*parts()).dequantize()
+
+    return Tensor(names, shape, np.dtype(np.float32), read, parts, packed)
 
 
 def _is_sizes(value: Any) -> bool:
@@ -505,7 +606,7 @@ def _view(tensor: Tensor, dtype: np.dtype) -> Tensor:
     return Tensor(tensor.names, tensor.shape, dtype, lambda: tensor.read().view(dtype))
 
 
-def _bfloat16() -> np.dtype[Any]:
+def bfloat16_dtype() -> np.dtype[Any]:
     import ml_dtypes  # here, so that importing qkv does not pay for it
 
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)

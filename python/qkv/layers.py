@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from . import ops
-from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_width
+from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_width, steady_length
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -134,14 +134,20 @@ class Rotary:
     features of each head.
 
     scaling: a config's rope_scaling with what it needs of the config copied in, see
-    `positions.rotary_frequencies`. Types that depend on the length decide it for each row of a batch.
+    `positions.rotary_frequencies`. Types that depend on the length decide it for each row of a batch. steady: up to
+    which length of a row all have the same angles, None: always.
     """
 
     def __init__(self, head_dim: int, base: float, scaling: Mapping[str, Any] | None = None):
         self.base = base
         self.scaling = scaling
         self.dim = rotary_width(head_dim, None, scaling)
-        self._angles(np.zeros(1, np.int64))  # a scaling that is wrong says so now
+        self.steady = steady_length(scaling)
+        for position in (0, self.steady or 0):  # a scaling that is wrong says so now
+            with np.errstate(all="ignore"):
+                angles, factor = self._angles(np.array([position]))
+            if not np.isfinite([factor, *angles.flat]).all():
+                raise ValueError("rotary: the scaling makes numbers that are not finite")
 
     def _angles(self, positions: Array) -> tuple[Array, float]:
         return rotary_angles((positions.size, 1, self.dim), positions, self.dim, base=self.base, scaling=self.scaling)
@@ -336,12 +342,18 @@ def block(
     *,
     cross: Layer | None = None,
     pre: bool = False,
+    out: bool = False,
 ) -> Block:
     """Attention, cross-attention if there is any, and feed-forward, with one norm each: of what goes in (`pre`), or of
-    the sum. The norms' weights are attention_norm, cross_norm and ffn_norm."""
-    slot = "norm_in" if pre else "norm_residual"
+    the sum; `out`: and one of what comes out. The norms' weights are attention_norm, cross_norm and ffn_norm, and
+    attention_out_norm and so on."""
+    slots = {"norm_in" if pre else "norm_residual": "norm"} | ({"norm_out": "out_norm"} if out else {})
     layers = {"attention": attention, "cross": cross, "ffn": ffn}
-    return Block(*(Sublayer(x, **{slot: norm(w.at(f"{name}_norm"))}) for name, x in layers.items() if x is not None))
+
+    def norms(name: str) -> dict[str, Norm]:
+        return {slot: norm(w.at(f"{name}_{suffix}")) for slot, suffix in slots.items()}
+
+    return Block(*(Sublayer(x, **norms(name)) for name, x in layers.items() if x is not None))
 
 
 class Stack:

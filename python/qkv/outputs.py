@@ -27,11 +27,11 @@ class ModelOutput(dict[str, Any]):
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (dict(self), self._absent)
+        return _restore, (dict(self), self._absent, type(self))
 
     def to_tuple(self) -> tuple[Any, ...]:
         return tuple(self.values())
 
 
-def _restore(fields: dict[str, Any], absent: frozenset[str]) -> ModelOutput:
-    return ModelOutput(**fields, **dict.fromkeys(absent))
+def _restore(fields: dict[str, Any], absent: frozenset[str], kind: type[ModelOutput] = ModelOutput) -> ModelOutput:
+    return kind(**fields, **dict.fromkeys(absent))

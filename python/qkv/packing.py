@@ -68,27 +68,30 @@ class Packed:
         types: int | None = None,
         longest: int | None = None,
         positions: int | None = None,
+        prefix: str = "",
     ) -> Packed:
         """Check a user's batch and pack it. vocabulary, types, positions: how many of each the model has, None for no
-        token types and for any position. longest: of a row's tokens.
+        token types and for any position. longest: of a row's tokens. prefix: of the
+        inputs' names, for messages.
 
         Only real tokens are looked at: what stands at padding may be anything. TypeError for a dtype,
         ValueError for a shape or a value.
         """
-        ids = _integers("input_ids", input_ids)
+        name_of_ids = f"{prefix}input_ids"
+        ids = _integers(name_of_ids, input_ids)
         if ids.ndim != 2:
             hint = "; for one row pass [ids]" if ids.ndim == 1 else ""
-            raise ValueError(f"input_ids: expected shape (batch, tokens); got {ids.shape}{hint}")
-        mask = _mask(attention_mask, ids.shape)
+            raise ValueError(f"{name_of_ids}: expected shape (batch, tokens); got {ids.shape}{hint}")
+        mask = _mask(attention_mask, ids.shape, prefix)
         if mask is None:
             lengths = np.full(ids.shape[0], ids.shape[1])
         else:
             lengths = mask.sum(axis=1)
             if ids.shape[1] and not lengths.all():
-                raise ValueError(f"attention_mask: row {int(lengths.argmin())} has no real token")
+                raise ValueError(f"{prefix}attention_mask: row {int(lengths.argmin())} has no real token")
         if position_ids is None and longest is not None and lengths.max(initial=0) > longest:
             row = int(lengths.argmax())
-            raise ValueError(f"input_ids: row {row} has {lengths[row]} tokens; the model has {longest} positions")
+            raise ValueError(f"{name_of_ids}: row {row} has {lengths[row]} tokens; the model has {longest} positions")
 
         def pick(name: str, value: Any, limit: int, unit: str) -> Array | None:
             if value is None:
@@ -96,7 +99,7 @@ class Packed:
             array = _integers(name, value)
             if array.shape != ids.shape:
                 if name != "position_ids" or array.shape not in (ids.shape[1:], (1, ids.shape[1])):
-                    raise ValueError(f"{name}: expected shape {ids.shape} as input_ids; got {array.shape}")
+                    raise ValueError(f"{name}: expected shape {ids.shape} as {name_of_ids}; got {array.shape}")
                 array = np.broadcast_to(array, ids.shape)
             real = array.reshape(-1) if mask is None else array[mask]
             if real.size and (real.min() < 0 or real.max() >= limit):
@@ -109,7 +112,7 @@ class Packed:
             return real
 
         kinds = pick("token_type_ids", token_type_ids, types or 1, "token types")
-        real_ids = pick("input_ids", ids, vocabulary, "tokens")
+        real_ids = pick(name_of_ids, ids, vocabulary, "tokens")
         assert real_ids is not None
         return cls(
             real_ids,
@@ -187,18 +190,19 @@ def _integers(name: str, value: Any) -> Array:
     return array
 
 
-def _mask(value: Any, shape: tuple[int, ...]) -> Array | None:
+def _mask(value: Any, shape: tuple[int, ...], prefix: str = "") -> Array | None:
     """(B, S) bool, or None where nothing is masked."""
     if value is None:
         return None
-    array = regular("attention_mask", value)
+    name = f"{prefix}attention_mask"
+    array = regular(name, value)
     if array.shape != shape:
-        raise ValueError(f"attention_mask: expected shape {shape} as input_ids; got {array.shape}")
+        raise ValueError(f"{name}: expected shape {shape} as {prefix}input_ids; got {array.shape}")
     if array.size == 0:
         return None
     if array.dtype.kind not in "biu":
-        raise TypeError(f"attention_mask: expected booleans or integers; got {array.dtype}")
+        raise TypeError(f"{name}: expected booleans or integers; got {array.dtype}")
     mask = array.astype(bool)
     if array.dtype.kind != "b" and not ((array == 0) | (array == 1)).all():
-        raise ValueError("attention_mask: expected 1 for real tokens and 0 for padding, and nothing else")
+        raise ValueError(f"{name}: expected 1 for real tokens and 0 for padding, and nothing else")
     return None if mask.all() else mask

@@ -70,6 +70,16 @@ def rope_type(scaling: Scaling | None) -> str:
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
+def steady_length(scaling: Scaling | None) -> int | None:
+    """Up to which length a sequence's frequencies are the same whatever its length; None: always."""
+    kind = rope_type(scaling)
+    if scaling is None or kind not in LENGTH_DEPENDENT:
+        return None
+    if kind == "longrope" and scaling.get("short_factor") == scaling.get("long_factor"):
+        return None  # so do GGUF files of Llama 3.1 come
+    return math.floor(_dynamic_length(scaling) if kind == "dynamic" else _trained_length(scaling))
+
+
 def rotary_width(head_width: int, dim: int | None, scaling: Scaling | None = None) -> int:
     """How many leading features of a head turn: `dim`, else head_width * partial_rotary_factor (default 1).
 
@@ -171,8 +181,7 @@ def _dynamic(dim: int, base: float, scaling: Scaling, length: int | None, dtype:
     up to M."""
     if dim == 2:
         raise ValueError("rotary: rope type 'dynamic' needs dim > 2")
-    trained = _number(scaling, "max_position_embeddings", "original_max_position_embeddings")
-    factor = _number(scaling, "factor")
+    trained, factor = _dynamic_length(scaling), _number(scaling, "factor")
     n = max(length or 0, trained)
     return _default(dim, base * (factor * n / trained - (factor - 1)) ** (dim / (dim - 2)), scaling, length, dtype)
 
@@ -252,6 +261,10 @@ def _number(scaling: Scaling, *keys: str) -> float:
                 raise ValueError(f"rotary: scaling key {key!r} must be a positive number, got {value!r}")
             return float(value)
     raise ValueError(f"rotary: rope type {rope_type(scaling)!r} needs the scaling key {' or '.join(map(repr, keys))}")
+
+
+def _dynamic_length(scaling: Scaling) -> float:
+    return _number(scaling, "max_position_embeddings", "original_max_position_embeddings")
 
 
 def _trained_length(scaling: Scaling) -> float:

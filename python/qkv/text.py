@@ -60,7 +60,8 @@ class Tokenizer:
     def from_files(
         cls, files: Mapping[str, bytes], config: Config, max_tokens: int | None, *, types: bool = True
     ) -> Tokenizer:
-        """From a checkpoint's files. max_tokens: the positions that the model has. types: whether it has token types.
+        """From a checkpoint's files. max_tokens: the positions that the model has. types: whether it has token types
+        to tell apart; tokenizer_config.json may leave them out all the same.
 
         The limit is found as transformers and sentence-transformers find it: max_seq_length of the
         sentence-transformers settings if there are any, else model_max_length; never more than the model
@@ -87,6 +88,8 @@ class Tokenizer:
             _bert_normalizer(tokenizers, backend, settings)
         if sentence is not None and sentence.flag("do_lower_case", False):
             _lower_case(tokenizers, backend)
+        inputs = settings.get("model_input_names")
+        types = types and (not isinstance(inputs, list) or "token_type_ids" in inputs)
         pad = settings.get("pad_token", "[PAD]")
         pad = pad.get("content") if isinstance(pad, dict) else pad
         return cls(

@@ -121,9 +121,23 @@ def fuse(sources: Sequence[str], target: str) -> Rule:
             described = ", ".join(f"{part.names[0]} {part.shape}" for part in parts)
             raise ValueError(f"cannot be joined along their rows: {described}")
         dtype = np.result_type(*(part.dtype for part in parts))
-        return [Tensor(names, shape, dtype, lambda: np.concatenate([part.read() for part in parts]))]
+        joined = Tensor(names, shape, dtype, lambda: np.concatenate([part.read() for part in parts]))
+        if parts[0].packed is None or any(part.packed != parts[0].packed for part in parts):
+            return [joined]
+
+        def stacked() -> tuple[Any, ...]:
+            return _stacked([part.parts() for part in parts if part.parts is not None])
+
+        return [replace(joined, parts=stacked, packed=parts[0].packed)]
 
     return Rule(tuple(sources), (target,), make)
+
+
+def _stacked(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The rows of packed weights of one dtype and width, one after the other, as PackedWeight.from_parts wants them."""
+    dtype, group, width = parts[0][:3]
+    arrays = zip(*(part[3:] for part in parts), strict=True)
+    return (dtype, group, width, *(None if of[0] is None else np.concatenate(of) for of in arrays))
 
 
 def split(source: str, targets: Sequence[str], sizes: Sequence[int] | None = None) -> Rule:
@@ -138,17 +152,14 @@ def split(source: str, targets: Sequence[str], sizes: Sequence[int] | None = Non
             raise ValueError(f"{whole.names[0]} {whole.shape} cannot be cut into {wanted}")
         ends = np.cumsum(parts)
 
-        def part(end: int, n: int) -> Tensor:
-            return replace(whole, shape=(n, *whole.shape[1:]), read=lambda: whole.read()[end - n : end])
-
-        return [part(end, n) for end, n in zip(ends.tolist(), parts, strict=True)]
+        return [whole.rows(slice(end - n, end)) for end, n in zip(ends.tolist(), parts, strict=True)]
 
     return Rule((source,), tuple(targets), make)
 
 
 def transpose(source: str, target: str) -> Rule:
     """Reverse the axes: a Conv1D's (in, out) becomes (out, in)."""
-    return _one(source, target, lambda t: replace(t, shape=t.shape[::-1], read=lambda: t.read().T))
+    return _one(source, target, lambda t: t.of_values(shape=t.shape[::-1], read=lambda: t.read().T))
 
 
 def reshape(source: str, target: str, shape: tuple[int, ...]) -> Rule:
@@ -160,7 +171,7 @@ def reshape(source: str, target: str, shape: tuple[int, ...]) -> Rule:
             new = np.broadcast_to(np.uint8(0), t.shape).reshape(shape).shape
         except ValueError:
             raise ValueError(f"{t.names[0]} {t.shape} cannot be reshaped to {shape}") from None
-        return replace(t, shape=new, read=lambda: t.read().reshape(new))
+        return t.of_values(shape=new, read=lambda: t.read().reshape(new))
 
     return _one(source, target, make)
 
@@ -172,7 +183,7 @@ def permute(source: str, target: str, rows: Sequence[int] | np.ndarray) -> Rule:
     def make(t: Tensor) -> Tensor:
         if not t.shape or not np.array_equal(np.sort(index), np.arange(t.shape[0])):
             raise ValueError(f"{t.names[0]} {t.shape} does not have the {index.size} rows to permute")
-        return replace(t, read=lambda: t.read()[index])
+        return t.rows(index)
 
     return _one(source, target, make)
 
@@ -182,7 +193,7 @@ def offset(source: str, target: str, value: float) -> Rule:
 
     def make(t: Tensor) -> Tensor:
         dtype = np.result_type(t.dtype, np.float32)
-        return replace(t, dtype=dtype, read=lambda: t.read().astype(dtype) + dtype.type(value))
+        return t.of_values(dtype=dtype, read=lambda: t.read().astype(dtype) + dtype.type(value))
 
     return _one(source, target, make)
 
@@ -312,7 +323,7 @@ class _Store:
                 packed = ops.PackedWeight.from_parts(*tensor.parts())
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{' + '.join(tensor.names)}: {error}") from None
-            if dtype in (packed.dtype, "auto"):
+            if dtype in (packed.dtype, "auto") and self._kinds[id(tensor)] != "vector":
                 return packed
             array = packed.dequantize()
         else:
@@ -324,7 +335,7 @@ class _Store:
             # A scale for each 32 of a token's row: one a row costs MiniLM's worst sentence 0.98 instead of 0.99.
             group = 32 if kind == "table" and dtype == "int8" else None
             try:
-                return ops.pack_weight(np.require(array, np.float32, ["C", "A"]), dtype, group)
+                return ops.pack_weight(np.require(array, requirements="A"), dtype, group)
             except ValueError as error:
                 raise ValueError(f"{' + '.join(tensor.names)}: {error}") from None
         return np.array(array, np.float32, order="C")  # a copy: the file may change or go away

@@ -15,7 +15,23 @@ from ..layers import Array
 from ..packing import regular
 from ..text import handed_in
 from ..weights import Rule, Tie, Weights, load_parameters
-from . import bart, bert, t5
+from . import (
+    albert,
+    bart,
+    bert,
+    ctrl,
+    distilbert,
+    electra,
+    gpt,
+    gpt2,
+    imagegpt,
+    llama,
+    roberta,
+    t5,
+    transfo_xl,
+    transformer,
+    vit,
+)
 from .base import Model
 
 DTYPES = ("float32", "bfloat16", "int8", "int4", "auto")
@@ -35,8 +51,20 @@ class Architecture(Protocol):
 
 FAMILIES: tuple[Any, ...] = (
     bert,
+    roberta,
+    albert,
+    distilbert,
+    electra,
     bart,
     t5,
+    vit,
+    transformer,
+    transfo_xl,
+    gpt,
+    gpt2,
+    ctrl,
+    imagegpt,
+    llama,
 )
 ARCHITECTURES: dict[str, Architecture] = {}  # by the name in config.json's architectures
 MODEL_TYPES: dict[str, str] = {}  # model_type -> class, for a config without architectures
@@ -46,14 +74,14 @@ for family in FAMILIES:
 
 
 def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """Load a model: a Hugging Face folder as it is, or an .npz that Model.save wrote.
+    """Load a model: a Hugging Face folder as it is, a folder or .npz that Model.save wrote, or a .gguf file.
 
     A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
-    tokenizer.json if text is to go in. Weights of any float type are held as `dtype`: "float32", "bfloat16",
-    "int8" or "int4" as qkv.pack_weight makes them, matrices and token embeddings alike, while norms, biases
-    and positions stay float32; behind weights of fewer bits attention runs with precision="bf16". "auto" keeps
-    bfloat16 and what Model.save wrote packed. An .npz may also be made by hand: arrays under transformers'
-    names, and config.json's bytes as a uint8 array named "config.json".
+    tokenizer.json if text is to go in. Weights of any float type are held as `dtype`: "float32", "bfloat16", "int8"
+    or "int4" as qkv.pack_weight makes them, matrices and token embeddings alike, while norms, biases and positions
+    stay float32; behind weights of fewer bits attention runs with precision="bf16". "auto" keeps bfloat16, what
+    Model.save wrote packed, and GGUF's blocks of Q8_0, Q4_0 and Q4_1. An .npz may also be made by hand: arrays
+    under transformers' names, and config.json's bytes as a uint8 array named "config.json".
 
     FileNotFoundError: nothing there. ValueError: broken or unsafe files, an unknown class, a config value
     that is not implemented, or one message with all names that are missing, unexpected or mis-shaped.

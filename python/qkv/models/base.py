@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..config import Config
-from ..files import META, Checkpoint, write_npz
+from ..files import META, Checkpoint, write_folder, write_npz
 from ..layers import Array
 from ..text import TOKENIZER_FILES, Tokenizer
+
+OTHER_FILES = (".npy", ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".zip", ".txt")  # no folders
 
 
 class Model:
@@ -64,12 +66,17 @@ class Model:
                 raise ValueError(f"{name}: a {self.architecture} has no such input")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one .npz that qkv.load reads back to the same bits: weights, config, tokenizer and all.
+        """Write what qkv.load reads back to the same bits: weights, config, tokenizer and all.
 
-        Entries named *.json are the checkpoint's files as uint8 bytes; the rest are parameters. ValueError:
-        the name does not end in .npz.
+        A path that ends in .npz: one file. Entries named *.json are the checkpoint's files as uint8 bytes; the rest
+        are parameters. Otherwise a new folder: these files, and the parameters in model.safetensors. ValueError: the
+        ending is that of another kind of file, or the folder is there already.
         """
-        write_npz(path, self._entries())
+        suffix = os.path.splitext(path)[1]
+        if suffix == ".npz" or suffix in OTHER_FILES:
+            write_npz(path, self._entries())
+        else:
+            write_folder(path, self._entries())
 
     def _all_parameters(self) -> dict[str, Any]:
         return self.parameters

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..config import MAX_LAYERS, Config
-from ..layers import Attention, FeedForward, LayerNorm, Stack, block
+from ..layers import Attention, Block, FeedForward, LayerNorm, Stack, block
 from ..weights import Rule, Tie, Weights, drop, fuse, rename, tie
 from .heads import BothHeads, MaskedLMHead, PooledHead, Pooler, SpanHead, TokenHead
 from .tokens import Embeddings, LearnedPositions, Task, TokenClass, TokenModel
@@ -80,9 +80,34 @@ def _pretraining(w: Weights, config: Config) -> BothHeads:
     return BothHeads(_masked_lm(w, config, "prediction_logits"), _next_sentence(w, config, "seq_relationship_logits"))
 
 
-def stack(config: Config, w: Weights) -> tuple[Stack, int]:
-    """The blocks of BERT and those that are like it, and the number of heads. `is_decoder`: attention to what came
-    before only."""
+def _heads(config: Config) -> int:
+    heads = config.integer("num_attention_heads", 12)
+    if width(config) % heads:
+        raise config.error("hidden_size", f"a multiple of num_attention_heads, {heads}")
+    return heads
+
+
+def one_block(config: Config, w: Weights, layer: int = 0) -> Block:
+    """A block of BERT and those that are like it. `is_decoder`: attention to what came before only."""
+    c = width(config)
+    inner, activation = config.integer("intermediate_size", 3072), config.activation("hidden_act", "gelu")
+    causal = config.flag("is_decoder", False)
+    return block(
+        w,
+        lambda w: LayerNorm(w, c, eps(config)),
+        Attention(w.at("attention"), c, _heads(config), layer=layer, causal=causal),
+        FeedForward(w.at("ffn"), c, inner, activation),
+    )
+
+
+def stack(config: Config, w: Weights) -> Stack:
+    layers = config.integer("num_hidden_layers", 12, low=0, high=MAX_LAYERS)
+    return Stack([one_block(config, w.at(f"blocks.{i}"), i) for i in range(layers)])
+
+
+def assemble(
+    config: Config, w: Weights, task: Task, embeddings: Embeddings, stack_of: Callable[[Config, Weights], Stack] = stack
+) -> TokenModel:
     for name, supported in (
         ("position_embedding_type", "absolute"),
         ("add_cross_attention", False),
@@ -90,32 +115,11 @@ def stack(config: Config, w: Weights) -> tuple[Stack, int]:
         ("quantization_config", None),
     ):
         config.only(name, supported)
-    c, heads = width(config), config.integer("num_attention_heads", 12)
-    if c % heads:
-        raise config.error("hidden_size", f"a multiple of num_attention_heads, {heads}")
-    inner = config.integer("intermediate_size", 3072)
-    activation = config.activation("hidden_act", "gelu")
-    causal = config.flag("is_decoder", False)
-    layers = config.integer("num_hidden_layers", 12, low=0, high=MAX_LAYERS)
-    blocks = [
-        block(
-            w.at(f"blocks.{i}"),
-            lambda w: LayerNorm(w, c, eps(config)),
-            Attention(w.at(f"blocks.{i}.attention"), c, heads, layer=i, causal=causal),
-            FeedForward(w.at(f"blocks.{i}.ffn"), c, inner, activation),
-        )
-        for i in range(layers)
-    ]
-    return Stack(blocks), heads
-
-
-def assemble(config: Config, w: Weights, task: Task, embeddings: Embeddings) -> TokenModel:
-    blocks, heads = stack(config, w)
-    c = width(config)
+    c, heads = width(config), _heads(config)
     pooled = "pooler.weight" in w if task.pooler is None else task.pooler
     return TokenModel(
         embeddings,
-        blocks,
+        stack_of(config, w),
         width=c,
         heads=heads,
         cache=(heads, c // heads) if config.flag("is_decoder", False) else None,

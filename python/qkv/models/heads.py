@@ -83,8 +83,11 @@ class MeanHead:
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
         borders = zip(packed.cu_seqlens[:-1].tolist(), packed.cu_seqlens[1:].tolist(), strict=True)
-        means = [x[a:b].mean(axis=0) if b > a else np.zeros(x.shape[1], np.float32) for a, b in borders]
-        return {"logits": self.score(np.stack(means))} if means else {"logits": self.score(x[:0])}  # (B, labels)
+        means = np.zeros((packed.cu_seqlens.size - 1, x.shape[1]), np.float32)
+        for mean, (a, b) in zip(means, borders, strict=True):
+            if b > a:  # in float64: a row may be long, and NumPy adds one token after another
+                mean[:] = x[a:b].mean(axis=0, dtype=np.float64)
+        return {"logits": self.score(means)}  # (B, labels)
 
 
 class TokenHead:

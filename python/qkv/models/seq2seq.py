@@ -78,7 +78,8 @@ class EncoderDecoder(Model):
     """encoder -> decoder -> head; without a head the decoder's hidden states are the result.
 
     shift: makes decoder ids of the encoder's where a caller gives none; None: they must be given. pooler: of decoder
-    states and encoder ids, for a head that labels rows. cache: (key-value heads, head width) of the decoder.
+    states and encoder ids, for a head that labels rows. cache: (key-value heads, head width) of the decoder; None: its
+    tokens see what follows, or are no ids.
     """
 
     token_types = False
@@ -88,7 +89,7 @@ class EncoderDecoder(Model):
         encoder: Side,
         decoder: Side,
         *,
-        cache: tuple[int, int],
+        cache: tuple[int, int] | None,
         pad: int = 0,
         shift: Shift | None = None,
         pooler: LastEos | None = None,
@@ -139,7 +140,7 @@ class EncoderDecoder(Model):
             ids = np.full(source.shape, self.pad)
             ids[mask] = source.ids
             decoder_input_ids = self.shift(ids, mask)
-        target = self.decoder.embeddings.pack(decoder_input_ids, decoder_attention_mask, None, None)
+        target = self.decoder.embeddings.pack(decoder_input_ids, decoder_attention_mask, None, None, "decoder_")
         if len(target.cu_seqlens) != len(source.cu_seqlens):
             raise ValueError(
                 f"decoder_input_ids: {len(target.cu_seqlens) - 1} rows for {len(source.cu_seqlens) - 1} of input_ids"
@@ -187,7 +188,10 @@ class EncoderDecoder(Model):
         return Memory(self.encoder(packed, Run(packed.cu_seqlens, packed.positions)), packed.cu_seqlens)
 
     def new_cache(self, **options: Any) -> PagedCache:
-        """A cache for the decoder's keys and values; options as PagedCache has them."""
+        """A cache for the decoder's keys and values; options as PagedCache has them. ValueError: it has no use for
+        one."""
+        if self.cache is None:
+            raise ValueError(f"the decoder of this {self.architecture} does not go on from token ids to the next")
         return PagedCache(len(self.decoder.stack.blocks), *self.cache, **options)
 
     def extend(

@@ -60,8 +60,10 @@ class CountedPositions:
             return self.table(packed.positions)
         real = packed.ids != self.pad
         count = np.concatenate([[0], np.cumsum(real)])  # before each token, and at the end
-        before = np.repeat(count[packed.cu_seqlens[:-1]], np.diff(packed.cu_seqlens))
-        return self.table(np.where(real, count[1:] - before, 0) + self.pad)
+        start = np.repeat(packed.cu_seqlens[:-1], np.diff(packed.cu_seqlens))  # of each token's row
+        # a row that goes on in a cache starts where it has come to
+        place = packed.positions[start] + count[1:] - count[start]
+        return self.table(np.where(real, place, 0) + self.pad)
 
 
 class SinusoidalPositions:
@@ -107,8 +109,10 @@ class Embeddings:
     def limit(self) -> int | None:
         return None if self.positions is None else self.positions.limit
 
-    def pack(self, input_ids: Any, attention_mask: Any, token_type_ids: Any, position_ids: Any) -> Packed:
-        """A user's batch, checked."""
+    def pack(
+        self, input_ids: Any, attention_mask: Any, token_type_ids: Any, position_ids: Any, prefix: str = ""
+    ) -> Packed:
+        """A user's batch, checked. prefix: of the inputs' names, for messages."""
         return Packed.from_padded(
             input_ids,
             attention_mask,
@@ -118,6 +122,7 @@ class Embeddings:
             types=self.types,
             longest=self.limit,
             positions=None if self.positions is None else self.positions.rows,
+            prefix=prefix,
         )
 
     def __call__(self, packed: Packed) -> Array:
@@ -142,7 +147,8 @@ class TokenModel(Model):
     result.
 
     width: of the hidden states. heads: of attention. cache: (key-value heads, head width) of a decoder, whose tokens
-    can be kept in a paged cache."""
+    can be kept in a paged cache. exact_up_to: how many tokens a row may grow to there with the same result as in one
+    piece; None: any number."""
 
     def __init__(
         self,
@@ -152,6 +158,7 @@ class TokenModel(Model):
         width: int,
         heads: int,
         cache: tuple[int, int] | None = None,
+        exact_up_to: int | None = None,
         pooler: Pooler | None = None,
         head: Any = None,
     ):
@@ -160,10 +167,12 @@ class TokenModel(Model):
         self.width = width
         self.heads = heads
         self.cache = cache
+        self.exact_up_to = exact_up_to
         self.pooler = pooler
         self.head = head
         self.max_tokens = embeddings.limit
-        self.token_types = embeddings.type is not None
+        # with a single type there is nothing to tell apart, and a tokenizer made for another model may give two
+        self.token_types = embeddings.type is not None and embeddings.type.rows > 1
 
     def attach(self, checkpoint: Checkpoint, *others: Any) -> None:
         super().attach(checkpoint, *others)
@@ -241,10 +250,20 @@ class TokenModel(Model):
 
     def extend(self, cache: PagedCache, sequences: Sequence[CachedSequence], rows: Sequence[Sequence[int]]) -> Array:
         """The last hidden states (total, C) of new tokens, packed, which are added to the sequences of a cache:
-        prompts in one piece or several, then token by token. rows: the ids that each gets, checked by the caller."""
-        before = cache.lengths(sequences)
-        packed = Packed.from_lists(rows, before)
+        prompts in one piece or several, then token by token. rows: the ids that each gets, checked by the caller.
+
+        With a float32 cache the result is that of the whole row in one piece, to the bit. Rotary positions of type
+        dynamic and longrope are the exception beyond `exact_up_to` tokens: there the rotation depends on the length.
+        The new tokens turn by the length that the row has with them, those in the cache stay as they were turned in
+        their time, as in transformers."""
+        lengths = cache.lengths(sequences)
+        unplaced = np.array([len(sequence.unplaced) for sequence in sequences], np.int64)
+        packed = Packed.from_lists(rows, lengths - unplaced)
         step = cache.extend(sequences, [len(row) for row in rows])
+        if isinstance(self.embeddings.positions, CountedPositions):
+            pad = self.embeddings.positions.pad
+            for sequence, row, first in zip(sequences, rows, lengths.tolist(), strict=True):
+                sequence.unplaced += tuple(first + i for i, token in enumerate(row) if token == pad)
         return self.forward(packed, Run(packed.cu_seqlens, packed.positions, step=step))
 
     def encode(

@@ -1,0 +1,337 @@
+"""GGUF files of Llama-like models as checkpoints: metadata becomes a config.json, tensors take transformers' names.
+
+Blocks that our packed weights hold exactly (Q8_0 as int8; Q4_0 and Q4_1 as int4, groups of 32) stay as they are; all
+others are dequantised by the `gguf` package (extra). The header is read here, because that package takes seconds for a
+vocabulary and, where a count in the file is wrong, forever.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import mmap
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .files import MAX_RANK, Checkpoint, Tensor, bfloat16_dtype, packed_tensor, read_at
+
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRING, ARRAY = 8, 9
+F32, F16, Q4_0, Q4_1, Q8_0, F64, BF16 = 0, 1, 2, 3, 8, 28, 30
+PLAIN = {F32: "<f4", F16: "<f2", F64: "<f8"}
+BLOCK = 32  # values of a block of Q4_0, Q4_1, Q8_0
+BLOCK_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
+
+LAYER = {
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_qkv": "self_attn.qkv_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+GEMMA2 = LAYER | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+PHI3 = LAYER | {"ffn_up": "mlp.gate_up_proj"}
+# general.architecture -> class, names of a layer's tensors
+ARCHITECTURES: dict[str, tuple[str, Mapping[str, str]]] = {
+    "llama": ("LlamaForCausalLM", LAYER),
+    "qwen2": ("Qwen2ForCausalLM", LAYER),
+    "qwen3": ("Qwen3ForCausalLM", LAYER),
+    "gemma2": ("Gemma2ForCausalLM", GEMMA2),
+    "phi3": ("Phi3ForCausalLM", PHI3),
+}
+
+
+class _Header:
+    """Reads values one after the other; ValueError where the file ends before they do."""
+
+    def __init__(self, data: mmap.mmap, path: Path):
+        self.data, self.at, self.path = data, 0, path
+
+    def error(self, text: str) -> ValueError:
+        return ValueError(f"{self.path}: {text}")
+
+    def room(self, size: int) -> int:
+        """The place of the next `size` bytes, which are there."""
+        start = self.at
+        if size > len(self.data) - start:
+            raise self.error(f"truncated, {size} bytes at {start} lie beyond its end")
+        self.at += size
+        return start
+
+    def scalar(self, code: str) -> Any:
+        size = struct.calcsize("<" + code)
+        return struct.unpack_from("<" + code, self.data, self.room(size))[0]
+
+    def string(self) -> str:
+        size = self.scalar("Q")
+        start = self.room(size)
+        return self.data[start : start + size].decode("utf-8", "replace")
+
+    def value(self, kind: int, depth: int = 0) -> Any:
+        if kind == STRING:
+            return self.string()
+        if kind == ARRAY and depth < 2:
+            item, count = self.scalar("I"), self.scalar("Q")
+            if item in SCALARS:
+                start = self.room(count * struct.calcsize("<" + SCALARS[item]))
+                return np.frombuffer(self.data[start : self.at], "<" + SCALARS[item]).tolist()
+            if count > (len(self.data) - self.at) // 8:  # of a string or array the least
+                raise self.error(f"truncated, an array claims {count} entries")
+            return [self.value(item, depth + 1) for _ in range(count)]
+        if kind in SCALARS:
+            return self.scalar(SCALARS[kind])
+        raise self.error(f"a value of the unknown type {kind}")
+
+
+def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Metadata and lazily read tensors, under the file's own names. ValueError: it is no GGUF file, or broken."""
+    with open(path, "rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ValueError(f"{path}: not a GGUF file")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            header = _Header(data, path)
+            header.room(4)
+            version = header.scalar("I")
+            if version not in (2, 3):
+                raise header.error(f"GGUF version {version} is not supported; 2 and 3 are (in little-endian order)")
+            tensor_count, count = header.scalar("Q"), header.scalar("Q")
+            metadata: dict[str, Any] = {}
+            for _ in range(count):
+                key = header.string()
+                if key in metadata:
+                    raise header.error(f"the key {key!r:.99} is there twice")
+                metadata[key] = header.value(header.scalar("I"))
+            entries = [_entry(header) for _ in range(tensor_count)]
+            unit = metadata.get("general.alignment", 32)
+            if type(unit) is not int or unit < 1 or unit & (unit - 1):
+                raise header.error(f"general.alignment must be a power of two; got {unit!r:.99}")
+            start, end = -(-header.at // unit) * unit, len(data)
+    tensors: dict[str, Tensor] = {}
+    for name, shape, kind, offset in entries:
+        if name in tensors:
+            raise ValueError(f"{path}: the tensor {name!r:.99} is there twice")
+        tensors[name] = _tensor(path, name, shape, kind, start + offset, end)
+    return metadata, tensors
+
+
+def _entry(header: _Header) -> tuple[str, tuple[int, ...], int, int]:
+    name, rank = header.string(), header.scalar("I")
+    if rank > MAX_RANK:
+        raise header.error(f"tensor {name!r:.99}: {rank} dimensions are too many")
+    shape = tuple(header.scalar("Q") for _ in range(rank))[::-1]
+    return name, shape, header.scalar("I"), header.scalar("Q")
+
+
+def _tensor(path: Path, name: str, shape: tuple[int, ...], kind: int, start: int, end: int) -> Tensor:
+    where = f"{path}: tensor {name!r:.99}"
+    count = math.prod(shape)
+
+    def check(size: int) -> None:
+        if start + size > end:
+            raise ValueError(f"{where}: truncated, its {size} bytes at {start} lie beyond the file's end")
+
+    if kind in PLAIN or kind == BF16:
+        dtype = np.dtype(PLAIN[kind]) if kind in PLAIN else bfloat16_dtype()
+        check(count * dtype.itemsize)
+        return Tensor((name,), shape, dtype, functools.partial(read_at, path, start, shape, dtype))
+    per_block, block_bytes = (BLOCK, BLOCK_BYTES[kind]) if kind in BLOCK_BYTES else _block(kind, where)
+    if not shape or shape[-1] % per_block:
+        raise ValueError(f"{where}: rows of {shape[-1] if shape else 0} are not whole blocks of {per_block}")
+    stored = (count // shape[-1] if shape[-1] else 0, shape[-1] // per_block * block_bytes)
+    check(math.prod(stored))
+    read = functools.partial(read_at, path, start, stored, np.dtype(np.uint8))
+    if kind in BLOCK_BYTES and len(shape) == 2:
+        parts = functools.partial(_parts, kind, (shape[0], shape[1]), read)
+        return packed_tensor((name,), shape, ("int8" if kind == Q8_0 else "int4", BLOCK), parts)
+    return Tensor((name,), shape, np.dtype(np.float32), lambda: _dequantize(read(), kind, shape))
+
+
+def _parts(kind: int, shape: tuple[int, int], read: Callable[[], np.ndarray[Any, Any]]) -> tuple[Any, ...]:
+    """Blocks of 32 as the arguments of PackedWeight.from_parts.
+
+    A block is a float16 scale d, for Q4_1 a float16 minimum m, then the values: 32 int8, or 32 nibbles, the lower
+    halves of 16 bytes first. Q8_0: d q. Q4_0: d (q - 8). Q4_1: d q + m.
+    """
+    n, k = shape
+    blocks = read().reshape(n, k // BLOCK, BLOCK_BYTES[kind])
+    scale = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+    if kind == Q8_0:
+        return "int8", BLOCK, k, np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(n, k), scale, None
+    minimum = np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0]
+    offset = scale * np.float16(-8) if kind == Q4_0 else np.ascontiguousarray(minimum)
+    q = blocks[..., -16:]
+    lower, upper = q & 15, q >> 4  # values 0 to 15, values 16 to 31
+    values = np.concatenate([lower[..., ::2] | lower[..., 1::2] << 4, upper[..., ::2] | upper[..., 1::2] << 4], axis=-1)
+    return "int4", BLOCK, k, values.reshape(n, k // 2), scale, offset
+
+
+def _package() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ImportError(
+            'this GGUF file has quantised blocks that need the gguf package: pip install "qkv[gguf]"'
+        ) from None
+    return gguf
+
+
+def _block(kind: int, where: str) -> tuple[int, int]:
+    """Values and bytes of a block of the types that are not ours."""
+    package = _package()
+    try:
+        sizes: tuple[int, int] = package.GGML_QUANT_SIZES[package.GGMLQuantizationType(kind)]
+    except (ValueError, KeyError):
+        raise ValueError(f"{where}: blocks of the unknown type {kind}") from None
+    return sizes
+
+
+def _dequantize(data: np.ndarray[Any, Any], kind: int, shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    package = _package()
+    block = package.GGMLQuantizationType(kind)
+    try:
+        values = package.quants.dequantize(data, block)
+    except NotImplementedError as error:
+        raise ValueError(f"GGUF blocks of type {block.name} are not supported: {error}") from None
+    return np.asarray(values, np.float32).reshape(shape)
+
+
+# ---- as a checkpoint
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """A GGUF file as the Hugging Face folder that it was made of. ValueError: an architecture that is not among
+    ARCHITECTURES, a value that is missing."""
+    metadata, tensors = read_gguf(path)
+    name = metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        raise ValueError(f"{path}: no model for GGUF architecture {name!r:.99}; known are {', '.join(ARCHITECTURES)}")
+    cls, layer = ARCHITECTURES[name]
+    config = _config(path, name, metadata, tensors)
+    config["architectures"] = [cls]
+    named: dict[str, Tensor] = {}
+    for old, tensor in tensors.items():
+        new = _transformers_name(old, layer)
+        if new in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+            continue
+        part = next((part for part in ("q", "k") if f".self_attn.{part}_proj." in new), None)
+        if name == "llama" and part and tensor.shape:
+            heads = config["num_attention_heads" if part == "q" else "num_key_value_heads"]
+            tensor = tensor.rows(_rotary_rows(path, tensor.shape[0], heads))
+        named[new] = tensor
+    return Checkpoint(str(path), named, files={"config.json": json.dumps(config).encode()})
+
+
+def _transformers_name(name: str, layer: Mapping[str, str]) -> str:
+    stem, _, kind = name.rpartition(".")
+    top = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+    if stem in top:
+        return f"{top[stem]}.{kind}"
+    blk, _, rest = stem.partition(".")
+    index, _, part = rest.partition(".")
+    if blk == "blk" and part in layer:
+        return f"model.layers.{index}.{layer[part]}.{kind}"
+    return name
+
+
+def _rotary_rows(path: Path, rows: int, heads: int) -> np.ndarray[Any, Any]:
+    """Which row of a file's q or k is row i of transformers'. Files of this architecture have the rows of a head
+    permuted so that the two that turn together are neighbours."""
+    if rows % (2 * heads):
+        raise ValueError(f"{path}: {rows} rows of q or k cannot be those of {heads} heads")
+    pairs = np.arange(rows).reshape(heads, rows // heads // 2, 2)
+    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows)
+
+
+def _config(path: Path, name: str, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    def get(key: str, default: Any = None) -> Any:
+        return metadata.get(f"{name}.{key}", default)
+
+    def need(key: str, default: int | None = None) -> int:
+        value = get(key, default)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{path}: {name}.{key} must be a positive integer; got {value!r:.99}")
+        return value
+
+    if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
+        raise ValueError(f"{path}: there is no token_embd.weight of two dimensions")
+    heads, width = need("attention.head_count"), need("embedding_length")
+    context = need("context_length")
+    config: dict[str, Any] = {
+        "model_type": name,
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "hidden_size": width,
+        "intermediate_size": need("feed_forward_length"),
+        "num_hidden_layers": need("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": need("attention.head_count_kv", heads),
+        "head_dim": need("attention.key_length", width // heads),
+        "max_position_embeddings": context,
+        "rms_norm_eps": get("attention.layer_norm_rms_epsilon", 1e-6),
+        "rope_theta": get("rope.freq_base", 10000.0),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_output.bias" in tensors,
+    }
+    turning = get("rope.dimension_count", config["head_dim"])
+    if turning != config["head_dim"]:
+        config["partial_rotary_factor"] = turning / config["head_dim"]
+    for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+        if token is not None:
+            config[f"{ours}_token_id"] = token
+    _rope_scaling(path, config, get, tensors, context)
+    if name == "gemma2":
+        config["attn_logit_softcapping"] = get("attn_logit_softcapping", 50.0)
+        config["final_logit_softcapping"] = get("final_logit_softcapping", 30.0)
+        config["query_pre_attn_scalar"] = config["head_dim"]
+        if config["num_hidden_layers"] == 46:  # Gemma 2 27B: width / heads; the file does not say
+            config["query_pre_attn_scalar"] = width // heads
+        config["norms_hold_one"] = True  # 1 + w is what such files store
+    if name in ("gemma2", "phi3"):
+        config["sliding_window"] = get("attention.sliding_window")
+    return config
+
+
+def _rope_scaling(
+    path: Path, config: dict[str, Any], get: Callable[..., Any], tensors: dict[str, Tensor], context: int
+) -> None:
+    """rope_scaling of the metadata; of the tensors where they hold what each frequency is divided by."""
+    kind = get("rope.scaling.type")
+    lists = [tensors.get(f"{name}.weight") for name in ("rope_factors_short", "rope_factors_long", "rope_freqs")]
+    short, long, plain = (None if t is None else t.read().reshape(-1).astype(float).tolist() for t in lists)
+    if short is not None and long is not None:
+        config["original_max_position_embeddings"] = get("rope.scaling.original_context_length", context)
+        config["rope_scaling"] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
+        if get("rope.scaling.attn_factor") is not None:
+            config["rope_scaling"]["attention_factor"] = get("rope.scaling.attn_factor")
+    elif plain is not None:  # Llama 3.1's: the same divisors for any length
+        config["rope_scaling"] = {
+            "rope_type": "longrope",
+            "short_factor": plain,
+            "long_factor": plain,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": context,
+        }
+    elif kind in ("linear", "yarn"):
+        config["rope_scaling"] = {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)}
+        if get("rope.scaling.original_context_length") is not None:
+            config["rope_scaling"]["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
+    elif kind not in (None, "none"):
+        raise ValueError(f"{path}: rope.scaling.type {kind!r:.99} is not supported; none, linear and yarn are")
