@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 import qkv
 from qkv import cli, files
 from qkv.models import DTYPES
+from safetensors.numpy import save_file
 from test_models import GOLDEN, expected, inputs, outputs
 
 FOLDERS = ["bert_base", "bert_masked_lm", "bert_bfloat16", "bart_untied", "t5_v1_1", "llama_tied", "gpt2_lm"]
@@ -85,3 +89,66 @@ def test_broken_descriptions(tmp_path: Path) -> None:
         path.write_text(whole.replace(old, new, 1))
         with pytest.raises(ValueError, match=message):
             qkv.load(tmp_path / "out")
+
+
+LOAD = """
+import resource, sys
+import numpy as np, qkv, qkv.models
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+model = qkv.load(sys.argv[1], dtype=sys.argv[2])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(1024 * peak, sum(w.nbytes for w in {id(w): w for w in model.parameters.values()}.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("name", ["gpt2", "bert"])
+def test_memory_while_loading(name: str, dtype: str, tmp_path: Path) -> None:
+    """At most the packed model, its largest tensor and 100 MB; gpt2's matrices are transposed on the way."""
+    rng = np.random.default_rng(0)
+    width, rows, layers = 512, 60_000, 8
+    if name == "gpt2":
+        config = {"architectures": ["GPT2LMHeadModel"], "n_embd": width, "n_layer": layers, "n_head": 8}
+        shapes = {
+            "wte.weight": (rows, width),
+            "wpe.weight": (1024, width),
+            "ln_f.weight": (width,),
+            "ln_f.bias": (width,),
+        }
+        for i in range(layers):
+            for norm in ("ln_1", "ln_2"):
+                shapes |= {f"h.{i}.{norm}.{part}": (width,) for part in ("weight", "bias")}
+            for part, n_in, n_out in (
+                ("attn.c_attn", 1, 3),
+                ("attn.c_proj", 1, 1),
+                ("mlp.c_fc", 1, 4),
+                ("mlp.c_proj", 4, 1),
+            ):
+                shapes[f"h.{i}.{part}.weight"] = (n_in * width, n_out * width)
+                shapes[f"h.{i}.{part}.bias"] = (n_out * width,)
+    else:
+        config = {"architectures": ["BertModel"], "hidden_size": width, "num_hidden_layers": layers}
+        config |= {"num_attention_heads": 8, "intermediate_size": 4 * width}
+        shapes = {f"embeddings.LayerNorm.{part}": (width,) for part in ("weight", "bias")}
+        for table, n in (("word", rows), ("position", 512), ("token_type", 2)):
+            shapes[f"embeddings.{table}_embeddings.weight"] = (n, width)
+        for i in range(layers):
+            layer = f"encoder.layer.{i}."
+            for part in ("attention.output.LayerNorm", "output.LayerNorm"):
+                shapes |= {f"{layer}{part}.{kind}": (width,) for kind in ("weight", "bias")}
+            for part, n_in, n_out in (
+                *((f"attention.self.{part}", 1, 1) for part in ("query", "key", "value")),
+                *(("attention.output.dense", 1, 1), ("intermediate.dense", 1, 4), ("output.dense", 4, 1)),
+            ):
+                shapes[f"{layer}{part}.weight"] = (n_out * width, n_in * width)
+                shapes[f"{layer}{part}.bias"] = (n_out * width,)
+    config["vocab_size"] = rows
+    save_file(
+        {n: rng.standard_normal(shape, np.float32) for n, shape in shapes.items()}, tmp_path / "model.safetensors"
+    )
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    run = subprocess.run([sys.executable, "-c", LOAD, tmp_path, dtype], capture_output=True, text=True, check=True)
+    peak, packed = map(int, run.stdout.split())
+    assert peak <= packed + 4 * rows * width + 100_000_000
+    assert packed >= (1 if dtype == "int8" else 4) * rows * width
