@@ -40,6 +40,62 @@ class Memory:
         self.states = states
         self.cu_seqlens = cu_seqlens  # (B + 1,)
         self.keys_values: dict[int, Array] = {}  # layer -> (total, 2, H, D)
+        self.blocks: MemoryBlocks | None = None  # the same for choices of rows
+
+    def rows(self, rows: Array) -> MemoryRows:
+        """For a decoder whose row i looks at row rows[i]: several may share one, in any order."""
+        if self.blocks is None:
+            self.blocks = MemoryBlocks(self)
+        return MemoryRows(self.blocks, rows)
+
+    def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, **options: Any) -> Any:
+        """Attention of q (total of the decoder, H, D) with rows' borders; kv makes the keys and values at first."""
+        if layer not in self.keys_values:
+            self.keys_values[layer] = kv(self.states).reshape(-1, 2, *q.shape[1:])
+        made = self.keys_values[layer]
+        return ops.attention_varlen(q, made[:, 0], made[:, 1], cu_seqlens, self.cu_seqlens, **options)
+
+
+class MemoryBlocks:
+    """The keys and values of a memory in blocks of 16 tokens, each row's in blocks of its own, so that any choice of
+    rows is a choice of block tables."""
+
+    SIZE = 16
+
+    def __init__(self, memory: Memory):
+        self.memory = memory
+        self.lengths = np.diff(memory.cu_seqlens)  # (B,)
+        counts = -(-self.lengths // self.SIZE)
+        self.count = int(counts.sum())
+        first = np.cumsum(counts) - counts  # (B,): each row's first block
+        blocks = first[:, None] + np.arange(max(counts.max(initial=0), 1))
+        self.tables = blocks.astype(np.int32)  # (B, N); what is beyond a row's length is not read
+        token = np.arange(memory.cu_seqlens[-1]) - np.repeat(memory.cu_seqlens[:-1], self.lengths)
+        self.slots = np.repeat(first, self.lengths) * self.SIZE + token  # (total,)
+        self.layers: dict[int, tuple[Array, Array]] = {}  # keys and values (blocks, 16, H, D)
+
+    def of(self, layer: int, kv: Linear, heads: int, head_dim: int) -> tuple[Array, Array]:
+        if layer not in self.layers:
+            made = kv(self.memory.states).reshape(-1, 2, heads, head_dim)
+            blocks = [np.zeros((self.count * self.SIZE, heads, head_dim), np.float32) for _ in range(2)]
+            for i, block in enumerate(blocks):
+                block[self.slots] = made[:, i]
+            k, v = (block.reshape(self.count, self.SIZE, heads, head_dim) for block in blocks)
+            self.layers[layer] = k, v
+        return self.layers[layer]
+
+
+class MemoryRows:
+    """A choice of a memory's rows. What attention finds there has the same bits as in the memory itself."""
+
+    def __init__(self, blocks: MemoryBlocks, rows: Array):
+        self.blocks = blocks
+        self.tables = blocks.tables[rows]
+        self.lengths = blocks.lengths[rows]
+
+    def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, **options: Any) -> Any:
+        k, v = self.blocks.of(layer, kv, *q.shape[1:])
+        return ops.attention_paged(q, k, v, self.tables, self.lengths, cu_seqlens_q=cu_seqlens, **options)
 
 
 @dataclass
@@ -56,7 +112,7 @@ class Run:
     attentions: list[list[Array]] | None = None  # collects per block a list of B arrays (H, S_b, T_b)
     cross_attentions: list[list[Array]] | None = None  # the same of cross-attention
     step: Step | None = None
-    memory: Memory | None = None
+    memory: Memory | MemoryRows | None = None
     angles: dict[int, tuple[Array, float]] = field(default_factory=dict)  # those of a Rotary, by its id
 
 
@@ -258,15 +314,11 @@ class CrossAttention:
     def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
         memory = run.memory
         assert memory is not None
-        if self.layer not in memory.keys_values:
-            memory.keys_values[self.layer] = self.kv(memory.states).reshape(-1, 2, self.heads, self.head_dim)
-        kv = memory.keys_values[self.layer]
-        result = ops.attention_varlen(
+        result = memory.attend(
+            self.layer,
             self.q(x).reshape(-1, self.heads, self.head_dim),
-            kv[:, 0],
-            kv[:, 1],
+            self.kv,
             run.cu_seqlens,
-            memory.cu_seqlens,
             **self.options,
             precision="highest" if self.q.weight.dtype == "float32" else "bf16",
             return_weights=run.cross_attentions is not None,

@@ -150,10 +150,10 @@ class Packed:
             if self.mask is None and keys.mask is None:
                 result[b] = of_row
             else:
-                result[b][:, self._real(b)[:, None], keys._real(b)] = of_row
+                result[b][:, self.columns(b)[:, None], keys.columns(b)] = of_row
         return result
 
-    def _real(self, row: int) -> Array:
+    def columns(self, row: int) -> Array:
         """The columns of a row's real tokens."""
         assert self.shape is not None
         return np.arange(self.shape[1]) if self.mask is None else np.flatnonzero(self.mask[row])

@@ -12,6 +12,7 @@ import numpy as np
 from ..config import Config
 from ..files import META, Checkpoint, write_folder, write_npz
 from ..layers import Array
+from ..options import FILE
 from ..text import TOKENIZER_FILES, Tokenizer
 
 OTHER_FILES = (".npy", ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".zip", ".txt")  # no folders
@@ -48,7 +49,7 @@ class Model:
         self.architecture = architecture
         self.dtype = dtype
         self.parameters = parameters
-        for name in TOKENIZER_FILES:
+        for name in (*TOKENIZER_FILES, FILE):
             checkpoint.file(name)
         self.files = checkpoint.files
 

@@ -132,9 +132,12 @@ class MaskedLMHead:
         self.norm = LayerNorm(w.at("norm"), inner, eps)
         self.decoder = Linear(w.at("decoder"), inner, vocabulary)
 
+    def logits(self, x: Array) -> Array:
+        """(n, C) -> (n, V)"""
+        return self.decoder(self.norm(self.dense(x, activation=self.activation)))
+
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
-        h = self.norm(self.dense(x, activation=self.activation))
-        return {self.field: packed.pad(self.decoder(h))}  # (B, S, V)
+        return {self.field: packed.pad(self.logits(x))}  # (B, S, V)
 
 
 class LMHead:

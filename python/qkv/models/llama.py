@@ -308,6 +308,7 @@ class Llama:
             heads=heads,
             cache=(kv_heads, head_dim),
             exact_up_to=rotary.steady,
+            turns_anew_beyond=rotary.steady if variant is PHI3 else None,
             head=head,
         )
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..cache import CachedSequence, PagedCache
-from ..layers import Array, Memory, Run, Stack
+from ..generate import generate, stream
+from ..layers import Array, Memory, MemoryRows, Run, Stack
 from ..outputs import ModelOutput
 from ..packing import Packed
 from .base import Model
@@ -183,9 +184,17 @@ class EncoderDecoder(Model):
             raise ValueError(f"decoder_input_ids: expected shape {ids.shape} as input_ids; got {x.shape[:2]}")
         return self.pooler(x, ids)
 
-    def memory(self, packed: Packed) -> Memory:
-        """What the decoder looks at: the encoder's result for packed tokens."""
-        return Memory(self.encoder(packed, Run(packed.cu_seqlens, packed.positions)), packed.cu_seqlens)
+    def memory(
+        self,
+        packed: Packed,
+        *,
+        hidden_states: list[Array] | None = None,
+        attentions: list[list[Array]] | None = None,
+    ) -> Memory:
+        """What the decoder looks at: the encoder's result for packed tokens. hidden_states, attentions: lists that
+        collect what `Run` says."""
+        run = Run(packed.cu_seqlens, packed.positions, hidden_states=hidden_states, attentions=attentions)
+        return Memory(self.encoder(packed, run), packed.cu_seqlens)
 
     def new_cache(self, **options: Any) -> PagedCache:
         """A cache for the decoder's keys and values; options as PagedCache has them. ValueError: it has no use for
@@ -195,14 +204,39 @@ class EncoderDecoder(Model):
         return PagedCache(len(self.decoder.stack.blocks), *self.cache, **options)
 
     def extend(
-        self, cache: PagedCache, sequences: Sequence[CachedSequence], rows: Sequence[Sequence[int]], memory: Memory
+        self,
+        cache: PagedCache,
+        sequences: Sequence[CachedSequence],
+        rows: Sequence[Sequence[int]],
+        memory: Memory | MemoryRows,
+        *,
+        hidden_states: list[Array] | None = None,
+        attentions: list[list[Array]] | None = None,
+        cross_attentions: list[list[Array]] | None = None,
     ) -> Array:
         """The decoder's last hidden states (total, C) of new tokens, packed, which are added to the sequences of a
         cache, as many and in the same order as the memory's rows. rows: the ids that each gets, checked by the
-        caller."""
+        caller. hidden_states, attentions, cross_attentions: lists that collect what `Run` says."""
         packed = Packed.from_lists(rows, cache.lengths(sequences))
         step = cache.extend(sequences, [len(row) for row in rows])
-        return self.decoder(packed, Run(packed.cu_seqlens, packed.positions, step=step, memory=memory))
+        run = Run(
+            packed.cu_seqlens,
+            packed.positions,
+            hidden_states=hidden_states,
+            attentions=attentions,
+            cross_attentions=cross_attentions,
+            step=step,
+            memory=memory,
+        )
+        return self.decoder(packed, run)
+
+    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+        """Token ids that the decoder makes of texts, int64 (rows, L); see qkv.generate.generate."""
+        return generate(self, input_ids, attention_mask, **arguments)
+
+    def stream(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+        """The decoder's tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""
+        return stream(self, input_ids, attention_mask, **arguments)
 
 
 def _padded(packed: Packed, states: list[Array] | None) -> tuple[Array, ...] | None:

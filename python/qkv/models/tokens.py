@@ -5,7 +5,7 @@ A family's file says which embeddings, blocks and head these are, and what its w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from ..cache import CachedSequence, PagedCache
 from ..config import Config
 from ..files import Checkpoint
+from ..generate import generate, stream
 from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
 from ..outputs import ModelOutput
 from ..packing import Packed
@@ -148,7 +149,7 @@ class TokenModel(Model):
 
     width: of the hidden states. heads: of attention. cache: (key-value heads, head width) of a decoder, whose tokens
     can be kept in a paged cache. exact_up_to: how many tokens a row may grow to there with the same result as in one
-    piece; None: any number."""
+    piece; None: any number. turns_anew_beyond: a row that generation makes longer is to be computed anew, once."""
 
     def __init__(
         self,
@@ -159,6 +160,7 @@ class TokenModel(Model):
         heads: int,
         cache: tuple[int, int] | None = None,
         exact_up_to: int | None = None,
+        turns_anew_beyond: int | None = None,
         pooler: Pooler | None = None,
         head: Any = None,
     ):
@@ -168,6 +170,7 @@ class TokenModel(Model):
         self.heads = heads
         self.cache = cache
         self.exact_up_to = exact_up_to
+        self.turns_anew_beyond = turns_anew_beyond
         self.pooler = pooler
         self.head = head
         self.max_tokens = embeddings.limit
@@ -248,9 +251,18 @@ class TokenModel(Model):
             raise ValueError(f"a {self.architecture} attends to what follows a token too, so it has no use for a cache")
         return PagedCache(len(self.stack.blocks), *self.cache, **options)
 
-    def extend(self, cache: PagedCache, sequences: Sequence[CachedSequence], rows: Sequence[Sequence[int]]) -> Array:
+    def extend(
+        self,
+        cache: PagedCache,
+        sequences: Sequence[CachedSequence],
+        rows: Sequence[Sequence[int]],
+        *,
+        hidden_states: list[Array] | None = None,
+        attentions: list[list[Array]] | None = None,
+    ) -> Array:
         """The last hidden states (total, C) of new tokens, packed, which are added to the sequences of a cache:
         prompts in one piece or several, then token by token. rows: the ids that each gets, checked by the caller.
+        hidden_states, attentions: lists that collect what `Run` says.
 
         With a float32 cache the result is that of the whole row in one piece, to the bit. Rotary positions of type
         dynamic and longrope are the exception beyond `exact_up_to` tokens: there the rotation depends on the length.
@@ -264,7 +276,16 @@ class TokenModel(Model):
             pad = self.embeddings.positions.pad
             for sequence, row, first in zip(sequences, rows, lengths.tolist(), strict=True):
                 sequence.unplaced += tuple(first + i for i, token in enumerate(row) if token == pad)
-        return self.forward(packed, Run(packed.cu_seqlens, packed.positions, step=step))
+        run = Run(packed.cu_seqlens, packed.positions, hidden_states=hidden_states, attentions=attentions, step=step)
+        return self.forward(packed, run)
+
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
+        """Token ids that go on from prompts, int64 (rows, L), prompts included; see qkv.generate.generate."""
+        return generate(self, input_ids, attention_mask, **arguments)
+
+    def stream(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+        """The tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""
+        return stream(self, input_ids, attention_mask, **arguments)
 
     def encode(
         self,

@@ -12,7 +12,7 @@ in the softmax, and the memory that comes back is each layer's last `mem_len` in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,6 +22,7 @@ import numpy as np
 from .. import ops
 from ..arrays import as_numpy
 from ..config import MAX_LAYERS, MAX_SIZE, Config
+from ..generate import generate, stream
 from ..layers import Array, Embedding, FeedForward, LayerNorm, Linear, Run, Stack, block
 from ..outputs import ModelOutput
 from ..packing import Packed
@@ -273,6 +274,33 @@ class TransfoXL(Model):
             hidden_states=states if output_hidden_states else None,
             attentions=None if run.attentions is None else tuple(self._stacked(w, packed) for w in run.attentions),
         )
+
+    def advance(self, ids: Array, memories: Sequence[Array] | None = None) -> tuple[Array, list[Array]]:
+        """Ids (B, S), checked by the caller, after what the memories have, L arrays (B, M, C) or None. Returns the last
+        hidden states of each row's last token, (B, C), and the next memories."""
+        rows, count = ids.shape
+        packed = Packed.from_lists(ids.tolist())
+        packed.shape = rows, count
+        memories = self._memories(None, rows) if memories is None else memories
+        before = memories[0].shape[1] if memories else 0
+        run = Recurrence(
+            packed.cu_seqlens, hidden_states=[], memories=memories, sinusoids=self._sinusoids(before + count)
+        )
+        x = self.stack(self.embeddings(packed), run)
+        assert run.hidden_states is not None
+        both = [
+            np.concatenate([memory, packed.pad(inputs)], axis=1)
+            for memory, inputs in zip(memories, run.hidden_states[:-1], strict=True)
+        ]
+        return x[packed.cu_seqlens[1:] - 1], [x[:, max(x.shape[1] - self.mem_len, 0) :] for x in both]
+
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
+        """Token ids that go on from prompts, int64 (rows, L), prompts included; see qkv.generate.generate."""
+        return generate(self, input_ids, attention_mask, **arguments)
+
+    def stream(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+        """The tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""
+        return stream(self, input_ids, attention_mask, **arguments)
 
     def _memories(self, mems: Any, rows: int) -> list[Array]:
         """A user's memory as L arrays (B, M, C)."""

@@ -1,0 +1,234 @@
+"""Beam search, beam sampling and diverse groups of beams."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from . import ops
+from .job import Job
+from .layers import Array
+from .logits import draw_several, largest
+from .options import Options
+
+LOST = np.float32(-1e9)  # below every real score; what transformers has for it, as sums with it are rounded
+
+
+@dataclass(eq=False)
+class _Beam:
+    """A finished row: its score, the tokens that were made (t,), and the row that each step went on from (t,)."""
+
+    score: Any
+    tokens: Array
+    parents: Array
+
+
+def _over(scores: Array, length: int, penalty: float) -> Array:
+    """scores / length^penalty in float32."""
+    divided: Array = scores / np.float32(float(length) ** penalty)
+    return divided
+
+
+def beam_search(job: Job) -> Any:
+    """Beam search and beam sampling as in transformers since 4.50: `beams` running rows a text, of whose continuations
+    the best `candidates` are looked at, and as many finished ones. Scores are sums of log-probabilities, of finished
+    rows divided by (tokens made)^length_penalty.
+
+    A text leaves when no running row can beat its finished ones any more, or, with early_stopping true, when it has
+    enough of them."""
+    o, decoding, beams = job.options, job.decoding, job.beams
+    candidates = max(2, 1 + len(o.eos)) * beams
+    streams = [np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(b,))) for b in range(job.texts)]
+    finished: list[list[_Beam]] = [[] for _ in range(job.texts)]  # best first
+    texts = np.arange(job.texts)  # those that go on
+    ids = np.repeat(job.ids, beams, axis=0)  # (texts * beams, L)
+    parents = np.zeros((job.texts, beams, 0), np.int64)
+    running = np.full((job.texts, beams), LOST)
+    running[:, 0] = 0
+    try:
+        logits = np.repeat(decoding.start(job.rows), beams, axis=0)
+        row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`, which has one a text at first
+        while True:
+            count, length = len(texts), ids.shape[1] + 1
+            rows = (texts[:, None] * beams + np.arange(beams)).reshape(-1)
+            scores = job.process(ids, ops.log_softmax(logits), rows)
+            job.note(ids, logits, scores, rows)
+            vocabulary = scores.shape[1]
+            sums = (scores.reshape(count, beams, vocabulary) + running[:, :, None]).reshape(count, beams * vocabulary)
+            if o.do_sample:
+                top = np.stack(
+                    [draw_several(s, candidates, streams[b]) for s, b in zip(sums, texts.tolist(), strict=True)]
+                )
+                best = np.take_along_axis(sums, top, axis=1)
+            else:
+                best, top = largest(sums, candidates)
+            found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
+            beam, token = np.divmod(top, vocabulary)
+            each = np.arange(count)[:, None]
+            longer = np.concatenate([ids.reshape(count, beams, -1)[each, beam], token[..., None]], axis=2)
+            history = np.concatenate([parents[each, beam], (texts[:, None] * beams + beam)[..., None]], axis=2)
+            numbers = (texts[:, None] * found + np.arange(found)).reshape(-1)
+            ends = job.stops(longer.reshape(count * found, length), numbers, found, scores, rows)
+            ends = ends.reshape(count, found)
+
+            made = length - job.prompt
+            final = _over(best, made, o.length_penalty)
+            for i, text in enumerate(texts.tolist()):
+                new = [
+                    _Beam(final[i, j], longer[i, j, job.prompt :], history[i, j])
+                    for j in range(min(beams, found))
+                    if ends[i, j] and final[i, j] > LOST
+                ]
+                finished[text] = sorted([*finished[text], *new], key=lambda x: -x.score)[:beams]
+
+            running, chosen = largest(best + np.where(ends, LOST, np.float32(0)), beams)
+            hopeful = job.max_length - job.prompt if o.early_stopping == "never" and o.length_penalty > 0 else made
+            hope = _over(running[:, 0], hopeful, o.length_penalty)
+            full = np.array([len(finished[text]) == beams for text in texts.tolist()])
+            worst = np.array(
+                [finished[text][-1].score if f else LOST for text, f in zip(texts.tolist(), full, strict=True)]
+            )
+            goes_on = (hope > worst) & ~ends.all(axis=1) & ~(full & (o.early_stopping is True))
+
+            chosen = chosen[goes_on]
+            each = np.flatnonzero(goes_on)[:, None]
+            decoding.select(row_of.reshape(count, beams)[each, beam[each, chosen]].reshape(-1))
+            if not goes_on.any():
+                break
+            texts, running = texts[goes_on], running[goes_on]
+            ids = longer[each, chosen].reshape(-1, length)
+            parents = history[each, chosen]
+            logits = decoding.step(ids[:, -1])
+            row_of = np.arange(len(ids))
+    finally:
+        decoding.close()
+    nothing = np.zeros(0, np.int64)
+    kept = [
+        (text, of_text[k] if k < len(of_text) else _Beam(LOST, nothing, nothing))
+        for text, of_text in enumerate(finished)
+        for k in range(o.num_return_sequences)
+    ]
+    return _beams_result(job, kept)
+
+
+def _beams_result(job: Job, kept: list[tuple[int, _Beam]]) -> Any:
+    sequences = job.padded([text for text, _ in kept], [beam.tokens for _, beam in kept])
+    indices = np.full((len(kept), max(len(beam.parents) for _, beam in kept)), -1)
+    for row, (_, beam) in zip(indices, kept, strict=True):
+        row[: len(beam.parents)] = beam.parents
+    scores = np.array([beam.score for _, beam in kept], np.float32) if job.options.output_scores else None
+    return job.result(sequences, sequences_scores=scores, beam_indices=indices)
+
+
+# ---- groups of beams -------------------------------------------------------------------------------
+
+
+class _Group:
+    """The finished rows of one group of a text, at most `beams`, as transformers' beam scorer kept them until 4.49:
+    score = sum of log-probabilities / (tokens of the row, its prompt's too)^length_penalty, in float64."""
+
+    def __init__(self, beams: int, o: Options):
+        self.beams, self.o = beams, o
+        self.found: list[_Beam] = []
+        self.done = False
+
+    def add(self, total: float, length: int, tokens: Array, parents: Array) -> None:
+        score = total / length**self.o.length_penalty
+        worst = min((beam.score for beam in self.found), default=0.0)
+        if len(self.found) < self.beams or score > worst:
+            self.found.append(_Beam(score, tokens, parents))
+            if len(self.found) > self.beams:
+                self.found.remove(min(self.found, key=lambda beam: beam.score))
+
+    def settle(self, best: float, length: int, max_length: int) -> None:
+        """Whether the group is done: it has its rows, and `best`, the largest sum that goes on, cannot beat them."""
+        o = self.o
+        if len(self.found) == self.beams and not self.done:
+            hopeful = max_length if o.early_stopping == "never" and o.length_penalty > 0 else length
+            worst = min(beam.score for beam in self.found)
+            self.done = o.early_stopping is True or worst >= best / hopeful**o.length_penalty
+
+
+def group_search(job: Job) -> Any:
+    """Diverse beam search (Vijayakumar et al. 2018, arXiv:1610.02424) as in transformers 4.35.2: groups of beams, each
+    a search of its own, in which tokens lose what diversity_penalty says for each row of the groups before that has
+    chosen them in the same step."""
+    o, decoding, beams = job.options, job.decoding, job.beams
+    size, eos = job.per_call, set(o.eos)
+    candidates = max(2, 1 + len(eos)) * size
+    groups = [[_Group(size, o) for _ in range(o.num_beam_groups)] for _ in range(job.texts)]
+    padding = np.array([job.prompt - len(row) for row in job.rows])  # does not count as length
+    ids = np.repeat(job.ids, beams, axis=0)
+    parents = np.zeros((len(ids), 0), np.int64)
+    sums = np.full((job.texts, beams), LOST)
+    sums[:, ::size] = 0
+    assert job.diversity is not None
+    try:
+        logits = decoding.start(job.rows)
+        row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`; -1: it has left
+        while True:
+            log_probs, length = ops.log_softmax(logits), ids.shape[1]
+            tokens = np.full(len(ids), job.pad)
+            origin = np.arange(len(ids))  # the beam that each goes on from
+            shown = np.zeros((len(ids), logits.shape[1]), np.float32)
+            for g in range(o.num_beam_groups):
+                texts = np.array([b for b in range(job.texts) if not groups[b][g].done], np.int64)
+                if not texts.size:
+                    continue
+                first = texts * beams + g * size  # each text's first beam of the group
+                here = (first[:, None] + np.arange(size)).reshape(-1)
+                job.diversity.chosen = np.repeat(tokens.reshape(-1, beams)[texts, : g * size], size, axis=0)
+                numbers = (texts[:, None] * size + np.arange(size)).reshape(-1)
+                scores = job.process(ids[here], log_probs[row_of[here]], numbers)
+                shown[here] = scores
+                both = scores.reshape(len(texts), size, -1) + sums[texts, g * size : (g + 1) * size, None]
+                best, top = largest(both.reshape(len(texts), -1), candidates)
+                for i, b in enumerate(texts.tolist()):
+                    group, real = groups[b][g], length - int(padding[b])
+                    goes_on: list[tuple[int, int, Any]] = []
+                    for rank, (place, score) in enumerate(zip(top[i].tolist(), best[i], strict=True)):
+                        beam, token = divmod(place, scores.shape[1])
+                        row = int(first[i]) + beam
+                        if token not in eos:
+                            goes_on.append((row, token, score))
+                        elif rank < size:
+                            history = np.append(parents[row], row)
+                            group.add(float(score), real, ids[row, job.prompt :], history)
+                        if len(goes_on) == size:
+                            break
+                    for k, (row, token, score) in enumerate(goes_on):
+                        beam = int(first[i]) + k
+                        origin[beam], tokens[beam], sums[b, g * size + k] = row, token, score
+                    group.settle(float(best[i].max()), real + 1, job.max_length - int(padding[b]))
+            rows = np.flatnonzero(row_of >= 0)
+            job.note(ids, logits[row_of[rows]], shown[rows], rows)
+            ids = np.concatenate([ids[origin], tokens[:, None]], axis=1)
+            parents = np.concatenate([parents[origin], origin[:, None]], axis=1)
+            late = o.max_time is not None and time.monotonic() - job.begun > o.max_time
+            over = ids.shape[1] >= job.max_length or late
+            alive = np.repeat([not group.done and not over for of_text in groups for group in of_text], size)
+            decoding.select(row_of[origin[alive]])
+            if not alive.any():
+                break
+            logits = decoding.step(tokens[alive])
+            row_of = np.where(alive, np.cumsum(alive) - 1, -1)
+    finally:
+        decoding.close()
+    kept = []
+    for b, of_text in enumerate(groups):
+        real = ids.shape[1] - int(padding[b])
+        for g, group in enumerate(of_text):
+            if not group.done:
+                for k in range(g * size, (g + 1) * size):
+                    row = b * beams + k
+                    group.add(float(sums[b, k]), real, ids[row, job.prompt :], parents[row])
+        found = sorted([beam for group in of_text for beam in group.found], key=lambda beam: beam.score)
+        for _ in range(o.num_return_sequences):
+            beam = found.pop()  # of equal ones the last
+            if len(beam.parents) > len(beam.tokens):  # it ended before its last step's token
+                beam.tokens = np.append(beam.tokens, o.eos[0])
+            kept.append((b, beam))
+    return _beams_result(job, kept)

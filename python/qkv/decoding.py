@@ -1,0 +1,167 @@
+"""The rows that a generation is at: what the model keeps of each, and the scores of their next tokens.
+
+    start(rows)      the prompts; logits (n, V) of what follows the last token of each
+    select(parents)  row i goes on from row parents[i] of before: beams are forks, rows that no one names are freed
+    step(tokens)     one more token a row; logits (n, V)
+    close()          frees all rows
+
+Only what a row keeps is different between models: blocks of a paged cache, beside them an encoder's result, or
+Transformer-XL's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from .layers import Array, Memory
+
+Rows = Sequence[Sequence[int]]
+
+
+@dataclass
+class Seen:
+    """What a caller wants to see of the inside; lists of the last call, as `layers.Run` collects them."""
+
+    hidden_states: list[Array] | None = None
+    attentions: list[list[Array]] | None = None
+    cross_attentions: list[list[Array]] | None = None
+
+    def again(self) -> dict[str, Any]:
+        """Empty lists for another call."""
+        for name, value in vars(self).items():
+            if value is not None:
+                setattr(self, name, [])
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+class Decoding(Protocol):
+    seen: Seen
+    lengths: list[int]  # how many tokens each row had in the last call
+
+    def start(self, rows: Rows) -> Array: ...
+
+    def select(self, parents: Iterable[int]) -> None: ...
+
+    def step(self, tokens: Iterable[int]) -> Array: ...
+
+    def close(self) -> None: ...
+
+
+def common_prefix(rows: Rows) -> int:
+    """How many tokens all rows begin with, leaving each at least one of its own."""
+    longest = min(len(row) for row in rows) - 1
+    return next((i for i in range(longest) if any(row[i] != rows[0][i] for row in rows)), max(longest, 0))
+
+
+class CachedRows:
+    """Rows in a paged cache, of a model with `new_cache` and `extend`.
+
+    memory: what a decoder of two stacks looks at, a row of it for each prompt; its keys are made once, whatever becomes
+    of the rows."""
+
+    def __init__(self, model: Any, memory: Memory | None = None, seen: Seen | None = None):
+        self.model = model
+        self.memory = memory
+        self.seen = Seen() if seen is None else seen
+        self.cache = model.new_cache()
+        self.sequences: list[Any] = []
+        self.of_memory = np.zeros(0, np.int64)  # the row of the memory that each looks at
+        # Phi-3 is not to go on from keys that were turned for short texts; what a row holds is then needed once more
+        self.turns_anew_beyond: int | None = getattr(model, "turns_anew_beyond", None)
+        self.tokens: list[list[int]] = []
+        self.lengths: list[int] = []
+
+    def start(self, rows: Rows) -> Array:
+        if self.turns_anew_beyond is not None:
+            self.tokens = [list(row) for row in rows]
+        self.of_memory = np.arange(len(rows))
+        shared = self._shared(rows)
+        if shared:
+            first = self.cache.sequence()
+            self.sequences = [first]
+            self.model.extend(self.cache, [first], [rows[0][:shared]])
+            self.sequences += [self.cache.fork(first) for _ in rows[1:]]
+            return self._extend([row[shared:] for row in rows])
+        self.sequences = [self.cache.sequence() for _ in rows]
+        return self._extend(rows)
+
+    def _shared(self, rows: Rows) -> int:
+        """Tokens of a beginning that all rows have in common, to be computed once: whole blocks, as fewer are not worth
+        a pass of their own."""
+        whole = self.seen.attentions is not None or self.seen.hidden_states is not None
+        exact: int | None = getattr(self.model, "exact_up_to", None)
+        if len(rows) < 2 or whole or (exact is not None and max(map(len, rows)) > exact):
+            return 0
+        size: int = self.cache.block_size
+        return common_prefix(rows) // size * size
+
+    def select(self, parents: Iterable[int]) -> None:
+        chosen = [int(parent) for parent in parents]
+        self.sequences = self.cache.reorder(self.sequences, chosen)
+        self.of_memory = self.of_memory[chosen]
+        if self.turns_anew_beyond is not None:
+            self.tokens = [list(self.tokens[parent]) for parent in chosen]
+
+    def step(self, tokens: Iterable[int]) -> Array:
+        rows = [[int(token)] for token in tokens]
+        if self.turns_anew_beyond is not None:
+            for i, (sequence, row) in enumerate(zip(self.sequences, rows, strict=True)):
+                self.tokens[i] += row
+                if len(sequence) == self.turns_anew_beyond:
+                    self.cache.free(sequence)
+                    self.sequences[i] = self.cache.sequence()
+                    rows[i] = self.tokens[i]
+        return self._extend(rows)
+
+    def close(self) -> None:
+        for sequence in self.sequences:
+            self.cache.free(sequence)
+        self.sequences = []
+
+    def _extend(self, rows: Rows) -> Array:
+        memory = () if self.memory is None else (self.memory.rows(self.of_memory),)
+        x = self.model.extend(self.cache, self.sequences, rows, *memory, **self.seen.again())
+        self.lengths = [len(row) for row in rows]
+        logits: Array = self.model.head.logits(x[np.cumsum(self.lengths) - 1])
+        return logits
+
+
+@dataclass
+class RecurrentRows:
+    """Rows of Transformer-XL: what each layer remembers of them, (n, M, C)."""
+
+    model: Any
+    memories: list[Array] = field(default_factory=list)
+    seen: Seen = field(default_factory=Seen)  # nothing
+    lengths: list[int] = field(default_factory=list)
+
+    def start(self, rows: Rows) -> Array:
+        """Prompts of one length go together; there is no padding that others could be filled up with."""
+        lengths = np.array([len(row) for row in rows])
+        parts, order = [], []
+        for length in np.unique(lengths).tolist():
+            here = np.flatnonzero(lengths == length)
+            parts.append(self.model.advance(np.array([rows[i] for i in here.tolist()], np.int64)))
+            order.append(here)
+        back = np.argsort(np.concatenate(order))
+        x = np.concatenate([last for last, _ in parts])[back]
+        self.memories = [np.concatenate(layer)[back] for layer in zip(*(kept for _, kept in parts), strict=True)]
+        logits: Array = self.model.head.logits(x)
+        return logits
+
+    def select(self, parents: Iterable[int]) -> None:
+        chosen = [int(parent) for parent in parents]
+        self.memories = [memory[chosen] for memory in self.memories]
+
+    def step(self, tokens: Iterable[int]) -> Array:
+        ids = np.array([[int(token)] for token in tokens], np.int64)
+        x, self.memories = self.model.advance(ids, self.memories)
+        logits: Array = self.model.head.logits(x)
+        return logits
+
+    def close(self) -> None:
+        self.memories = []

@@ -1,0 +1,116 @@
+"""Text generation: greedy search, sampling, beam search, beam sampling and diverse groups of beams.
+
+Arguments, defaults and results are those of transformers' generate, token by token; random numbers are our own. What
+is different is how the work is done: a batch has no padding inside, a common beginning of all prompts is computed once,
+beams share what they have in common, and a row that is finished leaves the batch at once.
+
+Letters: B texts (prompts, or what an encoder reads), P tokens of a prompt with its padding, L tokens of a row so far, V
+vocabulary. Rows of a text follow one another: beams, or several samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from .beams import beam_search, group_search
+from .job import Job
+from .layers import Array
+from .logits import draw
+
+
+def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
+    """Token ids, int64 (rows, L): prompts with what follows them, or what the decoder of two stacks writes.
+
+    input_ids: (B, P) integers, None: a prompt of bos alone. attention_mask: (B, P), 1 for real tokens; padding may
+    stand on either side, and stays as it is in the result. None: all are real; in a model of one stack ids that are
+    pad_token_id are not, unless it ends texts too. Finished rows are filled up with pad_token_id, else with the first
+    eos_token_id, else with 0.
+
+    arguments: those of transformers, first of all max_new_tokens (20, if nobody says anything), do_sample,
+    temperature, top_k, top_p, num_beams, num_return_sequences, repetition_penalty; qkv.options.Options has all of
+    them. What is not given is taken from generation_config.json, or config.json where there is none; None switches
+    an option off. And:
+      generation_config         a mapping with arguments that are not given one by one
+      seed                      of sampling. Each row has random numbers of its own, which depend on nothing but the
+                                seed and its place; None: others in every call
+      decoder_input_ids         (B, T): what the decoder's rows begin with, behind the start token
+      logits_processor          a function or several: (ids (rows, L), scores (rows, V)) -> new scores
+      stopping_criteria         a function or several: (ids, scores) -> true for all rows, or for each (rows,); in beam
+                                search a row for each candidate
+      prefix_allowed_tokens_fn  (number of the text, ids (L,)) -> the tokens that may follow
+    These see finished rows too, as padding with scores of 0.
+
+    With return_dict_in_generate a ModelOutput: sequences, and by output_scores, output_logits, output_attentions and
+    output_hidden_states the fields that transformers has for them, one entry a step, 0 where a row has finished.
+
+    ValueError, naming the argument: it is unknown, wrong, not supported, or contradicts another; a prompt is empty or
+    longer than the model; the model has no head that makes tokens.
+    """
+    job = Job(model, input_ids, attention_mask, arguments)
+    if not job.texts:
+        return job.result(np.zeros((0, job.prompt), np.int64))
+    if job.options.num_beam_groups > 1:
+        return group_search(job)
+    if job.options.num_beams > 1:
+        return beam_search(job)
+    for _ in _sample(job):
+        pass
+    assert job.sequences is not None
+    return job.result(job.sequences)
+
+
+def stream(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+    """The tokens of `generate` step by step as they come, int64 (rows,), pad where a row has finished. Without beams,
+    whose tokens are not known before the end. ValueError as there."""
+    job = Job(model, input_ids, attention_mask, arguments)
+    for name in ("num_beams", "return_dict_in_generate"):
+        if getattr(job.options, name) not in (False, 1):
+            raise ValueError(
+                f"stream: {name}={getattr(job.options, name)} needs generate: there is one token a step here"
+            )
+    return _sample(job) if job.texts else iter(())
+
+
+def _sample(job: Job) -> Iterator[Array]:
+    """Greedy search and sampling: the tokens of each step (rows,); the whole is in job.sequences."""
+    o, decoding, each = job.options, job.decoding, job.beams
+    rows = np.arange(job.texts * each)
+    streams = [
+        np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(text, k)))
+        for text in range(job.texts)
+        for k in range(each)
+        if o.do_sample
+    ]
+    ids = np.repeat(job.ids, each, axis=0)
+    job.sequences = np.repeat(job.shown, each, axis=0)
+    try:
+        logits = decoding.start(job.rows)
+        if each > 1:
+            decoding.select(rows // each)
+            logits = np.repeat(logits, each, axis=0)
+        while True:
+            scores = job.process(ids, logits, rows)
+            job.note(ids, logits, scores, rows)
+            if o.do_sample:
+                tokens = np.array(
+                    [draw(of_row, streams[row]) for of_row, row in zip(scores, rows.tolist(), strict=True)]
+                )
+            else:
+                tokens = scores.argmax(axis=1)
+            chosen = np.full(len(job.sequences), job.pad)
+            chosen[rows] = tokens
+            job.sequences = np.concatenate([job.sequences, chosen[:, None]], axis=1)
+            ids = np.concatenate([ids, tokens[:, None]], axis=1)
+            goes_on = ~job.stops(ids, rows, each, scores, rows)
+            if not goes_on.all():
+                decoding.select(np.flatnonzero(goes_on))
+                rows, ids, tokens = rows[goes_on], ids[goes_on], tokens[goes_on]
+            yield chosen
+            if not rows.size:
+                return
+            logits = decoding.step(tokens)
+    finally:
+        decoding.close()

@@ -1,0 +1,365 @@
+"""One call of generate: its options and prompts, and what all kinds of search do with them.
+
+Letters: B texts (prompts, or what an encoder reads), P tokens of a prompt with its padding, L tokens of a row so far, V
+vocabulary. Rows of a text follow one another: beams, or several samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise, takewhile
+from typing import Any
+
+import numpy as np
+
+from .decoding import CachedRows, Decoding, RecurrentRows, Seen
+from .files import parse_json
+from .layers import Array
+from .logits import HammingDiversity, PrefixFunction, Processor, chain, processors
+from .options import DEFAULT_NEW_TOKENS, FILE, OUTPUTS, resolve
+from .outputs import ModelOutput
+from .packing import Packed, regular
+
+Own = Callable[[Array, Array], Any]
+
+
+def _functions(name: str, value: Any) -> list[Own]:
+    found = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    for function in found:
+        if not callable(function):
+            raise ValueError(f"generate: {name} must be a function or a list of them; got {type(function).__name__}")
+    return found
+
+
+def _split(packed: Packed) -> list[list[int]]:
+    """Each row's ids."""
+    return [packed.ids[a:b].tolist() for a, b in pairwise(packed.cu_seqlens.tolist())]
+
+
+def _seed(value: Any) -> Any:
+    if value is None:
+        return np.random.SeedSequence().entropy
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+        raise ValueError(f"generate: seed must be an integer of at least 0; got {value!r:.99}")
+    return int(value)
+
+
+def _of_model(model: Any) -> tuple[dict[str, Any], str]:
+    """What a model's files say about generation, and which file it is."""
+    data = model.files.get(FILE)
+    if data is None:  # then config.json, but not for what shapes an answer
+        return {n: v for n, v in model.config.items() if n not in (*OUTPUTS, "return_dict_in_generate")}, "config.json"
+    values = parse_json(data, FILE)
+    if not isinstance(values, dict):
+        raise ValueError(f"{FILE}: must hold a JSON object")
+    return values, FILE
+
+
+class Job:
+    """ids are int64 (n, L), prompts moved to the right with -1 for padding; `rows` are the rows' numbers among all that
+    the call began with. ValueError: see generate."""
+
+    def __init__(self, model: Any, input_ids: Any, attention_mask: Any, arguments: dict[str, Any]):
+        self.begun = time.monotonic()
+        self.model = model
+        self.pair, self.recurrent = hasattr(model, "decoder"), hasattr(model, "mem_len")
+        if not hasattr(model.head, "logits"):
+            raise ValueError(f"generate: a {model.architecture} has no head that makes tokens")
+        if self.recurrent and not model.mem_len:
+            raise ValueError("generate: with mem_len 0 the model forgets a text at every token")
+        own = _functions("logits_processor", arguments.pop("logits_processor", None))
+        self.criteria = _functions("stopping_criteria", arguments.pop("stopping_criteria", None))
+        prefix: PrefixFunction | None = arguments.pop("prefix_allowed_tokens_fn", None)
+        _functions("prefix_allowed_tokens_fn", prefix)
+        decoder_ids = arguments.pop("decoder_input_ids", None)
+        self.seed = _seed(arguments.pop("seed", None))
+        self.options = o = resolve(*_of_model(model), arguments)
+        if decoder_ids is not None and not self.pair:
+            raise ValueError(f"decoder_input_ids: a {model.architecture} has no such input")
+        if self.recurrent and (o.output_attentions or o.output_hidden_states):
+            name = "output_attentions" if o.output_attentions else "output_hidden_states"
+            raise ValueError(f"generate: {name} is not supported for a {model.architecture}")
+        self.pad = (o.eos or [0])[0] if o.pad_token_id is None else o.pad_token_id
+        self.groups = o.num_beam_groups
+        if self.groups > 1 and self.criteria:
+            raise ValueError(f"generate: stopping_criteria do not go with num_beam_groups={self.groups}")
+        self.beams = max(o.num_beams, o.num_return_sequences)  # rows of a text
+        self.per_call = self.beams // self.groups  # those among them that processors see at once
+        self.diversity = HammingDiversity(o.diversity_penalty) if self.groups > 1 else None
+
+        self._read(input_ids, attention_mask, decoder_ids)
+        self.max_length = self._length()
+        self.steps = self._steps([self._own(function) for function in own], prefix)
+        self.strings = [(s, len(s.encode()) + 4) for s in o.stop_strings or []]
+        if self.strings:
+            self.tokenizer = model.tokenizer
+        self.sequences: Array | None = None  # (rows, L) of all rows, where they have no beams
+        wanted = [name for name in OUTPUTS if getattr(o, name) and o.return_dict_in_generate]
+        self.record: dict[str, list[Any]] = {name: [] for name in wanted}  # per step
+        if self.pair and "output_attentions" in wanted:
+            self.record["cross_attentions"] = []
+        self.decoding: Decoding = RecurrentRows(model) if self.recurrent else self._cached()
+
+    # ---- what the caller gives --------------------------------------------------------------------
+
+    def _read(self, input_ids: Any, attention_mask: Any, decoder_ids: Any) -> None:
+        """The texts: rows of ids that the model begins with, and how they look inside and outside."""
+        self.source: Packed | None = None  # what an encoder reads
+        if self.pair:
+            self.source = self.model.encoder.embeddings.pack(input_ids, attention_mask, None, None)
+            packed = self._decoder_prompts(decoder_ids)
+        else:
+            packed = self._prompts(input_ids, attention_mask)
+        assert packed.shape is not None
+        self.texts, self.prompt = packed.shape
+        shape = packed.shape if self.source is None else self.source.shape
+        if self.texts and shape is not None and not shape[1]:
+            raise ValueError("input_ids: a text must have at least one token")
+        self.rows = _split(packed)
+        self.ids = np.full(packed.shape, -1)  # (B, P), what processors see
+        for ids, row in zip(self.ids, self.rows, strict=True):
+            ids[self.prompt - len(row) :] = row
+        self.columns = [packed.columns(text) for text in range(self.texts)]  # where a prompt's real tokens stand
+
+    def _prompts(self, input_ids: Any, attention_mask: Any) -> Packed:
+        o = self.options
+        if input_ids is None:
+            if o.bos_token_id is None:
+                raise ValueError("input_ids: without a prompt there must be a bos_token_id to begin with")
+            input_ids = [[o.bos_token_id]]
+        array = regular("input_ids", input_ids, "; pad them and pass attention_mask")
+        pad = o.pad_token_id
+        if attention_mask is None and pad is not None and pad not in o.eos and array.ndim == 2 and (array == pad).any():
+            attention_mask = array != pad
+        if self.recurrent:
+            vocabulary = int(self.model.embeddings.starts[-1])
+            packed = Packed.from_padded(input_ids, attention_mask, vocabulary=vocabulary)
+        else:
+            packed = self.model.embeddings.pack(input_ids, attention_mask, None, None)
+        self.shown = array.astype(np.int64)
+        return packed
+
+    def _decoder_prompts(self, decoder_ids: Any) -> Packed:
+        o, embeddings = self.options, self.model.decoder.embeddings
+        assert self.source is not None and self.source.shape is not None
+        start = o.bos_token_id if o.decoder_start_token_id is None else o.decoder_start_token_id
+        if start is None:
+            raise ValueError("generate: the decoder needs a decoder_start_token_id, or a bos_token_id, to begin with")
+        count = self.source.shape[0]
+        if decoder_ids is None:
+            ids = np.full((count, 1), start)
+        else:
+            packed = embeddings.pack(decoder_ids, None, None, None, "decoder_")
+            ids = packed.ids.reshape(packed.shape)
+            if len(ids) != count:
+                raise ValueError(f"decoder_input_ids: {len(ids)} rows for {count} of input_ids")
+            if not ids.shape[1] or not (ids[:, 0] == start).any():
+                ids = np.concatenate([np.full((count, 1), start), ids], axis=1)
+        self.shown = ids.astype(np.int64)
+        packed = embeddings.pack(ids, None, None, None, "decoder_")
+        assert isinstance(packed, Packed)
+        return packed
+
+    def _length(self) -> int:
+        """How long rows may become, prompt and padding included."""
+        o, model = self.options, self.model
+        side = getattr(model, "decoder", model)
+        limit: int | None = getattr(side.embeddings, "limit", None)
+        longest = max(map(len, self.rows), default=0)
+        if o.max_new_tokens is not None:
+            name, length = f"max_new_tokens={o.max_new_tokens}", self.prompt + o.max_new_tokens
+        elif o.max_length is not None:
+            name, length = f"max_length={o.max_length}", o.max_length
+        else:
+            name, length = "max_length", self.prompt + DEFAULT_NEW_TOKENS
+            if limit is None:
+                trained = model.config.get("max_position_embeddings")
+                if type(trained) is int and trained > longest:
+                    length = min(length, self.prompt - longest + trained)
+        if not self.texts:
+            return length
+        if length <= self.prompt:
+            raise ValueError(f"generate: {name} leaves no room behind a prompt of {self.prompt} tokens")
+        if limit is not None:
+            room = self.prompt - longest + limit  # for columns; the last token of a row needs no position any more
+            if {"max_length", "max_new_tokens"} & o.asked:
+                if length > room + 1:
+                    raise ValueError(
+                        f"generate: {name} is too much: the longest prompt has {longest} tokens and the model {limit} "
+                        "positions"
+                    )
+            else:
+                length = min(length, room)
+                if length <= self.prompt:
+                    raise ValueError(f"generate: a prompt of {longest} tokens leaves no room among {limit} positions")
+        for name, least in (("min_length", o.min_length), ("min_new_tokens", self.prompt + (o.min_new_tokens or 0))):
+            if name in o.asked and least > length:
+                raise ValueError(
+                    f"generate: {name}={getattr(o, name)} is more than rows may have, {length} tokens at most"
+                )
+        return length
+
+    def _cached(self) -> CachedRows:
+        states: list[Any] | None = [] if "output_hidden_states" in self.record else None
+        attentions: list[Any] | None = [] if "output_attentions" in self.record else None
+        seen = Seen(states, attentions)
+        if self.source is None:
+            return CachedRows(self.model, None, seen)
+        self.encoder, seen.cross_attentions = Seen(states, attentions), attentions
+        return CachedRows(self.model, self.model.memory(self.source, **self.encoder.again()), seen)
+
+    def _steps(self, own: list[Processor], prefix: PrefixFunction | None) -> list[Processor]:
+        o, source = self.options, self.source
+        if hasattr(source, "vectors") and (o.encoder_repetition_penalty != 1 or o.encoder_no_repeat_ngram_size):
+            raise ValueError("generate: encoder_repetition_penalty and encoder_no_repeat_ngram_size need token ids")
+        return processors(
+            o,
+            sources=[np.array(row, np.int64) for row in (self.rows if source is None else _split(source))],
+            prompt=self.prompt,
+            max_length=self.max_length,
+            per_text=self.per_call,
+            shown=lambda ids, rows: self._shown(ids, rows, self.per_call),
+            prefix_function=prefix,
+            own=own,
+            diversity=self.diversity,
+        )
+
+    # ---- what the caller's functions see -----------------------------------------------------------
+
+    def _shown(self, ids: Array, rows: Array, per_text: int) -> Array:
+        """Rows as the caller knows them, (n, L): the prompt as he gave it, then what was made."""
+        return np.concatenate([self.shown[rows // per_text], ids[:, self.prompt :]], axis=1)
+
+    def _all(self, ids: Array, rows: Array, per_text: int) -> Array:
+        """All rows, (B per_text, L), also those that have finished."""
+        if self.sequences is not None:
+            return self.sequences.copy()
+        shown = np.full((self.texts * per_text, ids.shape[1]), self.pad)
+        shown[:, : self.prompt] = np.repeat(self.shown, per_text, axis=0)
+        shown[rows] = self._shown(ids, rows, per_text)
+        return shown
+
+    def _own(self, function: Own) -> Processor:
+        def process(ids: Array, scores: Array, rows: Array) -> Array:
+            shape = self.texts * self.per_call, scores.shape[1]
+            given = np.zeros(shape, np.float32)
+            given[rows] = scores
+            made = np.asarray(function(self._all(ids, rows, self.per_call), given), np.float32)
+            if made.shape != shape:
+                raise ValueError(f"generate: a logits_processor must return scores {shape}; got {made.shape}")
+            return made[rows]
+
+        return process
+
+    # ---- steps that all kinds of search have ------------------------------------------------------
+
+    def process(self, ids: Array, scores: Array, rows: Array) -> Array:
+        return chain(self.steps, ids, scores, rows)
+
+    def stops(self, ids: Array, rows: Array, per_text: int, scores: Array, of_rows: Array) -> Array:
+        """(n,) bool: which rows end with their last token. scores: of the step, of_rows: those of the rows that it came
+        from; beams have more continuations, per_text, than rows."""
+        done: Array = np.isin(ids[:, -1], self.options.eos) | (ids.shape[1] >= self.max_length)
+        if self.options.max_time is not None:
+            done |= time.monotonic() - self.begun > self.options.max_time
+        for string, reach in self.strings:
+            for i in np.flatnonzero(~done).tolist():
+                done[i] = self._ends_in(string, [token for token in ids[i, -reach:].tolist() if token >= 0])
+        if self.criteria:
+            shown = self._all(ids, rows, per_text)
+            given = self._all_scores(scores, of_rows)
+            for function in self.criteria:
+                answer = np.asarray(function(shown, given), bool)
+                if answer.shape not in ((), (len(shown),)):
+                    raise ValueError(
+                        f"generate: a stopping criterion must return one truth, or {len(shown)}; got {answer.shape}"
+                    )
+                done |= np.broadcast_to(answer, len(shown))[rows]
+        return done
+
+    def _ends_in(self, string: str, tokens: list[int]) -> bool:
+        """Whether the string is in the tokens' text and ends within what the last of them has added."""
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        before = self.tokenizer.decode(tokens[:-1], skip_special_tokens=False)
+        added = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
+        return text.find(string, max(added - len(string) + 1, 0)) >= 0
+
+    def _all_scores(self, scores: Array, rows: Array) -> Array:
+        """(rows, V), 0 for rows that have finished."""
+        full = np.zeros((self.texts * self.beams, scores.shape[1]), np.float32)
+        full[rows] = scores
+        return full
+
+    def note(self, ids: Array, logits: Array, scores: Array, rows: Array) -> None:
+        """Keeps what the caller wants to see of a step; ids before its tokens."""
+        for name, values in (("output_scores", scores), ("output_logits", logits)):
+            if name in self.record:
+                self.record[name].append(self._all_scores(values, rows))
+        if self.record.keys() & {"output_attentions", "output_hidden_states"}:
+            self._note_inside(ids.shape[1], rows)
+
+    def _note_inside(self, length: int, rows: Array) -> None:
+        """Attentions (rows, H, S, T) and hidden states (rows, S, C) of each layer. In the first step S is the prompt,
+        then 1."""
+        seen, lengths = self.decoding.seen, self.decoding.lengths
+        first = length == self.prompt
+        texts = np.arange(self.texts) if first else rows // self.beams
+        count, width = (self.texts, self.prompt) if first else (self.texts * self.beams, 1)
+        at = texts if first else rows
+        queries = self.columns if first else [np.zeros(1, np.int64)] * len(rows)
+        made = np.arange(self.prompt, length)
+        keys = [np.concatenate([self.columns[text], made]) for text in texts.tolist()]
+
+        def all_rows(x: Array) -> Array:
+            return np.repeat(x, self.beams, axis=0) if first else x
+
+        def pad(weights: list[Array], keys: Sequence[Array], length: int) -> Array:
+            full = np.zeros((count, weights[0].shape[0], width, length), np.float32)
+            for row, of_row, q, k in zip(at.tolist(), weights, queries, keys, strict=True):
+                full[row][:, q[:, None], k] = of_row[:, -len(q) :]
+            return all_rows(full)
+
+        if seen.attentions is not None:
+            self.record["output_attentions"].append(tuple(pad(w, keys, length) for w in seen.attentions))
+        if seen.cross_attentions is not None:
+            source = self.source
+            assert source is not None and source.shape is not None
+            of_text = [source.columns(text) for text in texts.tolist()]
+            self.record["cross_attentions"].append(
+                tuple(pad(w, of_text, source.shape[1]) for w in seen.cross_attentions)
+            )
+        if seen.hidden_states is not None:
+            states = []
+            for x in seen.hidden_states:
+                full = np.zeros((count, width, x.shape[1]), np.float32)
+                for row, q, end in zip(at.tolist(), queries, np.cumsum(lengths).tolist(), strict=True):
+                    full[row, q] = x[end - len(q) : end]
+                states.append(all_rows(full))
+            self.record["output_hidden_states"].append(tuple(states))
+
+    def result(self, sequences: Array, sequences_scores: Array | None = None, beam_indices: Array | None = None) -> Any:
+        if not self.options.return_dict_in_generate:
+            return sequences
+        shown = {name.removeprefix("output_"): tuple(steps) for name, steps in self.record.items()}
+        first = {name: shown.pop(name, None) for name in ("scores", "logits")}
+        if self.source is not None:
+            own = {"attentions": "decoder_attentions", "hidden_states": "decoder_hidden_states"}
+            shown = {own.get(name, name): steps for name, steps in shown.items()}
+            source, heads = self.source, self.model.encoder.heads
+            if self.texts and self.encoder.hidden_states is not None:
+                shown["encoder_hidden_states"] = tuple(source.pad(x) for x in self.encoder.hidden_states)
+            if self.texts and self.encoder.attentions is not None:
+                shown["encoder_attentions"] = tuple(source.pad_pairs(w, heads) for w in self.encoder.attentions)
+        return ModelOutput(
+            sequences=sequences, sequences_scores=sequences_scores, **first, beam_indices=beam_indices, **shown
+        )
+
+    def padded(self, texts: Iterable[int], made: Sequence[Array]) -> Array:
+        """(n, P + longest): the prompts of some texts and what was made of them."""
+        longest = max(map(len, made), default=0)
+        result = np.full((len(made), self.prompt + longest), self.pad)
+        for row, text, tokens in zip(result, texts, made, strict=True):
+            row[: self.prompt] = self.shown[text]
+            row[self.prompt : self.prompt + len(tokens)] = tokens
+        return result

@@ -1,0 +1,552 @@
+"""Logits processors: what changes the scores of the next token before one of them is chosen.
+
+A processor is called with
+
+    ids     (n, L) int64    the rows so far; -1 where a prompt has padding, which is never taken for a token
+    scores  (n, V) float32  logits, or in beam search log-probabilities
+    rows    (n,)            the number of each row among those that the call began with; finished ones have left
+
+and returns new scores (n, V); it leaves those that it was given as they are. Names, order and results are those of
+transformers' generate. Numbers are float32 as there, so that a threshold falls between the same two tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import ops
+from .layers import Array
+
+if TYPE_CHECKING:
+    from .options import Options
+
+Processor = Callable[[Array, Array, Array], Array]
+PrefixFunction = Callable[[int, Array], Sequence[int]]
+
+
+def _flags(tokens: Iterable[int], vocabulary: int) -> Array:
+    """(V,) bool: which tokens are among some; those that the head cannot make count for nothing."""
+    flags = np.zeros(vocabulary, bool)
+    flags[[token for token in tokens if token < vocabulary]] = True
+    return flags
+
+
+def _occurring(ids: Array, vocabulary: int) -> Array:
+    """(n, V) bool: which tokens each row has."""
+    found = np.zeros((len(ids), vocabulary + 1), bool)
+    found[np.arange(len(ids))[:, None], np.where((ids < 0) | (ids > vocabulary), vocabulary, ids)] = True
+    return found[:, :vocabulary]
+
+
+def _without(scores: Array, tokens: Array) -> Array:
+    """-inf where tokens (V,) or (n, V) is true."""
+    return np.where(tokens, np.float32(-np.inf), scores)
+
+
+def _least_of_top(scores: Array, k: int) -> Array:
+    """(n, 1): the k-th largest of each row."""
+    place = scores.shape[1] - min(k, scores.shape[1])
+    least: Array = np.partition(scores, place, axis=1)[:, place, None]
+    return least
+
+
+def _only(scores: Array, tokens: Iterable[int], name: str) -> Array:
+    """All scores -inf but those of some tokens, which are 0."""
+    result = np.full_like(scores, -np.inf)
+    for token in tokens:
+        if token >= scores.shape[1]:
+            raise ValueError(f"generate: {name} {token} is not among the {scores.shape[1]} tokens that the model makes")
+        result[:, token] = 0
+    return result
+
+
+class SequenceBias:
+    """score += bias of a token that completes a sequence: every bias whose sequence, but for its last token, ends the
+    row. biases: sequence -> bias. ValueError at the first call: a token is beyond the vocabulary."""
+
+    def __init__(self, biases: Mapping[tuple[int, ...], float], name: str = "sequence_bias"):
+        self.name = name
+        self.largest = max((max(sequence) for sequence in biases), default=-1)
+        single = {sequence[0]: bias for sequence, bias in biases.items() if len(sequence) == 1}
+        self.single = np.array(list(single), np.int64), np.array(list(single.values()), np.float32)
+        self.longer: list[tuple[Array, Array, Array]] = []  # per length: beginnings (m, l), last tokens (m,), biases
+        for length in sorted({len(sequence) for sequence in biases} - {1}):
+            group = [(sequence, bias) for sequence, bias in biases.items() if len(sequence) == length]
+            sequences = np.array([sequence for sequence, _ in group], np.int64)
+            self.longer.append((sequences[:, :-1], sequences[:, -1], np.array([b for _, b in group], np.float32)))
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        if self.largest >= scores.shape[1]:
+            raise ValueError(
+                f"generate: {self.name}: {self.largest} is not among the {scores.shape[1]} tokens that the model makes"
+            )
+        bias = np.zeros_like(scores)
+        tokens, values = self.single
+        bias[:, tokens] = values
+        for beginnings, last, values in self.longer:
+            length = beginnings.shape[1]
+            if length <= ids.shape[1]:
+                row, which = np.nonzero((ids[:, None, -length:] == beginnings).all(axis=2))
+                np.add.at(bias, (row, last[which]), values[which])
+        return scores + bias
+
+
+def bad_words(words: Sequence[Sequence[int]], eos: Sequence[int]) -> SequenceBias:
+    """No token that completes one of the words; a word that is eos alone does not count."""
+    return SequenceBias({tuple(w): -np.inf for w in words if not (len(w) == 1 and w[0] in eos)}, "bad_words_ids")
+
+
+@dataclass
+class HammingDiversity:
+    """score -= penalty * how often the groups before have chosen the token in this step (Vijayakumar et al. 2018,
+    arXiv:1610.02424). chosen: (n, tokens), which the search sets before each call; a row's groups before."""
+
+    penalty: float
+    chosen: Array = field(default_factory=lambda: np.zeros((0, 0), np.int64))
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        counts = np.zeros_like(scores)
+        row = np.repeat(np.arange(len(self.chosen)), self.chosen.shape[1])
+        token = self.chosen.reshape(-1)
+        made = token < scores.shape[1]
+        np.add.at(counts, (row[made], token[made]), 1)
+        return scores - np.float32(self.penalty) * counts
+
+
+def _penalised(scores: Array, tokens: Array, penalty: float) -> Array:
+    """Divided by the penalty where positive, multiplied where negative (Keskar et al. 2019, arXiv:1909.05858)."""
+    p = np.float32(penalty)
+    return np.where(tokens, np.where(scores < 0, scores * p, scores / p), scores)
+
+
+@dataclass
+class EncoderRepetition:
+    """The repetition penalty, inverted, for tokens of the source, or of the prompt: above 1 they become likelier.
+
+    sources: the ids of each text. per_text: rows of a text, one after another."""
+
+    penalty: float
+    sources: Sequence[Array]
+    per_text: int
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        found = np.stack([_flags(self.sources[text].tolist(), scores.shape[1]) for text in rows // self.per_text])
+        return _penalised(scores, found, 1 / self.penalty)
+
+
+@dataclass
+class Repetition:
+    """The repetition penalty for all tokens of the row, the prompt's too."""
+
+    penalty: float
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        return _penalised(scores, _occurring(ids, scores.shape[1]), self.penalty)
+
+
+@dataclass
+class NoRepeatNgram:
+    """No token that completes an n-gram which the row has already."""
+
+    size: int
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        n = self.size
+        if ids.shape[1] < n:
+            return scores
+        windows = np.lib.stride_tricks.sliding_window_view(ids, n, axis=1)  # (n, L - n + 1, n)
+        same = (windows[..., :-1] == ids[:, None, ids.shape[1] - n + 1 :]).all(axis=2)
+        return _without(scores, _occurring(np.where(same, windows[..., -1], -1), scores.shape[1]))
+
+
+class EncoderNoRepeatNgram:
+    """No token that completes an n-gram of the source, or of the prompt."""
+
+    def __init__(self, size: int, sources: Sequence[Array], per_text: int):
+        self.size, self.per_text = size, per_text
+        self.following: list[dict[tuple[int, ...], list[int]]] = []
+        for source in sources:
+            following: dict[tuple[int, ...], list[int]] = {}
+            tokens = source.tolist()
+            for i in range(len(tokens) - size + 1):
+                following.setdefault(tuple(tokens[i : i + size - 1]), []).append(tokens[i + size - 1])
+            self.following.append(following)
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        result = scores.copy()
+        start = ids.shape[1] - self.size + 1
+        if start >= 0:
+            for of_row, row, text in zip(
+                result, ids[:, start:].tolist(), (rows // self.per_text).tolist(), strict=True
+            ):
+                of_row[_flags(self.following[text].get(tuple(row), ()), len(of_row))] = -np.inf
+        return result
+
+
+@dataclass
+class LeastLength:
+    """No eos before the row has `length` tokens, counted as transformers counts: padding and prompt included."""
+
+    length: int
+    eos: Sequence[int]
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        return _without(scores, _flags(self.eos, scores.shape[1])) if ids.shape[1] < self.length else scores
+
+
+@dataclass
+class AllowedPrefix:
+    """Only the tokens that a function of the text's number and the row allows (De Cao et al. 2021, arXiv:2010.00904).
+
+    Where none of them is left to any row of a text, they come back with equal scores. shown: the internal ids as the
+    caller knows them. ValueError: the function allows nothing."""
+
+    allowed: PrefixFunction
+    per_text: int
+    shown: Callable[[Array, Array], Array]
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        mask = np.full_like(scores, -np.inf)
+        texts = rows // self.per_text
+        for text, row, of_row in zip(texts.tolist(), self.shown(ids, rows), mask, strict=True):
+            tokens = np.asarray(self.allowed(text, row), np.int64).reshape(-1)
+            if not tokens.size:
+                raise ValueError(
+                    f"generate: prefix_allowed_tokens_fn allows no token after {row.tolist()} (text {text})"
+                )
+            if tokens.min() < 0 or tokens.max() >= len(of_row):
+                raise ValueError(
+                    f"generate: prefix_allowed_tokens_fn allows {tokens.max()}, which is not among the {len(of_row)} "
+                    "tokens that the model makes"
+                )
+            of_row[tokens] = 0
+        result = scores + mask
+        dead = np.isneginf(result.max(axis=1))
+        for text in set(texts[dead].tolist()):
+            if dead[texts == text].all():
+                result[texts == text] = mask[texts == text]
+        return result
+
+
+@dataclass
+class ForcedFirst:
+    """The token `first` behind a single one: a language, or BART's bos."""
+
+    first: int
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        return _only(scores, [self.first], "forced_bos_token_id") if ids.shape[1] == 1 else scores
+
+
+@dataclass
+class ForcedLast:
+    """One of some tokens where the longest row would otherwise be cut off."""
+
+    last: Sequence[int]
+    max_length: int
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        return _only(scores, self.last, "forced_eos_token_id") if ids.shape[1] == self.max_length - 1 else scores
+
+
+def remove_invalid(ids: Array, scores: Array, rows: Array) -> Array:
+    """NaN becomes 0, an infinity the largest finite number of its sign."""
+    return np.nan_to_num(scores, nan=0.0)
+
+
+@dataclass
+class ExponentialDecay:
+    """score of eos += |score| * (factor^(tokens since start) - 1): ends become likelier the longer the row."""
+
+    start: int
+    factor: float
+    eos: Sequence[int]
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        beyond = ids.shape[1] - self.start
+        if beyond <= 0:
+            return scores
+        eos = _flags(self.eos, scores.shape[1])
+        more = np.abs(scores) * np.float32(self.factor**beyond - 1)
+        return np.where(eos & np.isfinite(scores), scores + more, scores)
+
+
+@dataclass
+class Suppressed:
+    """None of some tokens; only at a length of `at`, if that is given."""
+
+    tokens: Sequence[int]
+    at: int | None = None
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        if self.at is not None and ids.shape[1] != self.at:
+            return scores
+        return _without(scores, _flags(self.tokens, scores.shape[1]))
+
+
+# ---- for sampling: filters of the distribution. keep: that many of the likeliest always stay -------------------------
+
+
+@dataclass
+class Temperature:
+    """score / temperature"""
+
+    temperature: float
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        scaled: Array = scores / np.float32(self.temperature)
+        return scaled
+
+
+def _entropy(scores: Array) -> Array:
+    """(n, 1): of the distribution of each row, -sum p log p in nats."""
+    log = np.maximum(ops.log_softmax(scores), np.finfo(np.float32).min)  # 0 log 0 is 0
+    entropy: Array = -(log * ops.softmax(scores)).sum(axis=1, keepdims=True)
+    return entropy
+
+
+@dataclass
+class TopH:
+    """The likeliest of the first 100 tokens whose terms -p log p add up to at most h times the entropy
+    (arXiv:2509.02510)."""
+
+    h: float
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :100]
+        top = np.take_along_axis(scores, order, axis=1)
+        p = ops.softmax(top)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = -p * np.log(p)
+            stay = np.cumsum(terms, axis=1, dtype=np.float64).astype(np.float32) <= np.float32(self.h) * _entropy(top)
+        stay[:, 0] = True
+        kept = np.zeros(scores.shape, bool)
+        np.put_along_axis(kept, order, stay, axis=1)
+        return _without(scores, ~kept)
+
+
+@dataclass
+class TopK:
+    """The k likeliest tokens, and those that are as likely as the last of them (Fan et al. 2018, arXiv:1805.04833)."""
+
+    k: int
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        return _without(scores, scores < _least_of_top(scores, self.k))
+
+
+def _cumulative(scores: Array) -> Array:
+    """Probabilities added up along each row, in float64 and rounded, as torch does."""
+    return np.cumsum(ops.softmax(scores), axis=1, dtype=np.float64).astype(np.float32)
+
+
+@dataclass
+class TopP:
+    """The likeliest tokens whose probabilities together exceed p (Holtzman et al. 2020, arXiv:1904.09751): from the
+    least likely on, tokens go while their sum is at most 1 - p."""
+
+    p: float
+    keep: int = 1
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        order = np.argsort(scores, axis=1, kind="stable")
+        going = _cumulative(np.take_along_axis(scores, order, axis=1)) <= np.float32(1 - self.p)
+        going[:, -self.keep :] = False
+        gone = np.empty(scores.shape, bool)
+        np.put_along_axis(gone, order, going, axis=1)
+        return _without(scores, gone)
+
+
+@dataclass
+class MinP:
+    """Tokens at least p times as likely as the likeliest (arXiv:2407.01082)."""
+
+    p: float
+    keep: int = 1
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        probabilities = ops.softmax(scores)
+        gone = probabilities < np.float32(self.p) * probabilities.max(axis=1, keepdims=True)
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.keep]
+        np.put_along_axis(gone, best, False, axis=1)
+        return _without(scores, gone)
+
+
+@dataclass
+class Typical:
+    """Tokens whose surprise is nearest to the entropy, until they have the mass p (Meister et al. 2023,
+    arXiv:2202.00666)."""
+
+    p: float
+    keep: int = 1
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        log = ops.log_softmax(scores)
+        with np.errstate(invalid="ignore"):
+            entropy = -np.nansum(log * np.exp(log), axis=1, keepdims=True)
+        distance = np.abs(-log - entropy)
+        order = np.argsort(distance, axis=1, kind="stable")
+        distance = np.take_along_axis(distance, order, axis=1)
+        cumulative = _cumulative(np.take_along_axis(scores, order, axis=1))
+        last = np.minimum((cumulative < np.float32(self.p)).sum(axis=1, keepdims=True), scores.shape[1] - 1)
+        going = distance > np.take_along_axis(distance, last, axis=1)
+        going[:, : self.keep] = False
+        gone = np.empty(scores.shape, bool)
+        np.put_along_axis(gone, order, going, axis=1)
+        return _without(scores, gone)
+
+
+@dataclass
+class Epsilon:
+    """Tokens of a probability of at least epsilon (Hewitt et al. 2022, arXiv:2210.15191)."""
+
+    epsilon: float
+    keep: int = 1
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        few = scores < _least_of_top(scores, self.keep)
+        return _without(scores, few & (ops.softmax(scores) < np.float32(self.epsilon)))
+
+
+@dataclass
+class Eta:
+    """Tokens of a probability of at least min(epsilon, sqrt(epsilon) exp(-entropy)), by the same authors."""
+
+    epsilon: float
+    keep: int = 1
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        epsilon = np.float32(self.epsilon)
+        eta = np.minimum(epsilon, np.sqrt(epsilon) * np.exp(-_entropy(scores)))
+        few = scores < _least_of_top(scores, self.keep)
+        return _without(scores, few & (ops.softmax(scores) < eta))
+
+
+def renormalise(ids: Array, scores: Array, rows: Array) -> Array:
+    """Log-probabilities."""
+    normal: Array = ops.log_softmax(scores)
+    return normal
+
+
+def processors(
+    o: Options,
+    *,
+    sources: Sequence[Array],
+    prompt: int,
+    max_length: int,
+    per_text: int,
+    shown: Callable[[Array, Array], Array],
+    prefix_function: PrefixFunction | None = None,
+    own: Sequence[Processor] = (),
+    diversity: HammingDiversity | None = None,
+) -> list[Processor]:
+    """Those that the options ask for, in transformers' order.
+
+    sources: the ids of each text that the encoder reads, or of each prompt. prompt: its length, padding included.
+    max_length: of a row. per_text: rows that a text has. shown: (ids, rows) -> the rows as the caller knows them.
+    ValueError: exponential_decay_length_penalty without an eos."""
+    eos = o.eos
+    found: list[Processor] = []
+    if o.sequence_bias is not None:
+        found.append(SequenceBias(o.sequence_bias))
+    if diversity is not None:
+        found.append(diversity)
+    if o.encoder_repetition_penalty != 1:
+        found.append(EncoderRepetition(o.encoder_repetition_penalty, sources, per_text))
+    if o.repetition_penalty != 1:
+        found.append(Repetition(o.repetition_penalty))
+    if o.no_repeat_ngram_size:
+        found.append(NoRepeatNgram(o.no_repeat_ngram_size))
+    if o.encoder_no_repeat_ngram_size:
+        found.append(EncoderNoRepeatNgram(o.encoder_no_repeat_ngram_size, sources, per_text))
+    if o.bad_words_ids is not None:
+        found.append(bad_words(o.bad_words_ids, eos))
+    least = max(o.min_length, 0 if o.min_new_tokens is None else prompt + o.min_new_tokens)
+    if least and eos:
+        found.append(LeastLength(least, eos))
+    if prefix_function is not None:
+        found.append(AllowedPrefix(prefix_function, per_text, shown))
+    if o.forced_bos_token_id is not None:
+        found.append(ForcedFirst(o.forced_bos_token_id))
+    if o.forced_eos:
+        found.append(ForcedLast(o.forced_eos, max_length))
+    if o.remove_invalid_values:
+        found.append(remove_invalid)
+    if o.exponential_decay_length_penalty is not None:
+        if not eos:
+            raise ValueError("generate: exponential_decay_length_penalty needs an eos_token_id")
+        start, factor = o.exponential_decay_length_penalty
+        found.append(ExponentialDecay(prompt + start, factor, eos))
+    if o.suppress_tokens is not None:
+        found.append(Suppressed(o.suppress_tokens))
+    if o.begin_suppress_tokens is not None:
+        forced = prompt <= 1 and o.forced_bos_token_id is not None
+        found.append(Suppressed(o.begin_suppress_tokens, at=prompt + forced))
+    found.extend(own)
+    if o.do_sample:
+        found.extend(_filters(o, keep=len(eos or [-1]) + 1 if o.num_beams > 1 else 1))
+    if o.renormalize_logits:
+        found.append(renormalise)
+    return found
+
+
+def _filters(o: Options, keep: int) -> list[Processor]:
+    """keep: in beam search tokens must be left that go on where all of eos are the likeliest."""
+    filters: list[tuple[bool, Callable[[], Processor]]] = [
+        (o.temperature != 1, lambda: Temperature(o.temperature)),
+        (o.top_h is not None, lambda: TopH(o.top_h or 0.0)),
+        (o.top_k != 0, lambda: TopK(max(o.top_k, keep))),
+        (o.top_p < 1, lambda: TopP(o.top_p, keep)),
+        (o.min_p is not None, lambda: MinP(o.min_p or 0.0, keep)),
+        (o.typical_p < 1, lambda: Typical(o.typical_p, keep)),
+        (o.epsilon_cutoff > 0, lambda: Epsilon(o.epsilon_cutoff, keep)),
+        (o.eta_cutoff > 0, lambda: Eta(o.eta_cutoff, keep)),
+    ]
+    return [make() for wanted, make in filters if wanted]
+
+
+def chain(steps: Sequence[Processor], ids: Array, scores: Array, rows: Array) -> Array:
+    """All of them, one after another."""
+    return functools.reduce(lambda x, step: step(ids, x, rows), steps, scores)
+
+
+def largest(scores: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of each row (n, m) in descending order, and where they stand, both (n, k); of equal ones the first
+    counts as larger."""
+    n, m = scores.shape
+    k = min(k, m)
+    where = np.empty((n, k), np.int64)
+    for row, out in zip(scores, where, strict=True):
+        if 4 * k >= m:
+            out[:] = np.argsort(-row, kind="stable")[:k]
+        else:  # sort only what may be among them
+            candidates = np.flatnonzero(~(row < np.partition(row, m - k)[m - k]))
+            out[:] = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
+    return np.take_along_axis(scores, where, axis=1), where
+
+
+def draw(scores: Array, stream: Any) -> int:
+    """A token from the distribution softmax(scores) of one row (V,), by one number of a random stream. ValueError: no
+    token is left, or a score is NaN."""
+    best = scores.max()
+    if not np.isfinite(best):
+        raise ValueError(f"generate: there is no token to draw, as the largest score is {best}")
+    weights = np.exp(scores.astype(np.float64) - best)
+    cumulative = np.cumsum(weights)
+    place = int(np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right"))
+    return min(place, int(np.flatnonzero(weights)[-1]))  # rounding may have led past the last
+
+
+def draw_several(scores: Array, k: int, stream: Any) -> Array:
+    """k different places of one row (m,), drawn from softmax(scores) without replacement, best first: the k largest
+    scores after Gumbel noise (Kool et al. 2019, arXiv:1903.06059)."""
+    noise = -np.log(-np.log(np.maximum(stream.random(len(scores)), 1e-300)))
+    _, (places,) = largest((scores + noise)[None], k)
+    order = np.argsort(-scores[places], kind="stable")
+    chosen: Array = places[order]
+    return chosen
