@@ -221,6 +221,8 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(ValueError, match=r"pytorch_model.bin; that is a pickle.*weights_only=True"):
         files.folder_tensors(tmp_path)
+    with pytest.raises(ValueError, match=r"pickle.*glob\('pytorch_model.bin'\)"):
+        files.open_checkpoint(tmp_path / "pytorch_model.bin")
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "pytorch_model-00001-of-00002.bin")
     with pytest.raises(ValueError, match="that is a pickle"):
         files.folder_tensors(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -267,7 +268,10 @@ def test_any_byte_may_be_wrong(tmp_path: Path) -> None:
         (lambda m, t: m.update({"llama.attention.head_count": "two"}), "head_count must be a positive integer"),
         (lambda m, t: t.pop("token_embd.weight"), "no token_embd.weight"),
         (lambda m, t: t.pop("blk.0.attn_q.weight"), "missing: .*q_proj.weight"),
-        (lambda m, t: m.update({"llama.rope.scaling.type": "odd"}), "rope.scaling.type 'odd' is not supported"),
+        (
+            lambda m, t: m.update({"llama.rope.scaling.type": "odd"}),
+            "rope.scaling.type must be none, linear or yarn; got 'odd'",
+        ),
     ],
 )
 def test_what_does_not_fit(change: Callable[..., Any], message: str, tmp_path: Path) -> None:
@@ -279,3 +283,75 @@ def test_what_does_not_fit(change: Callable[..., Any], message: str, tmp_path: P
     path = write(tmp_path / "m.gguf", architecture, metadata, {n: (a, Type.F32) for n, a in tensors.items()})
     with pytest.raises(ValueError, match=message):
         qkv.load(path)
+
+
+def tiny(tmp_path: Path, changes: dict[str, Any], more: dict[str, np.ndarray] | None = None, folder: str = "") -> Path:
+    config = config_of(folder or "llama_classify")
+    weights = weights_of(folder or "llama_classify", config)
+    weights.pop("score.weight", None)
+    if not folder:
+        config["rope_parameters"] = {"rope_theta": 100.0, "rope_type": "default"}
+    metadata, tensors = as_gguf(config, weights)
+    for name, value in changes.items():
+        key = f"{config['model_type']}.{name}"
+        metadata.pop(key, None)
+        if value is not None:
+            metadata[key] = value
+    tensors |= more or {}
+    return write(tmp_path / "m.gguf", config["model_type"], metadata, {n: (a, Type.F32) for n, a in tensors.items()})
+
+
+def test_a_factor_alone_is_linear(tmp_path: Path) -> None:
+    """As llama.cpp takes it, under today's key and the old one."""
+    for key in ("rope.scaling.factor", "rope.scale_linear"):
+        assert qkv.load(tiny(tmp_path, {key: 3.0})).config["rope_scaling"]["rope_type"] == "linear"
+        assert qkv.load(tiny(tmp_path, {key: 3.0})).config["rope_scaling"]["factor"] == 3
+    assert "rope_scaling" not in qkv.load(tiny(tmp_path, {})).config
+
+
+def test_windows(tmp_path: Path) -> None:
+    """Zero is how llama.cpp's converter says that a Phi-3 has none; Gemma 2's default is 4096; a Llama with one is a
+    Mistral."""
+    assert qkv.load(tiny(tmp_path, {"attention.sliding_window": 0}, folder="phi3_lm")).config["sliding_window"] is None
+    gemma = qkv.load(tiny(tmp_path, {"attention.sliding_window": None}, folder="gemma2_lm"))
+    assert gemma.config["sliding_window"] == 4096
+    mistral = qkv.load(tiny(tmp_path, {"attention.sliding_window": 3}))
+    assert mistral.architecture == "MistralForCausalLM" and mistral.config["sliding_window"] == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "message"),
+    [
+        ({"attention.scale": 2.0}, {}, "llama.attention.scale must be absent"),
+        ({"expert_count": 8}, {}, "llama.expert_count must be 0"),
+        ({"rope.dimension_count": "x"}, {}, "llama.rope.dimension_count must be a positive integer"),
+        ({"attention.layer_norm_rms_epsilon": "x"}, {}, "layer_norm_rms_epsilon must be a finite number"),
+        ({}, {"rope_factors_long.weight": np.ones(4, np.float32)}, "without the others"),
+        ({}, {"rope_freqs.weight": np.ones(400, np.float32)}, r"rope_freqs.weight is \(400,\), expected"),
+        ({}, {"model.norm.weight": np.ones(16, np.float32)}, "are the same parameter"),
+    ],
+)
+def test_what_changes_numbers_is_not_ignored(
+    changes: dict[str, Any], more: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        qkv.load(tiny(tmp_path, changes, more))
+
+
+def test_scales_that_have_no_offset(tmp_path: Path) -> None:
+    raw = np.zeros((1, 18), np.uint8)
+    raw[0, :2] = np.array([9000.0], np.float16).view(np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
+    writer.add_tensor("w", raw, raw_dtype=Type.Q4_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match="beyond 8188"):
+        read_gguf(tmp_path / "x.gguf")[1]["w"].read()
+
+
+def test_only_regular_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.gguf")
+    with pytest.raises(ValueError, match="not a regular file"):
+        qkv.load(tmp_path / "x.gguf")

@@ -54,11 +54,11 @@ def test_heads_of_other_tasks_are_dropped(family: str) -> None:
     agree(qkv.from_weights(config, weights), f"{family}_base")
 
 
-def test_double_heads_are_the_language_model() -> None:
+def test_files_of_double_heads_models() -> None:
     """GPT's class of that name stores the head and not the table, GPT-2's the table."""
     for family, name, cls in (("gpt", "tokens_embed", "OpenAIGPT"), ("gpt2", "wte", "GPT2")):
         config, weights = checkpoint(f"{family}_lm")
-        config["architectures"] = [cls + "DoubleHeadsModel"]
+        config["architectures"] = [cls + "LMHeadModel"]
         weights["multiple_choice_head.summary.weight"] = np.ones((1, 16), np.float32)
         weights["multiple_choice_head.summary.bias"] = np.ones(1, np.float32)
         agree(qkv.from_weights(config, weights), f"{family}_lm")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import tracemalloc
 import types
 import warnings
 from pathlib import Path
@@ -351,3 +353,25 @@ def test_ragged_lists_under_old_numpy(value: Any, severity: Any, monkeypatch: py
         patch.setattr(packing.np, "asarray", old)
         with pytest.raises(ValueError, match="ids: the rows have different lengths"):
             packing.regular("ids", value)
+
+
+HOSTILE = [
+    ("marian_base", {"max_position_embeddings": 2**31 - 1}),
+    ("ctrl_base", {"n_positions": 2**31 - 1}),
+    ("llama_base", {"head_dim": 2_000_000_000}),
+    ("t5_base", {"relative_attention_max_distance": 10**9}),
+    ("transfo_xl_base", {"cutoffs": list(range(1, 40)) * 1000}),
+]
+
+
+@pytest.mark.parametrize(("folder", "values"), HOSTILE)
+def test_a_config_alone_takes_no_memory(folder: str, values: dict[str, Any]) -> None:
+    """Sizes that no weight bounds: refused, or not paid for before they are needed."""
+    config = json.loads((GOLDEN / folder / "config.json").read_text())
+    tensors = files.read_safetensors(GOLDEN / folder / "model.safetensors")
+    tracemalloc.start()
+    with contextlib.suppress(ValueError):
+        qkv.from_weights(config | values, {name: tensor.read() for name, tensor in tensors.items()})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000

@@ -131,3 +131,27 @@ def test_dense_act_fn_wins() -> None:
     assert np.abs(run(bare) - silu).max() > 1e-3
     with pytest.raises(ValueError, match="feed_forward_proj must be one of"):
         run(bare | {"feed_forward_proj": "gated-mish"})
+
+
+def test_names_of_other_families_win() -> None:
+    """Where a config has both names of a value, as transformers' attribute_map has it."""
+    for folder, other, own, heads in (
+        ("bart_base", "num_attention_heads", "encoder_attention_heads", 4),
+        ("t5_base", "num_hidden_layers", "num_layers", 1),
+    ):
+        config = qkv.load(GOLDEN / folder).config.to_dict()
+        tensors = qkv.files.read_safetensors(GOLDEN / folder / "model.safetensors")
+        weights = {key: tensor.read() for key, tensor in tensors.items()}
+        changed = {key: value for key, value in config.items() if key not in (other, own)}
+        if own == "num_layers":
+            weights = {key: value for key, value in weights.items() if not key.startswith("encoder.block.1")}
+        first = qkv.from_weights(changed | {own: heads}, weights)([[4, 5, 2]], decoder_input_ids=[[6]])
+        second = qkv.from_weights(changed | {own: 7, other: heads}, weights)([[4, 5, 2]], decoder_input_ids=[[6]])
+        np.testing.assert_array_equal(first.last_hidden_state, second.last_hidden_state)
+
+
+def test_heads_of_other_tasks_are_dropped() -> None:
+    for base, other in (("t5_base", "t5_classify"), ("t5_encoder", "t5_tag"), ("bart_base", "bart_classify")):
+        config = qkv.load(GOLDEN / base).config.to_dict()
+        tensors = qkv.files.read_safetensors(GOLDEN / other / "model.safetensors")
+        qkv.from_weights(config, {key: tensor.read() for key, tensor in tensors.items()})

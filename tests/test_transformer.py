@@ -122,3 +122,23 @@ def test_longer_than_the_table_of_positions() -> None:
     config, weights = checkpoint("transformer_encoder_lm")
     with pytest.raises(ValueError, match="row 0 has 4 tokens; the model has 3 positions"):
         qkv.from_weights(config | {"max_len": 3}, weights)([[1, 2, 3, 4]])
+
+
+def test_keys_that_mean_nothing_are_refused() -> None:
+    """Nobody but the user writes the config: a typo would be a wrong number."""
+    folder = GOLDEN / "transformer_encoder"
+    config = json.loads((folder / "config.json").read_text())
+    weights = {name: tensor.read() for name, tensor in files.read_safetensors(folder / "model.safetensors").items()}
+    qkv.from_weights(config, weights)
+    for key, near in (("norm_frist", "norm_first"), ("activaton", "activation"), ("num_encoder_layer", "num_encoder")):
+        with pytest.raises(ValueError, match=rf"{key} must be absent.*{near}"):
+            qkv.from_weights(config | {key: True}, weights)
+
+
+def test_a_linear_layer_called_decoder_is_not_lost() -> None:
+    """What PyTorch's own language-model tutorial calls its output."""
+    folder = GOLDEN / "transformer_encoder"
+    config = json.loads((folder / "config.json").read_text())
+    weights = {name: tensor.read() for name, tensor in files.read_safetensors(folder / "model.safetensors").items()}
+    with pytest.raises(ValueError, match=r"unexpected: decoder\.weight"):
+        qkv.from_weights(config, weights | {"decoder.weight": np.ones((5, 16), np.float32)})

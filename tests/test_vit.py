@@ -135,3 +135,14 @@ def test_without_a_pooler() -> None:
     out = qkv.from_weights(config | {"architectures": ["ViTModel"]}, weights)(pixel_values=IMAGES)
     assert out.pooler_output is None and out.last_hidden_state.shape == (2, 5, 16)
     assert type(qkv.from_weights({**config, "architectures": None}, weights)).__name__ == "ImageModel"
+
+
+def test_shapes_before_they_are_changed() -> None:
+    """The right number of values in another order is another model."""
+    folder = GOLDEN / "vit_base"
+    config = json.loads((folder / "config.json").read_text())
+    weights = {name: tensor.read() for name, tensor in files.read_safetensors(folder / "model.safetensors").items()}
+    for part, axes in (("patch_embeddings.projection.weight", (2, 3, 1, 0)), ("position_embeddings", (0, 2, 1))):
+        name = next(name for name in weights if name.endswith(part))
+        with pytest.raises(ValueError, match="mis-shaped"):
+            qkv.from_weights(config, weights | {name: weights[name].transpose(axes)})

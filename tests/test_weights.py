@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
+import qkv
 from qkv import weights
-from qkv.files import Tensor
+from qkv.files import Tensor, packed_tensor
+from qkv.layers import Linear
 from qkv.weights import drop, fuse, load_parameters, offset, permute, rename, reshape, split, tie, transpose
 
 A = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -277,3 +280,33 @@ def test_numbers_that_float32_does_not_have() -> None:
         load(complete() | {"cls.bias": big})
     model, _ = load(complete() | {"cls.bias": np.array([np.inf, 1e-300])})
     assert model["head"].tolist() == [np.inf, 0]
+
+
+def test_halves_of_two_kinds_are_joined_as_float32() -> None:
+    """NumPy has no common type for float16 and bfloat16."""
+    halves = [np.array([[1.5]], np.float16), np.array([[3.0]], ml_dtypes.bfloat16)]
+    pool = {name: Tensor.of(name, half) for name, half in zip("ab", halves, strict=True)}
+    fuse(["a", "b"], "c").apply(pool, [])
+    assert pool["c"].dtype == np.float32
+    np.testing.assert_array_equal(pool["c"].read(), np.array([[1.5], [3.0]], np.float32))
+
+
+def test_numbers_of_other_machines() -> None:
+    weights = {"w.weight": Tensor.of("w", np.array([[1, 2]], ">f4"))}
+    linear, _ = load_parameters(lambda w: Linear(w.at("w"), 2, 1, bias=False), weights, [])
+    np.testing.assert_array_equal(linear(np.array([[1, 10]], np.float32)), [[21]])
+
+
+def test_packed_weights_are_tied_by_their_parts() -> None:
+    """Equal or not is seen without making floats of them."""
+    w = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+
+    def tensor(name: str, array: np.ndarray) -> Tensor:
+        packed = qkv.pack_weight(array, "int4")
+        made = packed_tensor((name,), array.shape, ("int4", 32), packed.parts)
+        return dataclasses.replace(made, read=lambda: pytest.fail("made floats"))
+
+    for other, same in ((w, True), (w + 1, False)):
+        pool = {"a": tensor("a", w), "b": tensor("b", other)}
+        tie("a", "b").share(pool)
+        assert (pool["a"] is pool["b"]) is same

@@ -232,11 +232,19 @@ std::unique_ptr<PackedWeight> from_parts(const std::string& dtype, int64_t group
     const py::array scale = checked("scale", scale_in, float32_dtype(), {w.n});
     if (w.n > 0) std::memcpy(w.row_scale, scale.data(), static_cast<size_t>(4 * w.n));
     const auto* q = static_cast<const int8_t*>(values.data());
-    for (int64_t n = 0; n < w.n; ++n)
-      for (int64_t i = 0; i < k; ++i) {
-        if (q[n * k + i] == -128) fail_value("PackedWeight: values of int8 with one scale a row are -127 to 127");
-        w.row_sum[n] += q[n * k + i];
+    int8_t least = 0;
+    {
+      const Unlocked unlocked;
+      for (int64_t n = 0; n < w.n; ++n) {
+        int32_t sum = 0;
+        for (int64_t i = 0; i < k; ++i) {
+          sum += q[n * k + i];
+          least = std::min(least, q[n * k + i]);
+        }
+        w.row_sum[n] = sum;
       }
+    }
+    if (least == -128) fail_value("PackedWeight: values of int8 with one scale a row are -127 to 127");
   }
   for (const auto& [to, from, name] :
        {std::tuple<f16*, py::handle, const char*>{w.scale, scale_in, "scale"}, {w.offset, offset_in, "offset"}})

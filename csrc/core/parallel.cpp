@@ -89,7 +89,9 @@ struct Loop {
   bool claim(int* from, int64_t* begin, int64_t* end) {
     for (int tried = 0; tried < ranges; ++tried) {
       Range& r = range[*from];
-      const int64_t chunk = r.next.fetch_add(1, std::memory_order_relaxed);
+      // Read first: a range that is used up is not written to again by everybody who comes by.
+      const int64_t chunk =
+          r.next.load(std::memory_order_relaxed) < r.end ? r.next.fetch_add(1, std::memory_order_relaxed) : r.end;
       if (chunk < r.end) {
         *begin = chunk * grain;
         *end = *begin + grain < n ? *begin + grain : n;

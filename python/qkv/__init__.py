@@ -6,6 +6,7 @@ What a model needs beyond ops is imported when it is first used.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from .compat import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache, scaled_dot_product_attention
@@ -81,10 +82,9 @@ _LAZY = ("from_weights", "load")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from . import models
-
-        value = getattr(models, name)
+    if name in _LAZY or name == "models":
+        models = importlib.import_module(".models", __name__)
+        value = models if name == "models" else getattr(models, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'qkv' has no attribute {name!r}")

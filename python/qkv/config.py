@@ -85,6 +85,12 @@ class Config(Mapping[str, Any]):
         """The same with values for those keys that are absent or null."""
         return self.replaced({name: value for name, value in defaults.items() if self._values.get(name) is None})
 
+    def own_names(self, aliases: Mapping[str, str]) -> Config:
+        """The same with a family's own names for values that stand under the names of other families, which win where
+        both are there, as in transformers. aliases: other name -> own."""
+        given = {own: self._values[other] for other, own in aliases.items() if self._values.get(other) is not None}
+        return self.replaced(given)
+
     def reading(self, defaults: Mapping[str, Any]) -> Config:
         """Nothing but the keys of `defaults`, which has a class's values for those that are absent; null stays null."""
         return Config({name: self._values.get(name, value) for name, value in defaults.items()}, self._where)

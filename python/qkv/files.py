@@ -35,8 +35,9 @@ MAX_TOKENIZER = 256_000_000  # bytes of tokenizer.json (the largest have 35 MB)
 MAX_FILE = 16_000_000  # bytes of any other JSON file
 MAX_FILES = MAX_TOKENIZER + 4 * MAX_FILE  # bytes of all that one checkpoint makes us read
 MAX_NPY_HEADER = 65535  # bytes; version 1 of .npy cannot have more
-MAX_SHARD = 4_000_000_000  # bytes of one safetensors file that write_folder makes
+MAX_SHARD = 1_000_000_000  # bytes of one safetensors file that write_folder makes
 MAX_RANK = 32  # NumPy 1 cannot hold more
+FILE_ENDINGS = (".json", ".txt", ".spm", ".model", ".jinja")  # of entries that are files, not tensors
 META = "qkv.json"  # the npz entry that says: the names are our own, not a checkpoint's
 
 # safetensors' dtype names -> NumPy's; data is little-endian
@@ -56,11 +57,13 @@ SAFETENSORS_DTYPES = {
     "BOOL": "|b1",
 }
 PICKLE_ADVICE = (
-    "that is a pickle, which can run code when it is opened, so qkv never opens one. Convert it once, where "
-    "torch is: python -c \"import torch, safetensors.torch as s; w = torch.load('pytorch_model.bin', "
-    "map_location='cpu', weights_only=True); s.save_file({k: v.clone().contiguous() for k, v in w.items()}, "
-    "'model.safetensors')\""
+    "that is a pickle, which can run code when it is opened, so qkv never opens one. Convert it once, in its folder, "
+    'where torch is: python -c "import glob, torch, safetensors.torch as s; '
+    "w = {{k: v for f in glob.glob('{pattern}') for k, v in "
+    "torch.load(f, map_location='cpu', weights_only=True).items()}}; "
+    "s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, 'model.safetensors')\""
 )
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class Tensor:
 
     def rows(self, index: slice | np.ndarray) -> Tensor:
         """Some of the rows, or all in another order."""
-        shape = (len(np.empty(self.shape[0], np.bool_)[index]), *self.shape[1:])
+        count = len(range(*index.indices(self.shape[0]))) if isinstance(index, slice) else len(index)
+        shape = (count, *self.shape[1:])
         whole = self.parts
 
         def parts() -> tuple[Any, ...]:
@@ -176,6 +180,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         from .gguf import open_gguf
 
         return open_gguf(path)
+    if path.suffix in PICKLES:
+        raise ValueError(f"{path}: {PICKLE_ADVICE.format(pattern=path.name)}")
     if path.suffix != ".npz":
         raise ValueError(f"{path}: expected a folder with config.json and model.safetensors, an .npz or a .gguf file")
     return from_entries(str(path), read_npz(path))
@@ -194,9 +200,9 @@ def _cached(name: str) -> Path | None:
 
 
 def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:
-    """A checkpoint from one flat mapping, as an npz is: entries named `*.json` are files, the rest
-    tensors. Files are read when they are asked for."""
-    files = {name: entry for name, entry in entries.items() if name.endswith(".json")}
+    """A checkpoint from one flat mapping, as an npz is: entries named like files (`*.json`, `*.txt`
+    and so on) are files, the rest tensors. Files are read when they are asked for."""
+    files = {name: entry for name, entry in entries.items() if name.endswith(FILE_ENDINGS)}
     for name, entry in files.items():
         if entry.dtype != np.uint8 or len(entry.shape) != 1:
             raise ValueError(f"{where}: {name} must be a file's bytes, a uint8 array of rank 1")
@@ -234,9 +240,10 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
         return read_safetensors(folder / "model.safetensors")
     if (folder / "model.safetensors.index.json").is_file():
         return _read_shards(folder / "model.safetensors.index.json")
-    pickles = sorted(p.name for p in folder.glob("pytorch_model*.bin")) if folder.is_dir() else []
+    pickles = sorted(p.name for p in folder.glob("pytorch_model*.bin*")) if folder.is_dir() else []
     if pickles:
-        raise ValueError(f"{folder}: the weights are only there as {pickles[0]}; {PICKLE_ADVICE}")
+        advice = PICKLE_ADVICE.format(pattern="pytorch_model*.bin")
+        raise ValueError(f"{folder}: the weights are only there as {pickles[0]}; {advice}")
     raise FileNotFoundError(f"{folder}: there is no model.safetensors and no model.safetensors.index.json here")
 
 
@@ -482,7 +489,7 @@ def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndar
     """
     path = Path(path)
     if path.suffix != ".npz":
-        raise ValueError(f"save: expected a file name that ends in .npz; got {path}")
+        raise ValueError(f"save: expected a file name that ends in .npz, or the name of a folder; got {path}")
     target = Path(os.path.realpath(path))  # a link stays one
     if target.exists() and not target.is_file():
         raise ValueError(f"save: {path} is there and no regular file")
@@ -507,14 +514,15 @@ def write_npz(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndar
 
 
 def write_folder(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.ndarray]]) -> None:
-    """Write entries as a folder: those named *.json as files, the others into model.safetensors, or shards of at most
-    4 GB with an index. It gets its name only once it is complete.
+    """Write entries as a folder: those named like files (*.json and so on) as files, the others into
+    model.safetensors, or shards of at most 1 GB with an index: so much is held a second time. It gets its name only
+    once it is complete.
 
     ValueError: something is there already, other than an empty folder; OSError: it cannot be written.
     """
     from safetensors.numpy import save_file
 
-    target = Path(path)
+    target = Path(os.path.realpath(path))  # a link stays one
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"save: {path} is there already; choose another name, or remove it first")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -534,7 +542,7 @@ def write_folder(path: str | os.PathLike[str], entries: Iterable[tuple[str, np.n
             shard.clear()
 
         for name, array in entries:
-            if name.endswith(".json"):
+            if name.endswith(FILE_ENDINGS):
                 file = inside(partial, name)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(array.tobytes())

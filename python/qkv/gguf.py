@@ -12,15 +12,14 @@ from __future__ import annotations
 import functools
 import json
 import math
-import mmap
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from .files import MAX_RANK, Checkpoint, Tensor, bfloat16_dtype, packed_tensor, read_at
+from .files import MAX_HEADER, MAX_RANK, Checkpoint, Tensor, bfloat16_dtype, packed_tensor, read_at
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -62,74 +61,79 @@ ARCHITECTURES: dict[str, tuple[str, Mapping[str, str]]] = {
 class _Header:
     """Reads values one after the other; ValueError where the file ends before they do."""
 
-    def __init__(self, data: mmap.mmap, path: Path):
-        self.data, self.at, self.path = data, 0, path
+    def __init__(self, file: BinaryIO, size: int, path: Path):
+        self.file, self.size, self.at, self.path = file, size, 0, path
 
     def error(self, text: str) -> ValueError:
         return ValueError(f"{self.path}: {text}")
 
-    def room(self, size: int) -> int:
-        """The place of the next `size` bytes, which are there."""
-        start = self.at
-        if size > len(self.data) - start:
+    def take(self, size: int) -> bytes:
+        start, self.at = self.at, self.at + size
+        if self.at > MAX_HEADER:
+            raise self.error(f"the header has more than {MAX_HEADER} bytes")
+        data = self.file.read(size) if self.at <= self.size else b""
+        if len(data) != size:
             raise self.error(f"truncated, {size} bytes at {start} lie beyond its end")
-        self.at += size
-        return start
+        return data
 
     def scalar(self, code: str) -> Any:
-        size = struct.calcsize("<" + code)
-        return struct.unpack_from("<" + code, self.data, self.room(size))[0]
+        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def string(self) -> str:
-        size = self.scalar("Q")
-        start = self.room(size)
-        return self.data[start : start + size].decode("utf-8", "replace")
+        return self.take(self.scalar("Q")).decode("utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> Any:
+        """Of arrays, which hold vocabularies, nothing is kept."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY and depth < 2:
             item, count = self.scalar("I"), self.scalar("Q")
             if item in SCALARS:
-                start = self.room(count * struct.calcsize("<" + SCALARS[item]))
-                return np.frombuffer(self.data[start : self.at], "<" + SCALARS[item]).tolist()
-            if count > (len(self.data) - self.at) // 8:  # of a string or array the least
+                self.take(count * struct.calcsize("<" + SCALARS[item]))
+            elif count > (self.size - self.at) // 8:  # of a string or array the least
                 raise self.error(f"truncated, an array claims {count} entries")
-            return [self.value(item, depth + 1) for _ in range(count)]
+            else:
+                for _ in range(count):
+                    self.value(item, depth + 1)
+            return ()
         if kind in SCALARS:
             return self.scalar(SCALARS[kind])
         raise self.error(f"a value of the unknown type {kind}")
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and lazily read tensors, under the file's own names. ValueError: it is no GGUF file, or broken."""
+    """Metadata, without arrays, and lazily read tensors, under the file's own names. ValueError: it is no GGUF file, or
+    broken."""
+    if not path.is_file():
+        raise ValueError(f"{path}: not a regular file")
+    end = path.stat().st_size
     with open(path, "rb") as file:
-        if file.read(4) != b"GGUF":
+        header = _Header(file, end, path)
+        if end < 4 or header.take(4) != b"GGUF":
             raise ValueError(f"{path}: not a GGUF file")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            header = _Header(data, path)
-            header.room(4)
-            version = header.scalar("I")
-            if version not in (2, 3):
-                raise header.error(f"GGUF version {version} is not supported; 2 and 3 are (in little-endian order)")
-            tensor_count, count = header.scalar("Q"), header.scalar("Q")
-            metadata: dict[str, Any] = {}
-            for _ in range(count):
-                key = header.string()
-                if key in metadata:
-                    raise header.error(f"the key {key!r:.99} is there twice")
-                metadata[key] = header.value(header.scalar("I"))
-            entries = [_entry(header) for _ in range(tensor_count)]
-            unit = metadata.get("general.alignment", 32)
-            if type(unit) is not int or unit < 1 or unit & (unit - 1):
-                raise header.error(f"general.alignment must be a power of two; got {unit!r:.99}")
-            start, end = -(-header.at // unit) * unit, len(data)
-    tensors: dict[str, Tensor] = {}
-    for name, shape, kind, offset in entries:
-        if name in tensors:
-            raise ValueError(f"{path}: the tensor {name!r:.99} is there twice")
-        tensors[name] = _tensor(path, name, shape, kind, start + offset, end)
-    return metadata, tensors
+        version = header.scalar("I")
+        if version not in (2, 3):
+            raise header.error(f"GGUF version {version} is not supported; 2 and 3 are (in little-endian order)")
+        tensor_count, count = header.scalar("Q"), header.scalar("Q")
+        metadata: dict[str, Any] = {}
+        for _ in range(count):
+            key = header.string()
+            if key in metadata:
+                raise header.error(f"the key {key!r:.99} is there twice")
+            metadata[key] = header.value(header.scalar("I"))
+        entries: dict[str, tuple[tuple[int, ...], int, int]] = {}
+        for _ in range(tensor_count):
+            name, shape, kind, offset = _entry(header)
+            if name in entries:
+                raise header.error(f"the tensor {name!r:.99} is there twice")
+            entries[name] = shape, kind, offset
+    unit = metadata.get("general.alignment", 32)
+    if type(unit) is not int or unit < 1 or unit & (unit - 1):
+        raise ValueError(f"{path}: general.alignment must be a power of two; got {unit!r:.99}")
+    start = -(-header.at // unit) * unit
+    return metadata, {
+        name: _tensor(path, name, shape, kind, start + offset, end) for name, (shape, kind, offset) in entries.items()
+    }
 
 
 def _entry(header: _Header) -> tuple[str, tuple[int, ...], int, int]:
@@ -175,12 +179,14 @@ def _parts(kind: int, shape: tuple[int, int], read: Callable[[], np.ndarray[Any,
     scale = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
     if kind == Q8_0:
         return "int8", BLOCK, k, np.ascontiguousarray(blocks[..., 2:]).view(np.int8).reshape(n, k), scale, None
-    minimum = np.ascontiguousarray(blocks[..., 2:4]).view(np.float16)[..., 0]
-    offset = scale * np.float16(-8) if kind == Q4_0 else np.ascontiguousarray(minimum)
+    with np.errstate(over="ignore"):
+        least = scale * np.float16(-8) if kind == Q4_0 else blocks[..., 2:4].copy().view(np.float16)[..., 0]
+    if kind == Q4_0 and (np.isinf(least) & np.isfinite(scale)).any():
+        raise ValueError("blocks of Q4_0 have scales beyond 8188, for which there is no offset in float16")
     q = blocks[..., -16:]
     lower, upper = q & 15, q >> 4  # values 0 to 15, values 16 to 31
     values = np.concatenate([lower[..., ::2] | lower[..., 1::2] << 4, upper[..., ::2] | upper[..., 1::2] << 4], axis=-1)
-    return "int4", BLOCK, k, values.reshape(n, k // 2), scale, offset
+    return "int4", BLOCK, k, values.reshape(n, k // 2), scale, np.ascontiguousarray(least)
 
 
 def _package() -> Any:
@@ -218,23 +224,29 @@ def _dequantize(data: np.ndarray[Any, Any], kind: int, shape: tuple[int, ...]) -
 
 def open_gguf(path: Path) -> Checkpoint:
     """A GGUF file as the Hugging Face folder that it was made of. ValueError: an architecture that is not among
-    ARCHITECTURES, a value that is missing."""
+    ARCHITECTURES, a value that is missing, wrong or not implemented."""
     metadata, tensors = read_gguf(path)
     name = metadata.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         raise ValueError(f"{path}: no model for GGUF architecture {name!r:.99}; known are {', '.join(ARCHITECTURES)}")
     cls, layer = ARCHITECTURES[name]
-    config = _config(path, name, metadata, tensors)
+    values = _Values(path, name, metadata)
+    config = _config(values, tensors)
+    if name == "llama" and config.get("sliding_window"):
+        cls = "MistralForCausalLM"  # which is a Llama with a window
     config["architectures"] = [cls]
+    values.refuse_others()
     named: dict[str, Tensor] = {}
     for old, tensor in tensors.items():
-        new = _transformers_name(old, layer)
-        if new in ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"):
+        if old in ROPE_TENSORS:
             continue
+        new = _transformers_name(old, layer)
         part = next((part for part in ("q", "k") if f".self_attn.{part}_proj." in new), None)
         if name == "llama" and part and tensor.shape:
             heads = config["num_attention_heads" if part == "q" else "num_key_value_heads"]
-            tensor = tensor.rows(_rotary_rows(path, tensor.shape[0], heads))
+            tensor = tensor.rows(_rotary_rows(path, tensor.shape[0], heads * config["head_dim"], heads))
+        if new in named:
+            raise ValueError(f"{path}: {named[new].names[0]} and {old} are the same parameter")
         named[new] = tensor
     return Checkpoint(str(path), named, files={"config.json": json.dumps(config).encode()})
 
@@ -251,87 +263,135 @@ def _transformers_name(name: str, layer: Mapping[str, str]) -> str:
     return name
 
 
-def _rotary_rows(path: Path, rows: int, heads: int) -> np.ndarray[Any, Any]:
+def _rotary_rows(path: Path, rows: int, expected: int, heads: int) -> np.ndarray[Any, Any]:
     """Which row of a file's q or k is row i of transformers'. Files of this architecture have the rows of a head
     permuted so that the two that turn together are neighbours."""
-    if rows % (2 * heads):
-        raise ValueError(f"{path}: {rows} rows of q or k cannot be those of {heads} heads")
+    if rows != expected or rows % (2 * heads):
+        raise ValueError(f"{path}: {rows} rows of q or k cannot be those of {heads} heads, expected {expected}")
     pairs = np.arange(rows).reshape(heads, rows // heads // 2, 2)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows)
 
 
-def _config(path: Path, name: str, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
-    def get(key: str, default: Any = None) -> Any:
-        return metadata.get(f"{name}.{key}", default)
+class _Values:
+    """An architecture's metadata: every value is read, stands among those that change nothing, or is refused."""
 
-    def need(key: str, default: int | None = None) -> int:
-        value = get(key, default)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{path}: {name}.{key} must be a positive integer; got {value!r:.99}")
+    HARMLESS = ("vocab_size", "attention.value_length", "expert_count", "expert_used_count", "tensor_data_layout")
+
+    def __init__(self, path: Path, name: str, metadata: dict[str, Any]):
+        self.path, self.name = path, name
+        self.values = {k[len(name) + 1 :]: v for k, v in metadata.items() if k.startswith(f"{name}.")}
+        self.general = metadata
+        self.read: set[str] = set(self.HARMLESS)
+
+    def error(self, key: str, expected: str) -> ValueError:
+        return ValueError(f"{self.path}: {self.name}.{key} must be {expected}; got {self.values.get(key)!r:.99}")
+
+    def integer(self, key: str, default: int | None = None, low: int = 1) -> int:
+        self.read.add(key)
+        value = self.values.get(key, default)
+        if type(value) is not int or not low <= value < 2**31:
+            raise self.error(key, "a positive integer" if low else "an integer, not negative")
         return value
 
+    def number(self, key: str, default: float) -> float:
+        self.read.add(key)
+        value = self.values.get(key, default)
+        if type(value) not in (int, float) or not math.isfinite(value):
+            raise self.error(key, "a finite number")
+        return float(value)
+
+    def refuse_others(self) -> None:
+        for key in ("expert_count", "expert_used_count"):
+            if self.values.get(key):
+                raise self.error(key, "0: mixtures of experts are not supported")
+        if self.values.get("attention.value_length", None) not in (None, self.values.get("attention.key_length")):
+            raise self.error("attention.value_length", "attention.key_length")
+        others = sorted(set(self.values) - self.read)
+        if others:
+            raise self.error(others[0], "absent: it is not supported")
+
+
+ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
+
+def _config(v: _Values, tensors: dict[str, Tensor]) -> dict[str, Any]:
     if "token_embd.weight" not in tensors or len(tensors["token_embd.weight"].shape) != 2:
-        raise ValueError(f"{path}: there is no token_embd.weight of two dimensions")
-    heads, width = need("attention.head_count"), need("embedding_length")
-    context = need("context_length")
+        raise ValueError(f"{v.path}: there is no token_embd.weight of two dimensions")
+    heads, width = v.integer("attention.head_count"), v.integer("embedding_length")
+    context, head_dim = v.integer("context_length"), v.integer("attention.key_length", max(width // heads, 1))
     config: dict[str, Any] = {
-        "model_type": name,
+        "model_type": v.name,
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
-        "intermediate_size": need("feed_forward_length"),
-        "num_hidden_layers": need("block_count"),
+        "intermediate_size": v.integer("feed_forward_length"),
+        "num_hidden_layers": v.integer("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": need("attention.head_count_kv", heads),
-        "head_dim": need("attention.key_length", width // heads),
+        "num_key_value_heads": v.integer("attention.head_count_kv", heads),
+        "head_dim": head_dim,
         "max_position_embeddings": context,
-        "rms_norm_eps": get("attention.layer_norm_rms_epsilon", 1e-6),
-        "rope_theta": get("rope.freq_base", 10000.0),
+        "rms_norm_eps": v.number("attention.layer_norm_rms_epsilon", 1e-6),
+        "rope_theta": v.number("rope.freq_base", 10000.0),
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_output.bias" in tensors,
     }
-    turning = get("rope.dimension_count", config["head_dim"])
-    if turning != config["head_dim"]:
-        config["partial_rotary_factor"] = turning / config["head_dim"]
+    turning = v.integer("rope.dimension_count", head_dim)
+    if turning != head_dim:
+        config["partial_rotary_factor"] = turning / head_dim
     for ours, theirs in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        token = metadata.get(f"tokenizer.ggml.{theirs}_token_id")
+        token = v.general.get(f"tokenizer.ggml.{theirs}_token_id")
         if token is not None:
             config[f"{ours}_token_id"] = token
-    _rope_scaling(path, config, get, tensors, context)
-    if name == "gemma2":
-        config["attn_logit_softcapping"] = get("attn_logit_softcapping", 50.0)
-        config["final_logit_softcapping"] = get("final_logit_softcapping", 30.0)
-        config["query_pre_attn_scalar"] = config["head_dim"]
-        if config["num_hidden_layers"] == 46:  # Gemma 2 27B: width / heads; the file does not say
-            config["query_pre_attn_scalar"] = width // heads
+    _rope_scaling(v, config, tensors, turning, context)
+    if v.name == "gemma2":
+        config["attn_logit_softcapping"] = v.number("attn_logit_softcapping", 50.0)
+        config["final_logit_softcapping"] = v.number("final_logit_softcapping", 30.0)
+        # Gemma 2 27B, of 46 layers, scales by width / heads; files do not say
+        config["query_pre_attn_scalar"] = width // heads if config["num_hidden_layers"] == 46 else head_dim
         config["norms_hold_one"] = True  # 1 + w is what such files store
-    if name in ("gemma2", "phi3"):
-        config["sliding_window"] = get("attention.sliding_window")
+    if v.name in ("llama", "gemma2", "phi3"):  # 0: none, as llama.cpp writes for those Phi-3 and 4 that have none
+        window = v.integer("attention.sliding_window", 4096 if v.name == "gemma2" else 0, low=0)
+        config["sliding_window"] = window or None
     return config
 
 
-def _rope_scaling(
-    path: Path, config: dict[str, Any], get: Callable[..., Any], tensors: dict[str, Tensor], context: int
-) -> None:
+def _rope_scaling(v: _Values, config: dict[str, Any], tensors: dict[str, Tensor], turning: int, context: int) -> None:
     """rope_scaling of the metadata; of the tensors where they hold what each frequency is divided by."""
-    kind = get("rope.scaling.type")
-    lists = [tensors.get(f"{name}.weight") for name in ("rope_factors_short", "rope_factors_long", "rope_freqs")]
-    short, long, plain = (None if t is None else t.read().reshape(-1).astype(float).tolist() for t in lists)
-    if short is not None and long is not None:
-        config["original_max_position_embeddings"] = get("rope.scaling.original_context_length", context)
+    present = [name for name in ROPE_TENSORS if name in tensors]
+    lists = {}
+    for name in present:
+        if tensors[name].shape != (turning // 2,):
+            raise ValueError(f"{v.path}: {name} is {tensors[name].shape}, expected {(turning // 2,)}")
+        lists[name] = tensors[name].read().astype(float).tolist()
+    v.read.add("rope.scaling.type")
+    kind, factor = (
+        v.values.get("rope.scaling.type"),
+        v.number("rope.scaling.factor", v.number("rope.scale_linear", 1.0)),
+    )
+    if kind is None and factor != 1:
+        kind = "linear"  # llama.cpp's default
+    original = v.integer("rope.scaling.original_context_length", context)
+    attention = v.number("rope.scaling.attn_factor", 0.0)
+    if present == ["rope_freqs.weight"]:  # Llama 3.1's: the same divisors for any length
+        plain = lists["rope_freqs.weight"]
+        scaling = {"rope_type": "longrope", "short_factor": plain, "long_factor": plain, "attention_factor": 1.0}
+        config["rope_scaling"] = scaling | {"original_max_position_embeddings": context}
+        return
+    if present:
+        if len(present) != 2 or "rope_freqs.weight" in present:
+            raise ValueError(f"{v.path}: {' and '.join(present)} without the others that belong to them")
+        short, long = lists["rope_factors_short.weight"], lists["rope_factors_long.weight"]
+        config["original_max_position_embeddings"] = original
         config["rope_scaling"] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-        if get("rope.scaling.attn_factor") is not None:
-            config["rope_scaling"]["attention_factor"] = get("rope.scaling.attn_factor")
-    elif plain is not None:  # Llama 3.1's: the same divisors for any length
-        config["rope_scaling"] = {
-            "rope_type": "longrope",
-            "short_factor": plain,
-            "long_factor": plain,
-            "attention_factor": 1.0,
-            "original_max_position_embeddings": context,
-        }
-    elif kind in ("linear", "yarn"):
-        config["rope_scaling"] = {"rope_type": kind, "factor": get("rope.scaling.factor", 1.0)}
-        if get("rope.scaling.original_context_length") is not None:
-            config["rope_scaling"]["original_max_position_embeddings"] = get("rope.scaling.original_context_length")
-    elif kind not in (None, "none"):
-        raise ValueError(f"{path}: rope.scaling.type {kind!r:.99} is not supported; none, linear and yarn are")
+        if attention:
+            config["rope_scaling"]["attention_factor"] = attention
+        return
+    if kind in (None, "none"):
+        return
+    if kind not in ("linear", "yarn"):
+        raise v.error("rope.scaling.type", "none, linear or yarn")
+    config["rope_scaling"] = {"rope_type": kind, "factor": factor, "original_max_position_embeddings": original}
+    if kind == "yarn":
+        for ours, theirs, default in (("beta_fast", "yarn_beta_fast", 32.0), ("beta_slow", "yarn_beta_slow", 1.0)):
+            config["rope_scaling"][ours] = v.number(f"rope.scaling.{theirs}", default)
+        if attention:
+            config["rope_scaling"]["attention_factor"] = attention

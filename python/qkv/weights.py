@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from . import ops
 from .files import Tensor
+from .runtime import trim
 
 Model = TypeVar("Model")
 BLOCK = 1 << 20  # elements that are compared at a time
@@ -120,8 +121,10 @@ def fuse(sources: Sequence[str], target: str) -> Rule:
         if any(not part.shape or part.shape[1:] != parts[0].shape[1:] for part in parts):
             described = ", ".join(f"{part.names[0]} {part.shape}" for part in parts)
             raise ValueError(f"cannot be joined along their rows: {described}")
-        dtype = np.result_type(*(part.dtype for part in parts))
-        joined = Tensor(names, shape, dtype, lambda: np.concatenate([part.read() for part in parts]))
+        dtype = _common(part.dtype for part in parts)
+        joined = Tensor(
+            names, shape, dtype, lambda: np.concatenate([part.read().astype(dtype, copy=False) for part in parts])
+        )
         if parts[0].packed is None or any(part.packed != parts[0].packed for part in parts):
             return [joined]
 
@@ -131,6 +134,12 @@ def fuse(sources: Sequence[str], target: str) -> Rule:
         return [replace(joined, parts=stacked, packed=parts[0].packed)]
 
     return Rule(tuple(sources), (target,), make)
+
+
+def _common(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """What holds all of them: NumPy knows nothing for float16 beside bfloat16, which float32 does."""
+    kinds = set(dtypes)
+    return kinds.pop() if len(kinds) == 1 else np.result_type(np.float32, *(d for d in kinds if d.itemsize > 2))
 
 
 def _stacked(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
@@ -162,10 +171,14 @@ def transpose(source: str, target: str) -> Rule:
     return _one(source, target, lambda t: t.of_values(shape=t.shape[::-1], read=lambda: t.read().T))
 
 
-def reshape(source: str, target: str, shape: tuple[int, ...]) -> Rule:
-    """Another shape for the same values; one size may be -1."""
+def reshape(source: str, target: str, shape: tuple[int, ...], *, of: tuple[int, ...] | None = None) -> Rule:
+    """Another shape for the same values; one size may be -1. of: the shape that it must have, -1 for any size."""
 
     def make(t: Tensor) -> Tensor:
+        if of is not None and (
+            len(of) != len(t.shape) or any(a not in (-1, b) for a, b in zip(of, t.shape, strict=True))
+        ):
+            raise ValueError(f"{t.names[0]} is {t.shape}, expected {str(of).replace('-1', 'any')}")
         try:
             # an array without memory: NumPy's own rules decide, and nothing is allocated
             new = np.broadcast_to(np.uint8(0), t.shape).reshape(shape).shape
@@ -213,8 +226,11 @@ def _one(source: str, target: str, make: Callable[[Tensor], Tensor]) -> Rule:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    if a is b or a.shape != b.shape or a.dtype != b.dtype:
+    if a is b or a.shape != b.shape or a.dtype != b.dtype or a.packed != b.packed:
         return a is b
+    if a.parts is not None and b.parts is not None:
+        pairs = zip(a.parts()[3:], b.parts()[3:], strict=True)
+        return all(x is y if x is None else np.array_equal(x, y) for x, y in pairs)
     x, y = np.atleast_1d(a.read(), b.read())
     rows = max(1, BLOCK * len(x) // max(1, x.size))  # by blocks: a comparison makes arrays too
     return all(np.array_equal(x[i : i + rows], y[i : i + rows]) for i in range(0, len(x), rows))
@@ -326,6 +342,7 @@ class _Store:
             if dtype in (packed.dtype, "auto") and self._kinds[id(tensor)] != "vector":
                 return packed
             array = packed.dequantize()
+            del packed  # before another copy is made
         else:
             array = _narrowed(tensor)
         if dtype == "auto":
@@ -344,6 +361,8 @@ class _Store:
 def _narrowed(tensor: Tensor) -> np.ndarray:
     """The tensor, float64 as float32. ValueError: a number is too large for that."""
     array = tensor.read()
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind != "f" or array.dtype.itemsize <= 4:
         return array
     with np.errstate(over="ignore"):
@@ -382,6 +401,7 @@ def load_parameters(
     store.start_loading()
     model = build(Weights(store))
     assert store.values is not None
+    trim()  # what was only needed on the way
     return model, store.values
 
 

@@ -15,6 +15,7 @@ count the real tokens. Compare real positions only.
 
 from __future__ import annotations
 
+import inspect
 import shutil
 import sys
 import zlib
@@ -461,6 +462,8 @@ def main() -> None:
         expected = {}
         for case_name in made.cases:
             case = make_case(case_name, model.config, rng)
+            if "position_ids" not in inspect.signature(model.forward).parameters:
+                case.pop("position_ids", None)  # T5 has none, and does not say so
             outputs = run(model, case, made.whole)
             assert not case.keys() & outputs.keys()
             for name, value in {**case, **outputs}.items():

@@ -13,7 +13,6 @@ from typing import Any
 
 from ..config import MAX_LAYERS, Config
 from ..layers import Attention, CrossAttention, FeedForward, LayerNorm, Stack, block
-from ..ops import sinusoidal_positions
 from ..weights import Rule, Tie, Weights, drop, fuse, rename, reshape, tie
 from .base import Model
 from .heads import LMHead, RowHead, SpanHead
@@ -21,6 +20,11 @@ from .seq2seq import EncoderDecoder, LastEos, Shift, Side, rotate_right, shift_r
 from .tokens import Embeddings, LearnedPositions, Positions, SinusoidalPositions, TokenModel
 
 EPS = 1e-5  # layer_norm_eps is not read
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_hidden_layers": "encoder_layers",
+}
 OFFSET = 2  # rows of the position tables that are not used
 
 
@@ -140,7 +144,7 @@ def _side(config: Config, w: Weights, variant: Variant, kind: str, vocabulary: i
     elif "position.weight" in w_e:
         positions = LearnedPositions(w_e.at("position"), longest, width)
     else:
-        positions = SinusoidalPositions(sinusoidal_positions(longest, width, interleaved=False))
+        positions = SinusoidalPositions(longest, width)
     embeddings = Embeddings(
         w_e,
         vocabulary,
@@ -170,7 +174,7 @@ class Bart:
             *_stack_rules("encoder"),
             *_stack_rules("decoder"),
             rename("lm_head.weight", "head.decoder.weight"),
-            reshape("final_logits_bias", "head.decoder.bias", (-1,)),
+            reshape("final_logits_bias", "head.decoder.bias", (-1,), of=(1, -1)),
             rename("classification_head.dense.*", "head.dense.*"),
             rename("classification_head.out_proj.*", "head.out.*"),
             rename("qa_outputs.*", "head.outputs.*"),
@@ -189,6 +193,7 @@ class Bart:
         return rules
 
     def build(self, config: Config, w: Weights) -> Model:
+        config = config.own_names(ALIASES)
         for name, value in self.variant.fixed.items():
             config.only(name, value)
         config.only("quantization_config", None)

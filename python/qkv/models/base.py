@@ -16,6 +16,19 @@ from ..options import FILE
 from ..text import TOKENIZER_FILES, Tokenizer
 
 OTHER_FILES = (".npy", ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".zip", ".txt")  # no folders
+# what later loads of a saved model may want of the folder besides: vocabularies, and how text and images are prepared
+KEPT_FILES = (
+    *(
+        "vocab.json",
+        "merges.txt",
+        "vocab.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "preprocessor_config.json",
+    ),
+    *("source.spm", "target.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 
 
 class Model:
@@ -49,7 +62,7 @@ class Model:
         self.architecture = architecture
         self.dtype = dtype
         self.parameters = parameters
-        for name in (*TOKENIZER_FILES, FILE):
+        for name in (*TOKENIZER_FILES, *KEPT_FILES, FILE):
             checkpoint.file(name)
         self.files = checkpoint.files
 
@@ -67,7 +80,8 @@ class Model:
                 raise ValueError(f"{name}: a {self.architecture} has no such input")
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write what qkv.load reads back to the same bits: weights, config, tokenizer and all.
+        """Write what qkv.load reads back to the same bits, packed weights with dtype="auto": weights, config,
+        tokenizer and all.
 
         A path that ends in .npz: one file. Entries named *.json are the checkpoint's files as uint8 bytes; the rest
         are parameters. Otherwise a new folder: these files, and the parameters in model.safetensors. ValueError: the

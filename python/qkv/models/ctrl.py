@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from ..config import Config
 from ..layers import LayerNorm
-from ..ops import sinusoidal_positions
 from ..weights import Rule, Weights, fuse, rename
 from .gpt import NO_LM, PREFIXES, Sizes, assemble, row_head, rules_of
 from .heads import LastTokenHead, LMHead
@@ -43,7 +42,7 @@ def _build(config: Config, w: Weights, task: Task) -> TokenModel:
         w,
         task,
         sizes,
-        SinusoidalPositions(sinusoidal_positions(sizes.positions, sizes.width, interleaved=False)),
+        SinusoidalPositions(sizes.positions, sizes.width),
         lambda w: LayerNorm(w, sizes.width, EPS),
         config.integer("dff", 8192),
         "relu",

@@ -39,16 +39,15 @@ LEFT_OVER = [
 
 
 def _as_bert(config: Config) -> Config:
-    """The config in BERT's words, three of which transformers takes for DistilBERT too. What BERT reads besides is
-    fixed."""
+    """The config in BERT's words. What BERT reads besides is fixed."""
+    aliases = {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"}
+    config = config.own_names(aliases)
     config.activation("activation", "gelu")  # says which key is wrong
     return config.replaced(
         {
-            "hidden_size": config.integer("dim", config.integer("hidden_size", 768)),
-            "num_hidden_layers": config.integer(
-                "n_layers", config.integer("num_hidden_layers", 6, low=0, high=MAX_LAYERS), low=0, high=MAX_LAYERS
-            ),
-            "num_attention_heads": config.integer("n_heads", config.integer("num_attention_heads", 12)),
+            "hidden_size": config.integer("dim", 768),
+            "num_hidden_layers": config.integer("n_layers", 6, low=0, high=MAX_LAYERS),
+            "num_attention_heads": config.integer("n_heads", 12),
             "intermediate_size": config.integer("hidden_dim", 3072),
             "hidden_act": config.get("activation") or "gelu",
             "layer_norm_eps": 1e-12,

@@ -182,7 +182,6 @@ def _class(task: Task) -> TokenClass:
 ARCHITECTURES = {
     "OpenAIGPTModel": _class(Task(names=NO_LM)),
     "OpenAIGPTLMHeadModel": _class(Task(_lm)),
-    "OpenAIGPTDoubleHeadsModel": _class(Task(_lm)),  # without mc_logits: the head for multiple choice is left out
     "OpenAIGPTForSequenceClassification": _class(Task(_row, [*NO_LM, *SCORE])),
 }
 MODEL_TYPES = {"openai-gpt": "OpenAIGPTModel"}

@@ -77,7 +77,6 @@ def _class(task: Task) -> TokenClass:
 ARCHITECTURES = {
     "GPT2Model": _class(Task(names=NO_LM)),
     "GPT2LMHeadModel": _class(Task(_lm)),
-    "GPT2DoubleHeadsModel": _class(Task(_lm)),  # without mc_logits: the head for multiple choice is left out
     "GPT2ForSequenceClassification": _class(Task(_row, [*NO_LM, *SCORE])),
     "GPT2ForTokenClassification": _class(Task(_tag, [*NO_LM, rename("classifier.*", "head.classifier.*")])),
     "GPT2ForQuestionAnswering": _class(Task(_span, [*NO_LM, rename("qa_outputs.*", "head.outputs.*")])),

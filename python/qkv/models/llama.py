@@ -20,6 +20,7 @@ from .tokens import Embeddings, TokenModel
 
 LAYER, OURS = "layers.{i}.", "blocks.{i}."
 FULL, SLIDING = "full_attention", "sliding_attention"
+MAX_HEAD = 2**16
 POSITIVE = 1e-30  # the least of a divisor
 
 BODY: list[Rule | Tie] = [
@@ -254,6 +255,8 @@ class Llama:
         if c["head_dim"] is None and not defaults["head_dim"] and width % heads:
             raise config.error("hidden_size", f"a multiple of num_attention_heads, {heads}, or head_dim given")
         head_dim = c.integer("head_dim", defaults["head_dim"] or width // heads)
+        if head_dim > MAX_HEAD:  # before rotary frequencies are made of it
+            raise config.error("head_dim", f"at most {MAX_HEAD}")
         kv_heads = c.integer("num_key_value_heads", heads)
         if heads % kv_heads:
             raise config.error("num_key_value_heads", f"a divisor of num_attention_heads, {heads}")

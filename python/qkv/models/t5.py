@@ -17,6 +17,14 @@ from .heads import LMHead, RowHead, SpanHead, TokenHead
 from .seq2seq import EncoderDecoder, LastEos, Side, shift_right
 from .tokens import Embeddings, TokenModel
 
+ALIASES = {
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+    "head_dim": "d_kv",
+}
+MOST_BUCKETS = 2**16  # and as far a distance: nothing in a file bounds it
+
 
 def _stack_rules(stack: str) -> list[Rule | Tie]:
     layer, ours = f"{stack}.block.{{i}}.layer.", f"{stack}.blocks.{{i}}."
@@ -66,8 +74,8 @@ def buckets(distances: Array, count: int, farthest: int, *, both: bool) -> Array
 
 def _distance_bias(config: Config, w: Weights, heads: int, *, both: bool) -> Array | None:
     """(H, 2R + 1), what `relative_bias` of the attention ops is; None while the model is only being planned."""
-    count = config.integer("relative_attention_num_buckets", 32, low=4 if both else 2)
-    farthest = config.integer("relative_attention_max_distance", 128)
+    count = config.integer("relative_attention_num_buckets", 32, low=4 if both else 2, high=MOST_BUCKETS)
+    farthest = config.integer("relative_attention_max_distance", 128, high=MOST_BUCKETS)
     if farthest <= count // (4 if both else 2):
         raise config.error("relative_attention_max_distance", "beyond the exact buckets")
     table = w.vector("weight", (count, heads))
@@ -157,13 +165,16 @@ class T5:
             tie("shared.weight", "head.decoder.weight"),
             drop("shared.weight"),
         ]
-        if self.task != "lm":
-            rules.append(drop("head.decoder.weight"))
+        heads = {"lm": "decoder", "span": "outputs", "tag": "classifier"}
+        rules += [drop(f"head.{part}.*") for task, part in heads.items() if task != self.task]
+        if self.task != "classify":
+            rules += [drop("head.dense.*"), drop("head.out.*")]
         if self.task in ("encoder", "tag"):
             rules.append(drop("decoder.*"))
         return rules
 
     def build(self, config: Config, w: Weights) -> Model:
+        config = config.own_names(ALIASES)
         config.only("quantization_config", None)
         width = _width(config)
         encoder = _side(config, w.at("encoder"), "encoder")
@@ -171,6 +182,7 @@ class T5:
             head = TokenHead(w.at("head.classifier"), width, config.num_labels()) if self.task == "tag" else None
             model = TokenModel(encoder.embeddings, encoder.stack, width=width, heads=encoder.heads, head=head)
             model.token_types = False
+            model.takes_positions = False
             return model
         decoder = _side(config, w.at("decoder"), "decoder")
         scaled = config.flag("scale_decoder_outputs", config.flag("tie_word_embeddings", True))

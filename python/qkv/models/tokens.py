@@ -16,6 +16,7 @@ from ..config import Config
 from ..files import Checkpoint
 from ..generate import generate, stream
 from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
+from ..ops import sinusoidal_positions
 from ..outputs import ModelOutput
 from ..packing import Packed
 from ..sentence import Pipeline, encode
@@ -68,13 +69,19 @@ class CountedPositions:
 
 
 class SinusoidalPositions:
-    """Rows of a table that is computed, (rows, C)."""
+    """Rows of a table that is computed, as far as it is needed: a config may claim any length."""
 
-    def __init__(self, table: Array):
-        self.table = table
-        self.limit = self.rows = len(table)
+    def __init__(self, limit: int, width: int, *, interleaved: bool = False):
+        self.limit = self.rows = limit
+        self.width = width
+        self.interleaved = interleaved
+        self.table = np.empty((0, width if limit == 0 else 0), np.float32)
 
     def __call__(self, packed: Packed) -> Array:
+        count = int(packed.positions.max(initial=-1)) + 1
+        if count > len(self.table) or self.table.shape[1] != self.width:
+            count = min(max(count, 2 * len(self.table), 64), self.limit)
+            self.table = sinusoidal_positions(count, self.width, interleaved=self.interleaved)
         rows: Array = self.table[packed.positions]
         return rows
 
@@ -151,6 +158,8 @@ class TokenModel(Model):
     can be kept in a paged cache. exact_up_to: how many tokens a row may grow to there with the same result as in one
     piece; None: any number. turns_anew_beyond: a row that generation makes longer is to be computed anew, once."""
 
+    takes_positions = True  # whether position_ids mean anything
+
     def __init__(
         self,
         embeddings: Embeddings,
@@ -215,6 +224,8 @@ class TokenModel(Model):
         arrays (B, S, C), and attentions, a tuple of L arrays (B, H, S, S). TypeError for a dtype,
         ValueError for a shape, an unknown id or a row that is too long.
         """
+        if not self.takes_positions:
+            self.refuse(position_ids=position_ids)
         self.refuse(
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,

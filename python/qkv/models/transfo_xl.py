@@ -12,7 +12,7 @@ in the softmax, and the memory that comes back is each layer's last `mem_len` in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -307,6 +307,8 @@ class TransfoXL(Model):
         layers, width = len(self.stack.blocks), self.embeddings.width
         if mems is None:
             return [np.zeros((rows, self.mem_len, width), np.float32)] * layers
+        if not isinstance(mems, Iterable):
+            raise TypeError(f"mems: expected {layers} arrays; got {type(mems).__name__}")
         arrays = [as_numpy("model", f"mems[{i}]", memory) for i, memory in enumerate(mems)]
         if len(arrays) != layers:
             raise ValueError(f"mems: expected {layers} arrays, one for each layer; got {len(arrays)}")
@@ -356,8 +358,8 @@ class Vocabulary:
         total = config.integer("vocab_size", 267735)
         cutoffs = config.get("cutoffs")
         cutoffs = [20000, 40000, 200000] if cutoffs is None else cutoffs
-        if not isinstance(cutoffs, list) or not all(type(n) is int for n in cutoffs):
-            raise config.error("cutoffs", "a list of integers")
+        if not isinstance(cutoffs, list) or len(cutoffs) > 64 or not all(type(n) is int for n in cutoffs):
+            raise config.error("cutoffs", "a list of at most 64 integers")
         ends = [0, *cutoffs, total]
         sizes = [end - start for start, end in pairwise(ends)]
         if min(sizes) < 1:
@@ -464,7 +466,7 @@ class XL:
             raise config.error("d_model", "even")
         inner, eps = config.integer("d_inner", 4096), config.number("layer_norm_epsilon", 1e-5)
         pre = config.flag("pre_lnorm", False)
-        mem_len = config.integer("mem_len", 1600, low=0)
+        mem_len = config.integer("mem_len", 1600, low=0, high=2**20)  # so many zeros a call begins with
         window = mem_len if config.flag("same_length", True) else None
         if window == 0:
             raise config.error("same_length", "false where mem_len is 0: a token would see nothing, not even itself")

@@ -21,6 +21,7 @@ source does likewise if `src_is_causal`, or `is_causal` for a TransformerEncoder
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,6 @@ import numpy as np
 from ..arrays import as_numpy
 from ..config import MAX_LAYERS, Config
 from ..layers import Array, Attention, CrossAttention, FeedForward, LayerNorm, Stack, block
-from ..ops import sinusoidal_positions
 from ..packing import Packed, regular
 from ..weights import Rule, Tie, Weights, drop, rename, split, tie
 from .base import Model
@@ -37,6 +37,13 @@ from .heads import LMHead
 from .seq2seq import EncoderDecoder, Side
 from .tokens import Embeddings, SinusoidalPositions, TokenModel
 
+KEYS = (
+    *("architectures", "model_type", "d_model", "nhead", "num_encoder_layers", "num_decoder_layers", "dim_feedforward"),
+    *("activation", "layer_norm_eps", "norm_first", "bias", "batch_first", "dropout", "device", "dtype"),
+    *("vocab_size", "tgt_vocab_size", "max_len", "tie_word_embeddings", "memory_is_causal"),
+    *("src_is_causal", "tgt_is_causal", "is_causal", "pad_token_id", "bos_token_id", "eos_token_id"),
+    *("decoder_start_token_id", "torch_dtype", "transformers_version", "_name_or_path"),
+)
 NORMS = {"encoder": ("attention", "ffn"), "decoder": ("attention", "cross", "ffn")}
 
 
@@ -118,11 +125,8 @@ def _embeddings(config: Config, w: Weights, kind: str) -> Embeddings:
     width, vocabulary = _width(config), _vocabulary(config, kind)
     if vocabulary is None:
         return Vectors(width)
-    longest = config.integer("max_len", 5000, high=2**16)
-    embeddings = Embeddings(w, vocabulary, width, scale=width**0.5)
-    if embeddings.word.weight is not None:  # else d_model is not yet known to be the weights'
-        embeddings.positions = SinusoidalPositions(sinusoidal_positions(longest, width))
-    return embeddings
+    positions = SinusoidalPositions(config.integer("max_len", 5000), width, interleaved=True)
+    return Embeddings(w, vocabulary, width, positions=positions, scale=width**0.5)
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Transformer:
         for kind in self.sides:
             rules += _stack_rules(kind, self._place(kind), self._place(kind), _width(config))
         if len(self.sides) == 1:  # of a file with both stacks
-            rules.append(drop("decoder.*" if self.sides == ("encoder",) else "encoder.*"))
+            other = "decoder" if self.sides == ("encoder",) else "encoder"
+            rules += [drop(f"{other}.layers.*"), drop(f"{other}.norm.*")]
         tied = config.flag("tie_word_embeddings", False)
         tables = ["source.word.weight", "target.word.weight"]
         if _vocabulary(config, "encoder") != _vocabulary(config, "decoder") and self.sides != ("encoder",):
@@ -189,6 +194,10 @@ class Transformer:
 
     def build(self, config: Config, w: Weights) -> Model:
         config.only("memory_is_causal", False)
+        unknown = [name for name in config if name not in KEYS and not (name == "num_layers" and len(self.sides) == 1)]
+        if unknown:  # nobody but the user writes this, so what means nothing is a mistake
+            near = difflib.get_close_matches(unknown[0], KEYS, n=1)
+            raise config.error(unknown[0], "absent: it is no key of this class" + (f" ({near[0]}?)" if near else ""))
         width, heads = _width(config), config.integer("nhead", 8)
         stacks = {kind: self._stack(config, w.at(kind) if self._place(kind) else w, kind) for kind in self.sides}
         last = self.sides[-1]

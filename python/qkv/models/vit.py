@@ -218,11 +218,17 @@ class Image:
 
     def rules(self, config: Config) -> list[Rule | Tie]:
         width, (height, breadth) = _width(config), _pair(config, "patch_size", 16)
-        numbers = config.integer("num_channels", 3) * height * breadth  # of a patch
+        channels = config.integer("num_channels", 3)
+        numbers = channels * height * breadth  # of a patch
         rules: list[Rule | Tie] = [
-            *(reshape(f"embeddings.{name}_token", name, (-1,)) for name in self.special),
-            reshape("embeddings.position_embeddings", "positions", (-1, width)),
-            reshape("embeddings.patch_embeddings.projection.weight", "patches.weight", (-1, numbers)),
+            *(reshape(f"embeddings.{name}_token", name, (-1,), of=(1, 1, width)) for name in self.special),
+            reshape("embeddings.position_embeddings", "positions", (-1, width), of=(1, -1, width)),
+            reshape(
+                "embeddings.patch_embeddings.projection.weight",
+                "patches.weight",
+                (-1, numbers),
+                of=(-1, channels, height, breadth),
+            ),
             *BODY,
             drop("decoder.*"),
         ]
