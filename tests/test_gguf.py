@@ -220,6 +220,15 @@ def test_smollm2_agrees_with_transformers(dtype: str) -> None:
         assert set(kinds.values()) == {"int4"}
 
 
+@pytest.mark.slow
+def test_smollm2_writes_what_transformers_writes() -> None:
+    model = qkv.load(smollm2())
+    with np.load(GOLDEN / "smollm2.npz") as recorded:
+        prompt, greedy = recorded["prompt"], recorded["greedy"]
+    made = model.generate(prompt[None], max_new_tokens=64, eos_token_id=None)
+    np.testing.assert_array_equal(made[0, len(prompt) :], greedy)
+
+
 # ---- broken files
 
 

@@ -7,7 +7,8 @@ Run (tests read the recorded file):
     HF_HUB_OFFLINE=1 python tests/golden/make_smollm2.py
 
 ids (S,): tokens; states (S, C): the last hidden states; logits (S, V // 64): those of every 64th token; best (S,): the
-token of the greatest logit. Computed in float64 but for norms and rotary angles, which the library has in float32.
+token of the greatest logit; prompt (P,), greedy (64,): what greedy search makes of an instruction. Computed in float64
+but for norms and rotary angles, which the library has in float32.
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ def main() -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         Path(spec.origin).parent, gguf_file=NAME, dtype=torch.float64, attn_implementation="eager"
     ).eval()
-    # an instruction in the model's chat format, and then ids of all kinds
+    # a system message in the model's chat format, and then ids of all kinds
     ids = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 2, 198, *np.random.default_rng(0).integers(17, 49152, 21)]
+    # user: What is the capital of France?
+    prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
     with torch.no_grad():
         out = model(torch.tensor([ids]), output_hidden_states=True)
+        row = torch.tensor([prompt])
+        mask = torch.ones_like(row)
+        made = model.generate(row, attention_mask=mask, do_sample=False, max_new_tokens=64, eos_token_id=None)[0]
     logits = out.logits[0].numpy()
     np.savez_compressed(
         HERE / "smollm2.npz",
@@ -41,6 +47,8 @@ def main() -> None:
         states=out.hidden_states[-1][0].numpy().astype(np.float32),
         logits=logits[:, ::64].astype(np.float32),
         best=logits.argmax(axis=1),
+        prompt=np.array(prompt),
+        greedy=made[len(prompt) :].numpy(),
     )
 
 

@@ -13,6 +13,7 @@ from ..generate import generate, stream
 from ..layers import Array, Memory, MemoryRows, Run, Stack
 from ..outputs import ModelOutput
 from ..packing import Packed
+from ..score import score
 from .base import Model
 from .tokens import Embeddings
 
@@ -233,6 +234,24 @@ class EncoderDecoder(Model):
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that the decoder makes of texts, int64 (rows, L); see qkv.generate.generate."""
         return generate(self, input_ids, attention_mask, **arguments)
+
+    def score(
+        self,
+        texts: Any,
+        attention_mask: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+    ) -> ModelOutput:
+        """The log-probability of each token of the decoder behind those before it, and of each row; see
+        qkv.score.score."""
+        return score(
+            self,
+            texts,
+            attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+        )
 
     def stream(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
         """The decoder's tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""

@@ -19,6 +19,7 @@ from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
 from ..ops import sinusoidal_positions
 from ..outputs import ModelOutput
 from ..packing import Packed
+from ..score import score
 from ..sentence import Pipeline, encode
 from ..weights import Rule, Tie, Weights
 from .base import Model
@@ -297,6 +298,10 @@ class TokenModel(Model):
     def stream(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
         """The tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""
         return stream(self, input_ids, attention_mask, **arguments)
+
+    def score(self, texts: Any, attention_mask: Any = None) -> ModelOutput:
+        """The log-probability of each token behind those before it, and of each row; see qkv.score.score."""
+        return score(self, texts, attention_mask)
 
     def encode(
         self,
