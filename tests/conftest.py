@@ -13,6 +13,8 @@ import qkv
 from checks import DTYPES, use_isa
 from qkv.ops import _cpu
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes online
+
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The walks through every float32 take minutes: they run when they are asked for, with -m exhaustive."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import sys
 import tracemalloc
 import types
 import warnings
@@ -375,3 +376,30 @@ def test_a_config_alone_takes_no_memory(folder: str, values: dict[str, Any]) -> 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000
+
+
+def test_from_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Through huggingface_hub, and only what a model is made of; a stand-in, as tests do not go online."""
+    asked = []
+
+    def snapshot_download(name: str, *, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        if name == "some/absent":
+            raise OSError("404")
+        return str(GOLDEN / "bert_relu")
+
+    hub = types.ModuleType("huggingface_hub")
+    hub.snapshot_download = snapshot_download  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert qkv.load("some/model").architecture == "BertModel"
+    assert asked[0][0] == "some/model" and "*.safetensors" in asked[0][1] and "*.json" in asked[0][1]
+    assert not any(pattern.endswith(".bin") for pattern in asked[0][1])
+    with pytest.raises(FileNotFoundError, match=r"some/absent.*404"):
+        qkv.load("some/absent")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("some/model", "model", "/some/model", "../some/model"):
+        with pytest.raises(FileNotFoundError, match="downloads nothing"):
+            qkv.load(name)
+    assert len(asked) == 2

@@ -158,11 +158,11 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """A folder as transformers saves it (or its name, if the Hugging Face cache has it), an .npz or a .gguf.
+    """A folder as transformers saves it (or its name on the Hugging Face hub), an .npz or a .gguf.
 
     FileNotFoundError: nothing there; ValueError: it is something else.
     """
-    path = _cached(str(path)) or Path(path)
+    path = _cached(str(path)) or _downloaded(str(path)) or Path(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: there is no config.json in this folder")
@@ -174,7 +174,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return checkpoint
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such folder or file, nor a model in the Hugging Face cache; qkv downloads nothing"
+            f"{path}: no such folder or file, nor a model in the Hugging Face cache; qkv itself downloads nothing "
+            "(where the package huggingface_hub is installed, it does)"
         )
     if path.suffix == ".gguf":
         from .gguf import open_gguf
@@ -197,6 +198,24 @@ def _cached(name: str) -> Path | None:
     repository = cache / f"models--{name.replace('/', '--')}"
     reference = repository / "refs" / "main"
     return repository / "snapshots" / reference.read_text().strip() if reference.is_file() else None
+
+
+def _downloaded(name: str) -> Path | None:
+    """The folder of `owner/model`, from the Hugging Face hub, where huggingface_hub is installed and may go online.
+    FileNotFoundError: it did not get it."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    if offline or os.path.exists(name) or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        return None
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        return None
+    try:
+        return Path(snapshot_download(name, allow_patterns=[f"*{end}" for end in (".safetensors", *FILE_ENDINGS)]))
+    except Exception as error:  # of the network, of the hub, or that there is no such model
+        raise FileNotFoundError(
+            f"{name}: no such folder or file, and huggingface_hub did not get it: {error}"
+        ) from None
 
 
 def from_entries(where: str, entries: Mapping[str, Tensor]) -> Checkpoint:

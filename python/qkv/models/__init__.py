@@ -74,7 +74,10 @@ for family in FAMILIES:
 
 
 def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Any:
-    """Load a model: a Hugging Face folder as it is, a folder or .npz that Model.save wrote, or a .gguf file.
+    """Load a model: a Hugging Face folder as it is, its name on the hub, what Model.save wrote, or a .gguf file.
+
+    A name `owner/model` is looked for in the local Hugging Face cache, and then, where the package huggingface_hub is
+    installed and HF_HUB_OFFLINE is not set, on the hub.
 
     A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
     tokenizer.json if text is to go in. Weights of any float type are held as `dtype`: "float32", "bfloat16", "int8"
