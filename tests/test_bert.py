@@ -16,21 +16,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 import qkv
+from golden_checks import GOLDEN, expected
 from qkv import files
 
-GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = sorted(path.name for path in GOLDEN.glob("bert_*") if path.is_dir())
 INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-
-
-def expected(folder: str) -> dict[str, dict[str, np.ndarray]]:
-    """case -> name -> array"""
-    cases: dict[str, dict[str, np.ndarray]] = {}
-    with np.load(GOLDEN / folder / "expected.npz") as recorded:
-        for key in recorded.files:
-            case, name = key.split("/")
-            cases.setdefault(case, {})[name] = recorded[key]
-    return cases
 
 
 def inputs(case: dict[str, np.ndarray], *, positions: bool = True) -> dict[str, np.ndarray]:

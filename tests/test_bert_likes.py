@@ -11,16 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
-from qkv import files
-from test_models import agree
+from golden_checks import GOLDEN, agree, checkpoint
 
-GOLDEN = Path(__file__).parent / "golden"
 PREFIXES = {"roberta": "roberta.", "albert": "albert.", "distilbert": "distilbert.", "electra": "electra."}
 IDS = np.array([[5, 6, 7, 8], [9, 10, 11, 12]])
 
 
 def arrays(folder: str) -> dict[str, np.ndarray]:
-    return {name: t.read() for name, t in files.folder_tensors(GOLDEN / folder).items()}
+    return checkpoint(folder)[1]
 
 
 def config(folder: str, **changes: Any) -> dict[str, Any]:
@@ -160,7 +158,7 @@ def with_tokenizer(tmp_path: Path, folder: str, **settings: Any) -> Any:
 
 
 def test_token_types_go_where_there_are_some_to_tell_apart(tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="text needs the extra `text`")
     pair = ("the cat", "a dog")
     for folder in ("roberta_base", "distilbert_base"):
         model = with_tokenizer(tmp_path, folder)
@@ -178,7 +176,7 @@ def test_token_types_go_where_there_are_some_to_tell_apart(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("folder", ["roberta_base", "albert_base", "distilbert_base", "electra_base"])
 def test_encode_is_the_mean_over_the_tokens(folder: str, tmp_path: Path) -> None:
-    pytest.importorskip("tokenizers")
+    pytest.importorskip("tokenizers", reason="text needs the extra `text`")
     model = with_tokenizer(tmp_path, folder)
     texts = ["the cat sat on the mat", "hello", "a b c d e f g hello world . , ! the the"]
     got = model.encode(texts)

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import qkv
+from golden_checks import GOLDEN, expected, inputs, outputs
 from qkv import cli, files
 from qkv.models import DTYPES
 from safetensors.numpy import save_file
-from test_models import GOLDEN, expected, inputs, outputs
 
 FOLDERS = ["bert_base", "bert_masked_lm", "bert_bfloat16", "bart_untied", "t5_v1_1", "llama_tied", "gpt2_lm"]
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
+from golden_checks import GOLDEN, close
 from qkv import generate as generation
-from qkv import logits
+from qkv.generate import logits
 from qkv.packing import Packed
 from scipy import stats
-from test_models import GOLDEN
 
 DECODERS = ("gpt2_lm", "llama_lm", "gemma2_lm", "phi3_lm", "roberta_causal")
 PAIRS = ("bart_scaled", "marian_lm", "t5_lm")
@@ -47,14 +47,6 @@ def recorded() -> Iterator[Any]:
 def allowed(text: int, ids: np.ndarray) -> list[int]:
     """The prefix function of make_generate.py."""
     return [token for token in range(39) if (token + text + len(ids)) % 3 == 0]
-
-
-def close(actual: np.ndarray, exact: np.ndarray) -> None:
-    """Within 1e-5 of the largest value; what is infinite, equal."""
-    assert actual.shape == exact.shape
-    finite = np.isfinite(exact)
-    np.testing.assert_array_equal(actual[~finite], exact[~finite])
-    np.testing.assert_allclose(actual[finite], exact[finite], rtol=0, atol=1e-5 * np.abs(exact[finite]).max(initial=0))
 
 
 @pytest.mark.parametrize(("case", "exact"), list(recorded()))

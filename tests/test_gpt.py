@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import qkv
-from qkv import files
-from test_models import agree
+from golden_checks import GOLDEN, agree, checkpoint
 
-GOLDEN = Path(__file__).parent / "golden"
 FAMILIES = ("gpt", "gpt2", "ctrl", "imagegpt")
-
-
-def checkpoint(folder: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    config = json.loads((GOLDEN / folder / "config.json").read_text())
-    return config, {name: t.read() for name, t in files.folder_tensors(GOLDEN / folder).items()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,7 +3,6 @@ are test_models.py's."""
 
 from __future__ import annotations
 
-import json
 import math
 from itertools import pairwise
 from typing import Any
@@ -11,17 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
-from qkv import files
+from golden_checks import GOLDEN, agree, checkpoint, close, expected, outputs
 from qkv.layers import Rotary, Run
 from qkv.models import llama
-from test_models import GOLDEN, agree, close, expected, outputs
 
 LENGTH_DEPENDENT = ("llama_dynamic", "llama_longrope", "phi3_lm")
-
-
-def checkpoint(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    config = json.loads((GOLDEN / name / "config.json").read_text())
-    return config, {name: t.read() for name, t in files.folder_tensors(GOLDEN / name).items()}
 
 
 # ---- rotations by the length of a row

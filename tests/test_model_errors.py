@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
+from golden_checks import GOLDEN, checkpoint
 from qkv import files, packing
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
@@ -368,11 +367,10 @@ HOSTILE = [
 @pytest.mark.parametrize(("folder", "values"), HOSTILE)
 def test_a_config_alone_takes_no_memory(folder: str, values: dict[str, Any]) -> None:
     """Sizes that no weight bounds: refused, or not paid for before they are needed."""
-    config = json.loads((GOLDEN / folder / "config.json").read_text())
-    tensors = files.read_safetensors(GOLDEN / folder / "model.safetensors")
+    config, weights = checkpoint(folder)
     tracemalloc.start()
     with contextlib.suppress(ValueError):
-        qkv.from_weights(config | values, {name: tensor.read() for name, tensor in tensors.items()})
+        qkv.from_weights(config | values, weights)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import qkv
-from test_models import GOLDEN, close, expected
+from golden_checks import GOLDEN, close, expected
 
 
 def by_logits(logits: np.ndarray, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:

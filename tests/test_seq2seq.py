@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
+from golden_checks import GOLDEN, checkpoint, outputs
 from qkv.models.t5 import buckets
-from test_models import GOLDEN, outputs
 
 FOLDERS = ["bart_scaled", "mbart_lm", "marian_lm", "t5_v1_1"]
 
@@ -108,19 +108,15 @@ def test_empty_batches() -> None:
     ],
 )
 def test_options_are_refused_by_name(folder: str, name: str, value: Any, message: str) -> None:
-    model = qkv.load(GOLDEN / folder)
-    tensors = qkv.files.read_safetensors(GOLDEN / folder / "model.safetensors")
-    weights = {key: tensor.read() for key, tensor in tensors.items()}
-    qkv.from_weights(model.config.to_dict(), weights)
+    config, weights = checkpoint(folder)
+    qkv.from_weights(config, weights)
     with pytest.raises(ValueError, match=message):
-        qkv.from_weights(model.config.to_dict() | {name: value}, weights)
+        qkv.from_weights(config | {name: value}, weights)
 
 
 def test_dense_act_fn_wins() -> None:
     """Where config.json has it, as files of transformers 5 do, feed_forward_proj no longer counts."""
-    tensors = qkv.files.read_safetensors(GOLDEN / "t5_base" / "model.safetensors")
-    weights = {key: tensor.read() for key, tensor in tensors.items()}
-    config = qkv.load(GOLDEN / "t5_base").config.to_dict()
+    config, weights = checkpoint("t5_base")
     bare = {key: value for key, value in config.items() if key not in ("dense_act_fn", "is_gated_act")}
 
     def run(config: dict[str, Any]) -> np.ndarray:
@@ -139,9 +135,7 @@ def test_names_of_other_families_win() -> None:
         ("bart_base", "num_attention_heads", "encoder_attention_heads", 4),
         ("t5_base", "num_hidden_layers", "num_layers", 1),
     ):
-        config = qkv.load(GOLDEN / folder).config.to_dict()
-        tensors = qkv.files.read_safetensors(GOLDEN / folder / "model.safetensors")
-        weights = {key: tensor.read() for key, tensor in tensors.items()}
+        config, weights = checkpoint(folder)
         changed = {key: value for key, value in config.items() if key not in (other, own)}
         if own == "num_layers":
             weights = {key: value for key, value in weights.items() if not key.startswith("encoder.block.1")}
@@ -152,6 +146,4 @@ def test_names_of_other_families_win() -> None:
 
 def test_heads_of_other_tasks_are_dropped() -> None:
     for base, other in (("t5_base", "t5_classify"), ("t5_encoder", "t5_tag"), ("bart_base", "bart_classify")):
-        config = qkv.load(GOLDEN / base).config.to_dict()
-        tensors = qkv.files.read_safetensors(GOLDEN / other / "model.safetensors")
-        qkv.from_weights(config, {key: tensor.read() for key, tensor in tensors.items()})
+        qkv.from_weights(checkpoint(base)[0], checkpoint(other)[1])

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import qkv
-from qkv import files
+from golden_checks import GOLDEN, checkpoint, close
 
-GOLDEN = Path(__file__).parent / "golden"
 FOLDERS = sorted(path.name for path in GOLDEN.glob("transfo_xl_*"))
 PIECES = ("first", "second", "third")
-
-
-def checkpoint(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    config = json.loads((GOLDEN / name / "config.json").read_text())
-    return config, {name: t.read() for name, t in files.folder_tensors(GOLDEN / name).items()}
 
 
 def recorded(name: str) -> dict[str, np.ndarray]:
     with np.load(GOLDEN / name / "expected.npz") as arrays:
         return {key: arrays[key] for key in arrays.files}
-
-
-def close(actual: np.ndarray, exact: np.ndarray) -> None:
-    np.testing.assert_allclose(actual, exact, rtol=0, atol=1e-5 * np.abs(exact).max(initial=0))
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

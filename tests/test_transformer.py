@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import qkv
-from qkv import files
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def checkpoint(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    config = json.loads((GOLDEN / name / "config.json").read_text())
-    return config, {name: t.read() for name, t in files.folder_tensors(GOLDEN / name).items()}
+from golden_checks import GOLDEN, checkpoint
 
 
 def recorded(name: str) -> dict[str, np.ndarray]:
@@ -126,9 +117,7 @@ def test_longer_than_the_table_of_positions() -> None:
 
 def test_keys_that_mean_nothing_are_refused() -> None:
     """Nobody but the user writes the config: a typo would be a wrong number."""
-    folder = GOLDEN / "transformer_encoder"
-    config = json.loads((folder / "config.json").read_text())
-    weights = {name: tensor.read() for name, tensor in files.read_safetensors(folder / "model.safetensors").items()}
+    config, weights = checkpoint("transformer_encoder")
     qkv.from_weights(config, weights)
     for key, near in (("norm_frist", "norm_first"), ("activaton", "activation"), ("num_encoder_layer", "num_encoder")):
         with pytest.raises(ValueError, match=rf"{key} must be absent.*{near}"):
@@ -137,8 +126,6 @@ def test_keys_that_mean_nothing_are_refused() -> None:
 
 def test_a_linear_layer_called_decoder_is_not_lost() -> None:
     """What PyTorch's own language-model tutorial calls its output."""
-    folder = GOLDEN / "transformer_encoder"
-    config = json.loads((folder / "config.json").read_text())
-    weights = {name: tensor.read() for name, tensor in files.read_safetensors(folder / "model.safetensors").items()}
+    config, weights = checkpoint("transformer_encoder")
     with pytest.raises(ValueError, match=r"unexpected: decoder\.weight"):
         qkv.from_weights(config, weights | {"decoder.weight": np.ones((5, 16), np.float32)})

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 import qkv
-from qkv import files
-
-GOLDEN = Path(__file__).parent / "golden"
-
-
-def checkpoint(name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    config = json.loads((GOLDEN / name / "config.json").read_text())
-    return config, {name: t.read() for name, t in files.folder_tensors(GOLDEN / name).items()}
+from golden_checks import GOLDEN, checkpoint
 
 
 def recorded(name: str) -> dict[str, np.ndarray]:
@@ -139,9 +130,7 @@ def test_without_a_pooler() -> None:
 
 def test_shapes_before_they_are_changed() -> None:
     """The right number of values in another order is another model."""
-    folder = GOLDEN / "vit_base"
-    config = json.loads((folder / "config.json").read_text())
-    weights = {name: tensor.read() for name, tensor in files.read_safetensors(folder / "model.safetensors").items()}
+    config, weights = checkpoint("vit_base")
     for part, axes in (("patch_embeddings.projection.weight", (2, 3, 1, 0)), ("position_embeddings", (0, 2, 1))):
         name = next(name for name in weights if name.endswith(part))
         with pytest.raises(ValueError, match="mis-shaped"):

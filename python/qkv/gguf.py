@@ -275,7 +275,9 @@ def _rotary_rows(path: Path, rows: int, expected: int, heads: int) -> np.ndarray
 class _Values:
     """An architecture's metadata: every value is read, stands among those that change nothing, or is refused."""
 
-    HARMLESS = ("vocab_size", "attention.value_length", "expert_count", "expert_used_count", "tensor_data_layout")
+    HARMLESS = ("vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.finetuned")
+    # and those for which only some values are implemented
+    ONLY = (("expert_count", 0), ("expert_used_count", 0), ("attention.causal", True))
 
     def __init__(self, path: Path, name: str, metadata: dict[str, Any]):
         self.path, self.name = path, name
@@ -301,11 +303,10 @@ class _Values:
         return float(value)
 
     def refuse_others(self) -> None:
-        for key in ("expert_count", "expert_used_count"):
-            if self.values.get(key):
-                raise self.error(key, "0: mixtures of experts are not supported")
-        if self.values.get("attention.value_length", None) not in (None, self.values.get("attention.key_length")):
-            raise self.error("attention.value_length", "attention.key_length")
+        for key, only in self.ONLY:
+            if self.values.get(key, only) != only:
+                raise self.error(key, f"{only}: nothing else is supported")
+            self.read.add(key)
         others = sorted(set(self.values) - self.read)
         if others:
             raise self.error(others[0], "absent: it is not supported")
@@ -334,6 +335,8 @@ def _config(v: _Values, tensors: dict[str, Tensor]) -> dict[str, Any]:
         "tie_word_embeddings": "output.weight" not in tensors,
         "attention_bias": "blk.0.attn_output.bias" in tensors,
     }
+    if v.integer("attention.value_length", head_dim) != head_dim:
+        raise v.error("attention.value_length", f"the keys' width, {head_dim}")
     turning = v.integer("rope.dimension_count", head_dim)
     if turning != head_dim:
         config["partial_rotary_factor"] = turning / head_dim
@@ -363,14 +366,11 @@ def _rope_scaling(v: _Values, config: dict[str, Any], tensors: dict[str, Tensor]
             raise ValueError(f"{v.path}: {name} is {tensors[name].shape}, expected {(turning // 2,)}")
         lists[name] = tensors[name].read().astype(float).tolist()
     v.read.add("rope.scaling.type")
-    kind, factor = (
-        v.values.get("rope.scaling.type"),
-        v.number("rope.scaling.factor", v.number("rope.scale_linear", 1.0)),
-    )
+    kind = v.values.get("rope.scaling.type")
+    factor = v.number("rope.scaling.factor", v.number("rope.scale_linear", 1.0))
     if kind is None and factor != 1:
         kind = "linear"  # llama.cpp's default
     original = v.integer("rope.scaling.original_context_length", context)
-    attention = v.number("rope.scaling.attn_factor", 0.0)
     if present == ["rope_freqs.weight"]:  # Llama 3.1's: the same divisors for any length
         plain = lists["rope_freqs.weight"]
         scaling = {"rope_type": "longrope", "short_factor": plain, "long_factor": plain, "attention_factor": 1.0}
@@ -382,8 +382,8 @@ def _rope_scaling(v: _Values, config: dict[str, Any], tensors: dict[str, Tensor]
         short, long = lists["rope_factors_short.weight"], lists["rope_factors_long.weight"]
         config["original_max_position_embeddings"] = original
         config["rope_scaling"] = {"rope_type": "longrope", "short_factor": short, "long_factor": long}
-        if attention:
-            config["rope_scaling"]["attention_factor"] = attention
+        if "rope.scaling.attn_factor" in v.values:
+            config["rope_scaling"]["attention_factor"] = v.number("rope.scaling.attn_factor", 1.0)
         return
     if kind in (None, "none"):
         return
@@ -393,5 +393,3 @@ def _rope_scaling(v: _Values, config: dict[str, Any], tensors: dict[str, Tensor]
     if kind == "yarn":
         for ours, theirs, default in (("beta_fast", "yarn_beta_fast", 32.0), ("beta_slow", "yarn_beta_slow", 1.0)):
             config["rope_scaling"][ours] = v.number(f"rope.scaling.{theirs}", default)
-        if attention:
-            config["rope_scaling"]["attention_factor"] = attention

@@ -141,6 +141,21 @@ class Packed:
         result[self.mask] = x
         return result
 
+    def padded_ids(self, pad: int) -> Array:
+        """(B, S), with `pad` at padding."""
+        ids = self.pad(self.ids)
+        return ids if self.mask is None else np.where(self.mask, ids, pad)
+
+    def pad_all(self, states: list[Array] | None) -> tuple[Array, ...] | None:
+        """`pad` of each, None for None."""
+        return None if states is None else tuple(self.pad(state) for state in states)
+
+    def pad_all_pairs(
+        self, weights: list[list[Array]] | None, heads: int, keys: Packed | None = None
+    ) -> tuple[Array, ...] | None:
+        """`pad_pairs` of each, None for None."""
+        return None if weights is None else tuple(self.pad_pairs(w, heads, keys) for w in weights)
+
     def pad_pairs(self, weights: list[Array], heads: int, keys: Packed | None = None) -> Array:
         """B arrays (H, S_b, T_b) -> (B, H, S, T). keys: the batch that they attend to, if it is another."""
         keys = self if keys is None else keys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import MAX_LAYERS, Config
 from ..layers import LayerNorm, Linear, Stack
-from ..weights import Rule, Tie, Weights, drop, fuse, rename, tie
+from ..weights import Weights, drop, fuse, rename
 from . import bert
 from .heads import BothHeads, MaskedLMHead, PooledHead
 from .tokens import Embeddings, LearnedPositions, Task, TokenClass, TokenModel
@@ -19,12 +19,7 @@ DEFAULTS = {
 LAYER = "encoder.albert_layer_groups.{g}.albert_layers.{i}."
 OURS = "groups.{g}.blocks.{i}."
 BODY = [
-    rename("embeddings.word_embeddings.weight", "embeddings.word.weight"),
-    rename("embeddings.token_type_embeddings.weight", "embeddings.type.weight"),
-    rename("embeddings.position_embeddings.weight", "embeddings.position.weight"),
-    rename("embeddings.LayerNorm.*", "embeddings.norm.*"),
-    drop("embeddings.position_ids"),  # 0, 1, 2, ... in older files
-    drop("embeddings.token_type_ids"),
+    *bert.EMBEDDINGS,
     rename("encoder.embedding_hidden_mapping_in.*", "embeddings.project.*"),
     fuse([f"{LAYER}attention.{part}.*" for part in ("query", "key", "value")], OURS + "attention.qkv.*"),
     rename(LAYER + "attention.dense.*", OURS + "attention.out.*"),
@@ -90,16 +85,6 @@ def build(config: Config, w: Weights, task: Task) -> TokenModel:
     return bert.assemble(config, w, task, embeddings, _stack)
 
 
-def rules(config: Config, task: Task) -> list[Rule | Tie]:
-    return [
-        *BODY,
-        *([drop("pooler.*")] if task.pooler is False else []),
-        *task.names,
-        *LEFT_OVER,
-        tie("embeddings.word.weight", "head.decoder.weight", when=config.flag("tie_word_embeddings", True)),
-    ]
-
-
 TASKS = {
     "Model": Task(pooler=None),
     "ForPreTraining": Task(_pretraining, [*LM, *ORDER], True),
@@ -108,5 +93,8 @@ TASKS = {
     "ForTokenClassification": Task(bert.token_head, bert.CLASSIFIER),
     "ForQuestionAnswering": Task(bert.span_head, bert.SPAN),
 }
-ARCHITECTURES = {f"Albert{name}": TokenClass(("albert.",), rules, build, task) for name, task in TASKS.items()}
+ARCHITECTURES = {
+    f"Albert{name}": TokenClass(("albert.",), bert.rules_of(BODY, LEFT_OVER), build, task)
+    for name, task in TASKS.items()
+}
 MODEL_TYPES = {"albert": "AlbertModel"}

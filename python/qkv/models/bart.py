@@ -58,7 +58,6 @@ class Variant:
     pre: bool
     embedding_norm: bool
     sinusoids: bool
-    fixed: dict[str, bool]  # keys of old configs, which only one value of agrees with the class
     vocabulary: int
     shift: Callable[[Config], Shift | None]
 
@@ -71,12 +70,6 @@ BART = Variant(
     False,
     True,
     False,
-    {
-        "normalize_before": False,
-        "normalize_embedding": True,
-        "add_final_layer_norm": False,
-        "static_position_embeddings": False,
-    },
     50265,
     _start,
 )
@@ -84,12 +77,6 @@ MBART = Variant(
     True,
     True,
     False,
-    {
-        "normalize_before": True,
-        "normalize_embedding": True,
-        "add_final_layer_norm": True,
-        "static_position_embeddings": False,
-    },
     50265,
     lambda config: rotate_right(config.integer("pad_token_id", 1, low=0)),
 )
@@ -97,12 +84,6 @@ MARIAN = Variant(
     False,
     False,
     True,
-    {
-        "normalize_before": False,
-        "normalize_embedding": False,
-        "add_final_layer_norm": False,
-        "static_position_embeddings": True,
-    },
     58101,
     lambda config: None,
 )
@@ -194,7 +175,12 @@ class Bart:
 
     def build(self, config: Config, w: Weights) -> Model:
         config = config.own_names(ALIASES)
-        for name, value in self.variant.fixed.items():
+        for name, value in (  # of old configs, which nobody reads: only one value agrees with the class
+            ("normalize_before", self.variant.pre),
+            ("normalize_embedding", self.variant.embedding_norm),
+            ("add_final_layer_norm", self.variant.pre),
+            ("static_position_embeddings", self.variant.sinusoids),
+        ):
             config.only(name, value)
         config.only("quantization_config", None)
         vocabulary, width = config.integer("vocab_size", self.variant.vocabulary), _width(config)

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..config import Config
-from ..files import META, Checkpoint, write_folder, write_npz
+from ..files import META, PICKLES, Checkpoint, write_folder, write_npz
 from ..layers import Array
-from ..options import FILE
+from ..outputs import ModelOutput
 from ..text import TOKENIZER_FILES, Tokenizer
 
-OTHER_FILES = (".npy", ".json", ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".zip", ".txt")  # no folders
+OTHER_FILES = (*PICKLES, ".npy", ".json", ".safetensors", ".gguf", ".onnx", ".zip", ".txt")  # no folders
 # what later loads of a saved model may want of the folder besides: vocabularies, and how text and images are prepared
 KEPT_FILES = (
-    *(
-        "vocab.json",
-        "merges.txt",
-        "vocab.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "preprocessor_config.json",
-    ),
+    *("generation_config.json", "preprocessor_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "vocab.txt"),
     *("source.spm", "target.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
     *("chat_template.jinja", "chat_template.json"),
 )
@@ -44,6 +38,7 @@ class Model:
     dtype: str
     parameters: dict[str, Any]
     files: dict[str, bytes]
+    inputs: tuple[str, ...] = ()  # of a call, those that the model has
     max_tokens: int | None = None  # the longest row of text, if the model has such a limit
     token_types = True  # whether the tokenizer makes token_type_ids
     _tokenizer: Tokenizer | None = None
@@ -62,7 +57,7 @@ class Model:
         self.architecture = architecture
         self.dtype = dtype
         self.parameters = parameters
-        for name in (*TOKENIZER_FILES, *KEPT_FILES, FILE):
+        for name in (*TOKENIZER_FILES, *KEPT_FILES):
             checkpoint.file(name)
         self.files = checkpoint.files
 
@@ -72,6 +67,58 @@ class Model:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_files(self.files, self.config, self.max_tokens, types=self.token_types)
         return self._tokenizer
+
+    def __call__(
+        self,
+        input_ids: Any = None,
+        attention_mask: Any = None,
+        token_type_ids: Any = None,
+        position_ids: Any = None,
+        *,
+        decoder_input_ids: Any = None,
+        decoder_attention_mask: Any = None,
+        pixel_values: Any = None,
+        mems: Any = None,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> ModelOutput:
+        """Run a batch: arrays, nested lists or tensors. Inputs that the model does not have (`model.inputs` names those
+        that it has) must be None.
+
+        input_ids: (B, S) integers. attention_mask: (B, S), 1 or True for real tokens, 0 for padding, which may stand
+        anywhere; None: all are real. token_type_ids: (B, S), None: all 0, or none at all where they are rows of the
+        word table (GPT). position_ids: (B, S) or (S,); None: the number of real tokens before each.
+        decoder_input_ids, decoder_attention_mask: (B, T), the same for the decoder of two stacks; without ids BART
+        and mBART take the encoder's, shifted, and see no padding there, as in transformers. pixel_values: (B,
+        channels, height, width) floats of the size that the model was made for, normalised as its
+        preprocessor_config.json says. mems: of Transformer-XL, as an output has them, L float arrays (M, B, C); None:
+        `mem_len` zeros each.
+
+        Returns float32 arrays in fields named as in transformers, zero at padding: last_hidden_state (B, S, C), for
+        two stacks the decoder's, beside encoder_last_hidden_state, with pooler_output (B, C) where the model has a
+        pooler; or the head's, such as logits. output_hidden_states: tuples of L + 1 arrays (B, S, C).
+        output_attentions: tuples of L arrays (B, H, S, T). Of two stacks their names begin with encoder_ and
+        decoder_, and there are cross_attentions.
+
+        TypeError for a dtype; ValueError for a shape, an unknown id, a row that is too long, an input that is missing
+        or that the model does not have.
+        """
+        given = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "token_type_ids": token_type_ids,
+            "position_ids": position_ids,
+            "decoder_input_ids": decoder_input_ids,
+            "decoder_attention_mask": decoder_attention_mask,
+            "pixel_values": pixel_values,
+            "mems": mems,
+        }
+        self.refuse(**{name: value for name, value in given.items() if name not in self.inputs})
+        return self.run(given, attentions=output_attentions, hidden_states=output_hidden_states)
+
+    def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
+        """What a call computes of its inputs by name, None where there is nothing."""
+        raise NotImplementedError
 
     def refuse(self, **inputs: Any) -> None:
         """ValueError for inputs that this kind of model does not have, unless they are None."""

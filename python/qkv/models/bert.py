@@ -6,7 +6,7 @@ with a head. RoBERTa and ELECTRA share the names and the blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..config import MAX_LAYERS, Config
 from ..layers import Attention, Block, FeedForward, LayerNorm, Stack, block
@@ -15,13 +15,16 @@ from .heads import BothHeads, MaskedLMHead, PooledHead, Pooler, SpanHead, TokenH
 from .tokens import Embeddings, LearnedPositions, Task, TokenClass, TokenModel
 
 SELF = "encoder.layer.{i}.attention.self."
-BODY = [
+EMBEDDINGS = [
     rename("embeddings.word_embeddings.weight", "embeddings.word.weight"),
     rename("embeddings.token_type_embeddings.weight", "embeddings.type.weight"),
     rename("embeddings.position_embeddings.weight", "embeddings.position.weight"),
     rename("embeddings.LayerNorm.*", "embeddings.norm.*"),
     drop("embeddings.position_ids"),  # 0, 1, 2, ... in older files
     drop("embeddings.token_type_ids"),
+]
+BODY = [
+    *EMBEDDINGS,
     fuse([SELF + "query.*", SELF + "key.*", SELF + "value.*"], "blocks.{i}.attention.qkv.*"),
     rename("encoder.layer.{i}.attention.output.dense.*", "blocks.{i}.attention.out.*"),
     rename("encoder.layer.{i}.attention.output.LayerNorm.*", "blocks.{i}.attention_norm.*"),
@@ -38,10 +41,11 @@ MASKED_LM = [
     rename(["cls.predictions.decoder.bias", "cls.predictions.bias"], "head.lm.decoder.bias"),
 ]
 NEXT_SENTENCE = [rename("cls.seq_relationship.*", "head.next.*")]
+ROW = [rename("classifier.dense.*", "head.dense.*"), rename("classifier.out_proj.*", "head.out.*")]
 CLASSIFIER = [rename("classifier.*", "head.classifier.*")]
 SPAN = [rename("qa_outputs.*", "head.outputs.*")]
 # what a file holds for tasks that the class does not have; each class puts its own rules before these
-LEFT_OVER = [drop("pooler.dense.*"), drop("cls.*"), drop("classifier.*"), drop("qa_outputs.*")]
+LEFT_OVER = [drop("cls.*"), drop("classifier.*"), drop("qa_outputs.*")]
 
 
 def width(config: Config) -> int:
@@ -141,18 +145,26 @@ def build(config: Config, w: Weights, task: Task) -> TokenModel:
     return assemble(config, w, task, embeddings)
 
 
-def rules(config: Config, task: Task) -> list[Rule | Tie]:
-    return [
-        *BODY,
-        *(POOLER if task.pooler is not False else []),
-        *task.names,
-        *LEFT_OVER,
-        tie("embeddings.word.weight", "head.lm.decoder.weight", when=config.flag("tie_word_embeddings", True)),
-    ]
+def rules_of(
+    body: Sequence[Rule], left_over: Sequence[Rule], decoder: str = "head.decoder.weight"
+) -> Callable[[Config, Task], list[Rule | Tie]]:
+    """The rules of a family like BERT. left_over: for what a file holds for other tasks. decoder: of its language
+    model, tied to the word table."""
+
+    def rules(config: Config, task: Task) -> list[Rule | Tie]:
+        return [
+            *body,
+            *([drop("pooler.*")] if task.pooler is False else POOLER),
+            *task.names,
+            *left_over,
+            tie("embeddings.word.weight", decoder, when=config.flag("tie_word_embeddings", True)),
+        ]
+
+    return rules
 
 
 def _class(head: Callable[[Weights, Config], object] | None, names: list[Rule], pooler: bool | None) -> TokenClass:
-    return TokenClass(("bert.",), rules, build, Task(head, names, pooler))
+    return TokenClass(("bert.",), rules_of(BODY, LEFT_OVER, "head.lm.decoder.weight"), build, Task(head, names, pooler))
 
 
 ARCHITECTURES = {

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from ..config import MAX_LAYERS, Config
 from ..layers import LayerNorm
-from ..weights import Rule, Tie, Weights, drop, fuse, rename, tie
+from ..weights import Weights, drop, fuse, rename
 from . import bert
 from .heads import MaskedLMHead, RowHead
 from .tokens import Embeddings, LearnedPositions, Task, TokenClass, TokenModel
 
 LAYER = "transformer.layer.{i}."
 BODY = [
-    rename("embeddings.word_embeddings.weight", "embeddings.word.weight"),
-    rename("embeddings.position_embeddings.weight", "embeddings.position.weight"),
-    rename("embeddings.LayerNorm.*", "embeddings.norm.*"),
-    drop("embeddings.position_ids"),  # 0, 1, 2, ... in older files
+    *bert.EMBEDDINGS,
     fuse([f"{LAYER}attention.{part}_lin.*" for part in "qkv"], "blocks.{i}.attention.qkv.*"),
     rename(LAYER + "attention.out_lin.*", "blocks.{i}.attention.out.*"),
     rename(LAYER + "sa_layer_norm.*", "blocks.{i}.attention_norm.*"),
@@ -79,15 +76,6 @@ def build(config: Config, w: Weights, task: Task) -> TokenModel:
     return bert.assemble(config, w, task, embeddings)
 
 
-def rules(config: Config, task: Task) -> list[Rule | Tie]:
-    return [
-        *BODY,
-        *task.names,
-        *LEFT_OVER,
-        tie("embeddings.word.weight", "head.decoder.weight", when=config.flag("tie_word_embeddings", True)),
-    ]
-
-
 TASKS = {
     "Model": Task(),
     "ForSequenceClassification": Task(_row, ROW),
@@ -95,5 +83,8 @@ TASKS = {
     "ForQuestionAnswering": Task(bert.span_head, bert.SPAN),
     "ForMaskedLM": Task(_lm, LM),
 }
-ARCHITECTURES = {f"DistilBert{name}": TokenClass(("distilbert.",), rules, build, task) for name, task in TASKS.items()}
+ARCHITECTURES = {
+    f"DistilBert{name}": TokenClass(("distilbert.",), bert.rules_of(BODY, LEFT_OVER), build, task)
+    for name, task in TASKS.items()
+}
 MODEL_TYPES = {"distilbert": "DistilBertModel"}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..layers import LayerNorm, Linear
-from ..weights import Rule, Tie, Weights, drop, rename, tie
+from ..weights import Weights, drop, rename
 from . import bert
 from .heads import DiscriminatorHead, MaskedLMHead, RowHead
 from .tokens import Embeddings, LearnedPositions, Task, TokenClass, TokenModel
@@ -22,7 +22,6 @@ LM = [
     rename("generator_predictions.LayerNorm.*", "head.norm.*"),
     rename("generator_lm_head.*", "head.decoder.*"),
 ]
-ROW = [rename("classifier.dense.*", "head.dense.*"), rename("classifier.out_proj.*", "head.out.*")]
 LEFT_OVER = [
     drop("discriminator_predictions.*"),
     drop("generator_predictions.*"),
@@ -67,23 +66,17 @@ def build(config: Config, w: Weights, task: Task) -> TokenModel:
     return bert.assemble(config, w, task, embeddings)
 
 
-def rules(config: Config, task: Task) -> list[Rule | Tie]:
-    return [
-        *BODY,
-        *task.names,
-        *LEFT_OVER,
-        tie("embeddings.word.weight", "head.decoder.weight", when=config.flag("tie_word_embeddings", True)),
-    ]
-
-
 TASKS = {
     "Model": Task(),
     "ForPreTraining": Task(_discriminator, DISCRIMINATOR),
     "ForMaskedLM": Task(_lm, LM),
     "ForCausalLM": Task(_lm, LM),
-    "ForSequenceClassification": Task(_row, ROW),
+    "ForSequenceClassification": Task(_row, bert.ROW),
     "ForTokenClassification": Task(bert.token_head, bert.CLASSIFIER),
     "ForQuestionAnswering": Task(bert.span_head, bert.SPAN),
 }
-ARCHITECTURES = {f"Electra{name}": TokenClass(("electra.",), rules, build, task) for name, task in TASKS.items()}
+ARCHITECTURES = {
+    f"Electra{name}": TokenClass(("electra.",), bert.rules_of(BODY, LEFT_OVER), build, task)
+    for name, task in TASKS.items()
+}
 MODEL_TYPES = {"electra": "ElectraModel"}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from ..config import Config
 from ..layers import LayerNorm
-from ..weights import Rule, Tie, Weights, drop, rename, tie
+from ..weights import Weights, drop, rename
 from . import bert
 from .heads import MaskedLMHead, RowHead
 from .tokens import CountedPositions, Embeddings, Task, TokenClass, TokenModel
@@ -18,8 +18,7 @@ LM = [
     # tied files store only the second; where both are, the forward pass uses the first
     rename(["lm_head.decoder.bias", "lm_head.bias"], "head.decoder.bias"),
 ]
-ROW = [rename("classifier.dense.*", "head.dense.*"), rename("classifier.out_proj.*", "head.out.*")]
-LEFT_OVER = [drop("pooler.dense.*"), drop("lm_head.*"), drop("classifier.*"), drop("qa_outputs.*")]
+LEFT_OVER = [drop("lm_head.*"), drop("classifier.*"), drop("qa_outputs.*")]
 
 
 def _lm(w: Weights, config: Config) -> MaskedLMHead:
@@ -45,19 +44,9 @@ def build(config: Config, w: Weights, task: Task) -> TokenModel:
     return bert.assemble(config, w, task, embeddings)
 
 
-def rules(config: Config, task: Task) -> list[Rule | Tie]:
-    return [
-        *bert.BODY,
-        *(bert.POOLER if task.pooler is not False else []),
-        *task.names,
-        *LEFT_OVER,
-        tie("embeddings.word.weight", "head.decoder.weight", when=config.flag("tie_word_embeddings", True)),
-    ]
-
-
 TASKS = {
     "Model": Task(pooler=None),
-    "ForSequenceClassification": Task(_row, ROW),
+    "ForSequenceClassification": Task(_row, bert.ROW),
     "ForTokenClassification": Task(bert.token_head, bert.CLASSIFIER),
     "ForQuestionAnswering": Task(bert.span_head, bert.SPAN),
     "ForMaskedLM": Task(_lm, LM),
@@ -65,6 +54,8 @@ TASKS = {
 }
 FAMILIES = ("Roberta", "XLMRoberta", "Camembert")
 ARCHITECTURES = {
-    family + name: TokenClass(("roberta.",), rules, build, task) for family in FAMILIES for name, task in TASKS.items()
+    family + name: TokenClass(("roberta.",), bert.rules_of(bert.BODY, LEFT_OVER), build, task)
+    for family in FAMILIES
+    for name, task in TASKS.items()
 }
 MODEL_TYPES = {"roberta": "RobertaModel", "xlm-roberta": "XLMRobertaModel", "camembert": "CamembertModel"}

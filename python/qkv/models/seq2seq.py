@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..score import score
 from .base import Model
 from .tokens import Embeddings
 
-Shift = Callable[[Array, Array], Array]
+Shift = Callable[[Array], Array]  # of ids (B, S), pad at padding
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Side:
 def shift_right(start: int) -> Shift:
     """Decoder ids from the encoder's (BART): the start token, then all but the last."""
 
-    def shift(ids: Array, mask: Array) -> Array:
+    def shift(ids: Array) -> Array:
         return np.concatenate([np.full((len(ids), 1), start), ids[:, :-1]], axis=1)[:, : ids.shape[1]]
 
     return shift
@@ -46,7 +46,7 @@ def rotate_right(pad: int) -> Shift:
     """Decoder ids from the encoder's (mBART): each row's last token that is not pad, its language, then all but the
     last."""
 
-    def shift(ids: Array, mask: Array) -> Array:
+    def shift(ids: Array) -> Array:
         if not ids.size:
             return ids
         last = (ids != pad).sum(axis=1) - 1
@@ -84,6 +84,7 @@ class EncoderDecoder(Model):
     tokens see what follows, or are no ids.
     """
 
+    inputs = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "decoder_attention_mask")
     token_types = False
 
     def __init__(
@@ -106,43 +107,17 @@ class EncoderDecoder(Model):
         self.head = head
         self.max_tokens = encoder.embeddings.limit
 
-    def __call__(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        pixel_values: Any = None,
-        mems: Any = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> ModelOutput:
-        """Run a batch of pairs of texts.
-
-        input_ids: (B, S) integers for the encoder, attention_mask: (B, S), 1 or True for real tokens, 0 for padding,
-        which may stand anywhere; None: all are real. decoder_input_ids (B, T), decoder_attention_mask (B, T) likewise
-        for the decoder; without ids BART and mBART take the encoder's, shifted, and see no padding there, as in
-        transformers. The inputs of other kinds of models must be None.
-
-        Returns float32 arrays in fields named as in transformers, zero at padding: last_hidden_state (B, T, C) or the
-        head's logits, encoder_last_hidden_state (B, S, C); if asked for, decoder_hidden_states and
-        encoder_hidden_states, tuples of L + 1 arrays, decoder_attentions (B, H, T, T), cross_attentions (B, H, T, S)
-        and encoder_attentions (B, H, S, S), tuples of L. TypeError for a dtype, ValueError for a shape, an unknown
-        id, a row that is too long, or missing decoder ids."""
-        self.refuse(position_ids=position_ids, pixel_values=pixel_values, mems=mems)
-        source = self.encoder.embeddings.pack(input_ids, attention_mask, token_type_ids, None)
+    def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
+        source = self.encoder.embeddings.pack(
+            given["input_ids"], given["attention_mask"], given["token_type_ids"], None
+        )
+        decoder_input_ids, decoder_mask = given["decoder_input_ids"], given["decoder_attention_mask"]
         if decoder_input_ids is None:
             if self.shift is None:
                 raise ValueError(f"decoder_input_ids: a {self.architecture} needs them; there is no default")
             assert source.shape is not None
-            mask = np.ones(source.shape, bool) if source.mask is None else source.mask
-            ids = np.full(source.shape, self.pad)
-            ids[mask] = source.ids
-            decoder_input_ids = self.shift(ids, mask)
-        target = self.decoder.embeddings.pack(decoder_input_ids, decoder_attention_mask, None, None, "decoder_")
+            decoder_input_ids = self.shift(source.padded_ids(self.pad))
+        target = self.decoder.embeddings.pack(decoder_input_ids, decoder_mask, None, None, "decoder_")
         if len(target.cu_seqlens) != len(source.cu_seqlens):
             raise ValueError(
                 f"decoder_input_ids: {len(target.cu_seqlens) - 1} rows for {len(source.cu_seqlens) - 1} of input_ids"
@@ -152,9 +127,9 @@ class EncoderDecoder(Model):
             return Run(
                 packed.cu_seqlens,
                 packed.positions,
-                hidden_states=[] if output_hidden_states else None,
-                attentions=[] if output_attentions else None,
-                cross_attentions=[] if output_attentions and memory is not None else None,
+                hidden_states=[] if hidden_states else None,
+                attentions=[] if attentions else None,
+                cross_attentions=[] if attentions and memory is not None else None,
                 memory=memory,
             )
 
@@ -169,18 +144,17 @@ class EncoderDecoder(Model):
             fields = self.head(x, pooled, target)
         return ModelOutput(
             **fields,
-            decoder_hidden_states=_padded(target, decoding.hidden_states),
-            decoder_attentions=_pairs(target, target, decoding.attentions, self.decoder.heads),
-            cross_attentions=_pairs(target, source, decoding.cross_attentions, self.decoder.heads),
+            decoder_hidden_states=target.pad_all(decoding.hidden_states),
+            decoder_attentions=target.pad_all_pairs(decoding.attentions, self.decoder.heads),
+            cross_attentions=target.pad_all_pairs(decoding.cross_attentions, self.decoder.heads, source),
             encoder_last_hidden_state=source.pad(states),
-            encoder_hidden_states=_padded(source, encoding.hidden_states),
-            encoder_attentions=_pairs(source, source, encoding.attentions, self.encoder.heads),
+            encoder_hidden_states=source.pad_all(encoding.hidden_states),
+            encoder_attentions=source.pad_all_pairs(encoding.attentions, self.encoder.heads),
         )
 
     def _pooled(self, x: Array, source: Packed) -> Array:
         assert self.pooler is not None and source.shape is not None
-        ids = np.full(source.shape, -1)
-        ids[np.ones(source.shape, bool) if source.mask is None else source.mask] = source.ids
+        ids = source.padded_ids(-1)
         if x.shape[:2] != ids.shape:
             raise ValueError(f"decoder_input_ids: expected shape {ids.shape} as input_ids; got {x.shape[:2]}")
         return self.pooler(x, ids)
@@ -256,11 +230,3 @@ class EncoderDecoder(Model):
     def stream(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
         """The decoder's tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""
         return stream(self, input_ids, attention_mask, **arguments)
-
-
-def _padded(packed: Packed, states: list[Array] | None) -> tuple[Array, ...] | None:
-    return None if states is None else tuple(packed.pad(state) for state in states)
-
-
-def _pairs(queries: Packed, keys: Packed, weights: list[list[Array]] | None, heads: int) -> tuple[Array, ...] | None:
-    return None if weights is None else tuple(queries.pad_pairs(w, heads, keys) for w in weights)

@@ -181,8 +181,7 @@ class T5:
         if self.task in ("encoder", "tag"):
             head = TokenHead(w.at("head.classifier"), width, config.num_labels()) if self.task == "tag" else None
             model = TokenModel(encoder.embeddings, encoder.stack, width=width, heads=encoder.heads, head=head)
-            model.token_types = False
-            model.takes_positions = False
+            model.inputs = ("input_ids", "attention_mask")  # token_type_ids and positions mean nothing
             return model
         decoder = _side(config, w.at("decoder"), "decoder")
         scaled = config.flag("scale_decoder_outputs", config.flag("tie_word_embeddings", True))

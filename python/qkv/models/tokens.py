@@ -5,7 +5,7 @@ A family's file says which embeddings, blocks and head these are, and what its w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -76,11 +76,11 @@ class SinusoidalPositions:
         self.limit = self.rows = limit
         self.width = width
         self.interleaved = interleaved
-        self.table = np.empty((0, width if limit == 0 else 0), np.float32)
+        self.table = np.empty((0, width), np.float32)
 
     def __call__(self, packed: Packed) -> Array:
         count = int(packed.positions.max(initial=-1)) + 1
-        if count > len(self.table) or self.table.shape[1] != self.width:
+        if count > len(self.table):
             count = min(max(count, 2 * len(self.table), 64), self.limit)
             self.table = sinusoidal_positions(count, self.width, interleaved=self.interleaved)
         rows: Array = self.table[packed.positions]
@@ -159,7 +159,7 @@ class TokenModel(Model):
     can be kept in a paged cache. exact_up_to: how many tokens a row may grow to there with the same result as in one
     piece; None: any number. turns_anew_beyond: a row that generation makes longer is to be computed anew, once."""
 
-    takes_positions = True  # whether position_ids mean anything
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
 
     def __init__(
         self,
@@ -199,46 +199,15 @@ class TokenModel(Model):
         extra = self.pipeline.tensors if isinstance(self.pipeline, Pipeline) else {}
         return {**self.parameters, **extra}
 
-    def __call__(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        pixel_values: Any = None,
-        mems: Any = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> ModelOutput:
-        """Run a batch of token ids.
-
-        input_ids: (B, S) integers: an array, nested lists or a tensor. attention_mask: (B, S), 1 or True
-        for real tokens, 0 for padding, which may stand anywhere; None: all are real. token_type_ids: (B,
-        S), None: all 0, or none at all where they are rows of the word table (GPT). position_ids: (B, S) or (S,); None:
-        the number of real tokens before each. The inputs of other kinds of models must be None.
-
-        Returns float32 arrays in fields named as in transformers, zero at padding: last_hidden_state (B, S,
-        C) and pooler_output (B, C), or the head's logits; if asked for, hidden_states, a tuple of L + 1
-        arrays (B, S, C), and attentions, a tuple of L arrays (B, H, S, S). TypeError for a dtype,
-        ValueError for a shape, an unknown id or a row that is too long.
-        """
-        if not self.takes_positions:
-            self.refuse(position_ids=position_ids)
-        self.refuse(
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            pixel_values=pixel_values,
-            mems=mems,
+    def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
+        packed = self.embeddings.pack(
+            given["input_ids"], given["attention_mask"], given["token_type_ids"], given["position_ids"]
         )
-        packed = self.embeddings.pack(input_ids, attention_mask, token_type_ids, position_ids)
         run = Run(
             packed.cu_seqlens,
             packed.positions,
-            hidden_states=[] if output_hidden_states else None,
-            attentions=[] if output_attentions else None,
+            hidden_states=[] if hidden_states else None,
+            attentions=[] if attentions else None,
         )
         x = self.forward(packed, run)
         pooled = None if self.pooler is None else self.pooler(packed.first_rows(x))
@@ -246,11 +215,10 @@ class TokenModel(Model):
             fields = {"last_hidden_state": packed.pad(x), "pooler_output": pooled}
         else:
             fields = self.head(x, pooled, packed)
-        states, weights = run.hidden_states, run.attentions
         return ModelOutput(
             **fields,
-            hidden_states=None if states is None else tuple(packed.pad(state) for state in states),
-            attentions=None if weights is None else tuple(packed.pad_pairs(w, self.heads) for w in weights),
+            hidden_states=packed.pad_all(run.hidden_states),
+            attentions=packed.pad_all_pairs(run.attentions, self.heads),
         )
 
     def forward(self, packed: Packed, run: Run | None = None) -> Array:

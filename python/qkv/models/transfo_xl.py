@@ -12,7 +12,7 @@ in the softmax, and the memory that comes back is each layer's last `mem_len` in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -195,6 +195,7 @@ class TransfoXL(Model):
     mem_len: how many inputs of each layer are remembered. farthest: from which distance on all are alike, None: never.
     """
 
+    inputs = ("input_ids", "attention_mask", "mems")
     token_types = False
 
     def __init__(
@@ -214,40 +215,10 @@ class TransfoXL(Model):
         self.farthest = farthest
         self.head = head
 
-    def __call__(
-        self,
-        input_ids: Any,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        pixel_values: Any = None,
-        mems: Any = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> ModelOutput:
-        """Run a batch of token ids, the continuation of what made the memory.
-
-        input_ids: (B, S) integers: an array, nested lists or a tensor. mems: as an output has them, L float arrays
-        (M, B, C); None: `mem_len` zeros each. attention_mask must be all 1: the model has no way to leave padding out.
-        The inputs of other kinds of models must be None.
-
-        Returns float32 arrays in fields named as in transformers: last_hidden_state (B, S, C), or prediction_scores
-        (B, S, V), which are log-probabilities, also called logits, or logits (B, labels); mems, a tuple of L arrays
-        (mem_len, B, C) for the next call; if asked for, hidden_states, a tuple of L + 1 arrays (B, S, C), and
-        attentions, a tuple of L arrays (B, H, S, M + S). TypeError for a dtype, ValueError for a shape, an unknown id
-        or padding.
-        """
-        self.refuse(
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            pixel_values=pixel_values,
-        )
-        packed = Packed.from_padded(input_ids, attention_mask, vocabulary=int(self.embeddings.starts[-1]))
+    def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
+        mems = given["mems"]
+        vocabulary = int(self.embeddings.starts[-1])
+        packed = Packed.from_padded(given["input_ids"], given["attention_mask"], vocabulary=vocabulary)
         assert packed.shape is not None
         if packed.mask is not None:
             raise ValueError(
@@ -259,7 +230,7 @@ class TransfoXL(Model):
         run = Recurrence(
             packed.cu_seqlens,
             hidden_states=[],
-            attentions=[] if output_attentions else None,
+            attentions=[] if attentions else None,
             memories=memories,
             sinusoids=self._sinusoids(before + packed.shape[1]),
         )
@@ -271,7 +242,7 @@ class TransfoXL(Model):
         return kind(
             **fields,
             mems=None if mems is None and not self.mem_len else self._remember(memories, states),
-            hidden_states=states if output_hidden_states else None,
+            hidden_states=states if hidden_states else None,
             attentions=None if run.attentions is None else tuple(self._stacked(w, packed) for w in run.attentions),
         )
 

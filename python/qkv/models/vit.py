@@ -6,7 +6,7 @@ and at the end; hidden_states are those before the last norm.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,7 @@ class ImageModel(Model):
     """patches -> stack -> norm -> pooler, if there is one -> head; without a head the hidden states are the result.
     heads: of attention."""
 
+    inputs = ("pixel_values",)
     token_types = False
 
     def __init__(self, patches: Patches, stack: Stack, norm: LayerNorm, heads: int, pooler: Pooler | None, head: Any):
@@ -134,48 +135,15 @@ class ImageModel(Model):
         self.pooler = pooler
         self.head = head
 
-    def __call__(
-        self,
-        input_ids: Any = None,
-        attention_mask: Any = None,
-        token_type_ids: Any = None,
-        position_ids: Any = None,
-        *,
-        decoder_input_ids: Any = None,
-        decoder_attention_mask: Any = None,
-        pixel_values: Any = None,
-        mems: Any = None,
-        output_attentions: bool = False,
-        output_hidden_states: bool = False,
-    ) -> ModelOutput:
-        """Run a batch of images.
-
-        pixel_values: (B, channels, height, width) floats of the size that the model was made for, normalised as its
-        preprocessor_config.json says: an array, nested lists or a tensor. The inputs of other kinds of models must be
-        None.
-
-        Returns float32 arrays in fields named as in transformers: last_hidden_state (B, T, C) of T tokens, the class
-        token first, and pooler_output (B, C), or the head's logits; if asked for, hidden_states, a tuple of L + 1
-        arrays (B, T, C) before the last norm, and attentions, a tuple of L arrays (B, H, T, T). TypeError for a
-        dtype, ValueError for a shape, NaN or infinity.
-        """
-        self.refuse(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            decoder_input_ids=decoder_input_ids,
-            decoder_attention_mask=decoder_attention_mask,
-            mems=mems,
-        )
-        tokens = self.patches(self.patches.check(pixel_values))
+    def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
+        tokens = self.patches(self.patches.check(given["pixel_values"]))
         rows, length, width = tokens.shape
         borders = np.arange(rows + 1, dtype=np.int64) * length
         packed = Packed(np.zeros(rows * length, np.int64), borders, shape=(rows, length))  # whose ids nobody reads
         run = Run(
             packed.cu_seqlens,
-            hidden_states=[] if output_hidden_states else None,
-            attentions=[] if output_attentions else None,
+            hidden_states=[] if hidden_states else None,
+            attentions=[] if attentions else None,
         )
         x = self.norm(self.stack(tokens.reshape(rows * length, width), run))
         first = packed.first_rows(x)
@@ -184,11 +152,10 @@ class ImageModel(Model):
             fields = {"last_hidden_state": packed.pad(x), "pooler_output": pooled}
         else:
             fields = self.head(x, first, packed)
-        states, weights = run.hidden_states, run.attentions
         return ModelOutput(
             **fields,
-            hidden_states=None if states is None else tuple(packed.pad(state) for state in states),
-            attentions=None if weights is None else tuple(packed.pad_pairs(w, self.heads) for w in weights),
+            hidden_states=packed.pad_all(run.hidden_states),
+            attentions=packed.pad_all_pairs(run.attentions, self.heads),
         )
 
 

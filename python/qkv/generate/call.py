@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from .decoding import CachedRows, Decoding, RecurrentRows, Seen
-from .files import parse_json
-from .layers import Array
+from ..files import parse_json
+from ..layers import Array
+from ..outputs import ModelOutput
+from ..packing import Packed, regular
 from .logits import HammingDiversity, PrefixFunction, Processor, chain, processors
 from .options import DEFAULT_NEW_TOKENS, FILE, OUTPUTS, resolve
-from .outputs import ModelOutput
-from .packing import Packed, regular
+from .rows import CachedRows, Decoding, RecurrentRows, Seen
 
 Own = Callable[[Array, Array], Any]
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .layers import Array, Memory
+from ..layers import Array, Memory
 
 Rows = Sequence[Sequence[int]]
 

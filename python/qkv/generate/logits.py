@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import ops
-from .layers import Array
+from .. import ops
+from ..layers import Array
 
 if TYPE_CHECKING:
     from .options import Options

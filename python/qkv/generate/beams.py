@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from . import ops
-from .job import Job
-from .layers import Array
+from .. import ops
+from ..layers import Array
+from .call import Job
 from .logits import draw_several, largest
 from .options import Options
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from ..layers import Array
 from .beams import beam_search, group_search
-from .job import Job
-from .layers import Array
+from .call import Job
 from .logits import draw
 
 
@@ -30,9 +30,9 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
     eos_token_id, else with 0.
 
     arguments: those of transformers, first of all max_new_tokens (20, if nobody says anything), do_sample,
-    temperature, top_k, top_p, num_beams, num_return_sequences, repetition_penalty; qkv.options.Options has all of
-    them. What is not given is taken from generation_config.json, or config.json where there is none; None switches
-    an option off. And:
+    temperature, top_k, top_p, num_beams, num_return_sequences, repetition_penalty; qkv.generate.options.Options has
+    all of them. What is not given is taken from generation_config.json, or config.json where there is none; None
+    switches an option off. And:
       generation_config         a mapping with arguments that are not given one by one
       seed                      of sampling. Each row has random numbers of its own, which depend on nothing but the
                                 seed and its place; None: others in every call
