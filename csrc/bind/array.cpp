@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "bind/recording.h"
+
 namespace qkv {
 namespace {
 
@@ -131,6 +133,14 @@ std::vector<int64_t> read_ints(const char* op, const char* name, py::handle obje
     for (py::ssize_t d = 0; d < array.ndim(); ++d) shape->push_back(array.shape(d));
   }
   return std::vector<int64_t>(ints.data(), ints.data() + ints.size());
+}
+
+LiveInts::LiveInts(py::handle object) {
+  using Contiguous = py::array_t<int64_t, py::array::c_style>;
+  if (py::isinstance<Contiguous>(object))
+    data_ = py::reinterpret_borrow<Contiguous>(object).data();
+  else
+    unrecorded();
 }
 
 bool check_dtypes(const char* op, const std::vector<const Array*>& arrays) {
@@ -311,6 +321,7 @@ Output::Output(const char* op, py::handle given, const Array& like, const std::v
 
 py::array Output::finish() {
   if (!given_ || target_.is(written_)) return written_;
+  unrecorded();
   py::module_::import("numpy").attr("copyto")(target_, written_);
   return target_;
 }

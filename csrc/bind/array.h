@@ -46,6 +46,20 @@ Array read_optional(const char* op, const char* name, py::handle object);
 // Integers of any width as int64, contiguous. TypeError for anything else.
 std::vector<int64_t> read_ints(const char* op, const char* name, py::handle object, std::vector<int64_t>* shape);
 
+// Such an array's place, where it is int64 and contiguous: what a recorded call reads again. Of another one a call cannot be
+// recorded.
+class LiveInts {
+ public:
+  explicit LiveInts(py::handle object);
+  // What is there now, into a vector that read_ints made.
+  void read(std::vector<int64_t>* to) const {
+    if (data_) to->assign(data_, data_ + to->size());
+  }
+
+ private:
+  const int64_t* data_ = nullptr;
+};
+
 // x's dtype, written out.
 std::string dtype_name(const Array& x);
 std::string shape_text(const std::vector<int64_t>& shape);

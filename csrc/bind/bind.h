@@ -9,6 +9,7 @@ void bind_paged_write(pybind11::module_& m);
 void bind_dlpack(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
 void bind_packed_weight(pybind11::module_& m);
+void bind_recording(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);
 void bind_runtime(pybind11::module_& m);
 

@@ -2,11 +2,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <numeric>
 
 #include "bind/array.h"
 #include "bind/bind.h"
-#include "bind/gil.h"
+#include "bind/recording.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -105,7 +106,6 @@ Causal causal_of(const char* op, const py::object& causal) {
 
 // Tiles, scratch and the call itself. `rows` of batch entry b: rows[b].
 void run(AttentionArgs* a, const std::vector<int64_t>& rows) {
-  const Unlocked unlocked;
   a->threads = num_threads();
   int64_t all = 0, longest = 0;
   for (const int64_t r : rows) {
@@ -220,6 +220,7 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
     a.lse_b = a.heads * a.s;
     a.lse_h = a.s;
     a.longest_k = a.t;
+    const UnlockedOnce unlocked;
     run(&a, std::vector<int64_t>(static_cast<size_t>(batch), a.s * (a.heads / a.kv_heads)));
   }
   return results(out.finish(), lse, weights);
@@ -298,6 +299,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
     a.out = strided(out.view());
     a.cu_q = cu_q.data();
     a.cu_k = cu_k.data();
+    const UnlockedOnce unlocked;
     run(&a, rows);
   }
   return results(out.finish(), lse, weights);
@@ -315,6 +317,7 @@ std::vector<int64_t> read_per_sequence(const char* op, const char* name, py::han
 // block_tables (B, N), any integers. Only entries that are needed are ever looked at.
 class BlockTables {
  public:
+  BlockTables() = default;
   BlockTables(const char* op, py::handle object, int64_t batch) {
     const std::string where = std::string(op) + ": block_tables";
     if (!py::isinstance<py::array>(object)) fail_type(where + " must be an integer array, got " + Py_TYPE(object.ptr())->tp_name);
@@ -327,6 +330,7 @@ class BlockTables {
       fail_value(where + " must be (" + std::to_string(batch) + ", blocks of a sequence), got " + shape_text(shape));
     }
     if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>')) {
+      unrecorded();
       table_ = py::array_t<int64_t, py::array::forcecast>::ensure(table_);
       if (!table_) throw std::bad_alloc();
     }
@@ -354,8 +358,65 @@ class BlockTables {
     std::memcpy(&x, p, sizeof(T));
     return x;
   }
-  py::array table_;
-  bool is_signed_;
+  py::array table_ = no_array();
+  bool is_signed_ = false;
+};
+
+// What attention_paged looks up before its work: the blocks of every sequence, as its lengths and tables are now.
+struct PagedCall {
+  AttentionArgs a{};
+  Options options;
+  std::vector<int64_t> cu_q, lengths, starts, blocks, cu_blocks, rows;
+  BlockTables tables;
+  int64_t cache_blocks = 0;
+
+  // Lengths fit the tables, and the blocks that some query sees are there.
+  void look_up() {
+    const std::string o_p = "attention_paged: ";
+    int64_t places;
+    if (__builtin_mul_overflow(tables.width(), a.block_size, &places)) places = INT64_MAX;
+    blocks.clear();
+    cu_blocks.clear();
+    rows.clear();
+    a.longest_k = 0;
+    for (size_t i = 0; i + 1 < cu_q.size(); ++i) {
+      const int64_t t = lengths[i], s = cu_q[i + 1] - cu_q[i], start = starts[i];
+      check_length("attention_paged", "a sequence's length", t);
+      if (start < 0 || start > places)
+        fail_value(o_p + "starts must lie in 0 to " + std::to_string(places) + ", got " + std::to_string(start));
+      if (t < 0 || t > places - start)
+        fail_value(o_p + "kv_lengths must lie in 0 to " + std::to_string(places - start) + ", what " +
+                   std::to_string(tables.width()) + " blocks of " + std::to_string(a.block_size) + " hold, got " +
+                   std::to_string(t));
+      rows.push_back(a.kv_heads > 0 ? s * (a.heads / a.kv_heads) : 0);
+      cu_blocks.push_back(static_cast<int64_t>(blocks.size()));
+      a.longest_k = std::max(a.longest_k, t);
+      const int64_t shift = a.causal == Causal::top_left ? 0 : t - s;
+      const int64_t first = std::max<int64_t>(shift - a.window_left, 0);
+      const int64_t ahead = a.causal == Causal::none ? a.window_right : 0;
+      const int64_t last = std::min(shift + s + ahead, t);  // no query sees a key from here on
+      if (s == 0 || first >= last) continue;
+      const int64_t first_block = (start + first) / a.block_size, end_block = (start + last - 1) / a.block_size + 1;
+      blocks.resize(blocks.size() + static_cast<size_t>(first_block), 0);  // never looked up
+      for (int64_t n = first_block; n < end_block; ++n) {
+        const int64_t block = tables.at(static_cast<int64_t>(i), n);
+        if (block < 0 || block >= cache_blocks)
+          fail_value(o_p + "block_tables names block " + std::to_string(block) + " for sequence " + std::to_string(i) +
+                     ", the cache has " + std::to_string(cache_blocks));
+        blocks.push_back(block);
+      }
+    }
+    blocks.push_back(0);  // a pointer that is not null
+  }
+
+  void run() {
+    a.cu_q = cu_q.data();
+    a.kv_lengths = lengths.data();
+    a.blocks = blocks.data();
+    a.cu_blocks = cu_blocks.data();
+    a.starts = starts.data();
+    qkv::run(&a, rows);
+  }
 };
 
 // With `starts`, key 0 of sequence b is at place starts[b] of its blocks, and blocks may have any size. `check_only`: the caller
@@ -375,7 +436,8 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
     if (x->rank() != 4) fail_value(x->where + " must be (blocks, block_size, Hkv, D), got shape " + shape_text(x->shape));
   check_cache_dtypes(k, v);
   bool serve_double = q.is_double || k.is_double || v.is_double;
-  AttentionArgs a{};
+  const auto call = std::make_shared<PagedCall>();
+  AttentionArgs& a = call->a;
   a.bf16 = bf16;
   a.heads = q.shape[1];
   a.kv_heads = k.shape[2];
@@ -398,7 +460,7 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
   const Array k_scale = read_scale(op, "k_scale", k_scale_in, k, false),
               v_scale = read_scale(op, "v_scale", v_scale_in, v, false);
 
-  std::vector<int64_t> cu_q;
+  std::vector<int64_t>& cu_q = call->cu_q;
   if (cu_q_in.is_none()) {  // one query each
     cu_q.resize(static_cast<size_t>(checked_size(op, {q.shape[0]})) + 1);
     std::iota(cu_q.begin(), cu_q.end(), int64_t{0});
@@ -406,47 +468,17 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
     cu_q = read_cu_seqlens(op, "cu_seqlens_q", cu_q_in, q.shape[0]);
   }
   const int64_t batch = static_cast<int64_t>(cu_q.size()) - 1;
-  const std::vector<int64_t> lengths = read_per_sequence(op, "kv_lengths", kv_lengths_in, batch);
-  const std::vector<int64_t> starts = starts_in.is_none() ? std::vector<int64_t>(static_cast<size_t>(batch), 0)
-                                                          : read_per_sequence(op, "starts", starts_in, batch);
-  const BlockTables tables(op, tables_in, batch);
+  call->lengths = read_per_sequence(op, "kv_lengths", kv_lengths_in, batch);
+  const LiveInts live_lengths(kv_lengths_in);
+  call->starts = starts_in.is_none() ? std::vector<int64_t>(static_cast<size_t>(batch), 0)
+                                     : read_per_sequence(op, "starts", starts_in, batch);
+  call->tables = BlockTables(op, tables_in, batch);
+  call->cache_blocks = k.shape[0];
   a.causal = causal_of(op, causal);
   read_window(op, left, right, &a);
-  Options o;
+  Options& o = call->options;
   serve_double = read_common(op, q, relative_bias, alibi, sinks, scale, softcap, batch, &o, &a) || serve_double;
-
-  // Lengths fit the tables, and the blocks that some query sees are there.
-  int64_t places;
-  if (__builtin_mul_overflow(tables.width(), a.block_size, &places)) places = INT64_MAX;
-  std::vector<int64_t> blocks, cu_blocks, rows;
-  for (int64_t b = 0; b < batch; ++b) {
-    const auto i = static_cast<size_t>(b);
-    const int64_t t = lengths[i], s = cu_q[i + 1] - cu_q[i], start = starts[i];
-    check_length(op, "a sequence's length", t);
-    if (start < 0 || start > places)
-      fail_value(o_p + "starts must lie in 0 to " + std::to_string(places) + ", got " + std::to_string(start));
-    if (t < 0 || t > places - start)
-      fail_value(o_p + "kv_lengths must lie in 0 to " + std::to_string(places - start) + ", what " +
-                 std::to_string(tables.width()) + " blocks of " + std::to_string(a.block_size) + " hold, got " +
-                 std::to_string(t));
-    rows.push_back(a.kv_heads > 0 ? s * (a.heads / a.kv_heads) : 0);
-    cu_blocks.push_back(static_cast<int64_t>(blocks.size()));
-    a.longest_k = std::max(a.longest_k, t);
-    const int64_t shift = a.causal == Causal::top_left ? 0 : t - s;
-    const int64_t first = std::max<int64_t>(shift - a.window_left, 0);
-    const int64_t ahead = a.causal == Causal::none ? a.window_right : 0;
-    const int64_t last = std::min(shift + s + ahead, t);  // no query sees a key from here on
-    if (s == 0 || first >= last) continue;
-    const int64_t first_block = (start + first) / a.block_size, end_block = (start + last - 1) / a.block_size + 1;
-    blocks.resize(blocks.size() + static_cast<size_t>(first_block), 0);  // never looked up
-    for (int64_t n = first_block; n < end_block; ++n) {
-      const int64_t block = tables.at(b, n);
-      if (block < 0 || block >= k.shape[0])
-        fail_value(o_p + "block_tables names block " + std::to_string(block) + " for sequence " + std::to_string(b) +
-                   ", the cache has " + std::to_string(k.shape[0]));
-      blocks.push_back(block);
-    }
-  }
+  call->look_up();
   const Shape out_shape = {q.shape[0], a.heads, a.dv};
   checked_size(op, out_shape);
   if (serve_double || check_only) return py::none();
@@ -462,8 +494,9 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
   std::vector<char*> weight_rows;
   if (return_weights) {
     py::list list;
-    for (size_t b = 0; b < lengths.size(); ++b) {
-      const py::array made = new_array(op, q.owner.dtype(), {a.heads, cu_q[b + 1] - cu_q[b], lengths[b]});
+    unrecorded();
+    for (size_t b = 0; b < call->lengths.size(); ++b) {
+      const py::array made = new_array(op, q.owner.dtype(), {a.heads, cu_q[b + 1] - cu_q[b], call->lengths[b]});
       weight_rows.push_back(static_cast<char*>(const_cast<void*>(made.data())));
       list.append(made);
     }
@@ -484,13 +517,11 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
     a.k_scale = scales(k_scale);
     a.v_scale = scales(v_scale);
     a.out = strided(out.view());
-    blocks.push_back(0);  // a pointer that is not null
-    a.cu_q = cu_q.data();
-    a.kv_lengths = lengths.data();
-    a.blocks = blocks.data();
-    a.cu_blocks = cu_blocks.data();
-    a.starts = starts.data();
-    run(&a, rows);
+    launch([call, live_lengths] {
+      live_lengths.read(&call->lengths);
+      call->look_up();
+      call->run();
+    });
   }
   return results(out.finish(), lse, weights);
 }
@@ -533,7 +564,7 @@ py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in,
     a.w = as_floats(w, &keep);
     a.v = {v.data, v.dtype, v.strides[0], 0, v.strides[1], v.strides[2]};
     a.out = {static_cast<char*>(out.mutable_data()), v.dtype, a.s * a.dv, 0, a.dv, 1};
-    const Unlocked unlocked;
+    const UnlockedOnce unlocked;
     a.threads = num_threads();
     a.plan = plan_additive_attention(a);
     const Scratch scratch(static_cast<size_t>(a.plan.scratch_bytes * a.threads));

@@ -1,16 +1,17 @@
 // matmul, linear.
+#include <memory>
+
 #include "bind/array.h"
 #include "bind/bind.h"
-#include "bind/gil.h"
 #include "bind/packed_weight.h"
+#include "bind/recording.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
 namespace qkv {
 namespace {
 
-void run(GemmArgs& g) {
-  const Unlocked unlocked;
+void run(GemmArgs g) {
   g.threads = num_threads();
   g.plan = plan_gemm(g);
   const Scratch scratch(static_cast<size_t>(g.plan.scratch_bytes * g.threads));
@@ -18,8 +19,7 @@ void run(GemmArgs& g) {
   kernels().gemm(g);
 }
 
-void run(QuantizedGemmArgs& g) {
-  const Unlocked unlocked;
+void run(QuantizedGemmArgs g) {
   g.threads = num_threads();
   g.plan = plan_gemm_quantized(g);
   const Scratch scratch(static_cast<size_t>(g.plan.shared_bytes + g.plan.scratch_bytes * g.threads));
@@ -126,7 +126,7 @@ py::object matmul(py::handle a_in, py::handle b_in) {
   g.b_dtype = b.dtype;
   g.b_k = b_strides[b_rank - 2];
   g.b_n = g.n > 1 ? b_strides[b_rank - 1] : 1;
-  run(g);
+  launch([g] { run(g); });
   return std::move(out);
 }
 
@@ -166,15 +166,15 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
   if (gate) e.gate = rows_along(x.rank() - 1, {&gate})[0];
   if (residual) e.residual = rows_along(x.rank() - 1, {&residual})[0];
   if (rows.rows == 0 || n == 0) return out.finish();
-  std::vector<std::vector<float>> keep;
-  e.bias = as_floats(bias, &keep);
+  const auto keep = std::make_shared<std::vector<std::vector<float>>>();
+  e.bias = as_floats(bias, keep.get());
   if (packed && packed->type != WeightType::f32) {
     QuantizedGemmArgs g{};
     static_cast<Epilogue&>(g) = e;
     g.m = rows.rows;
     g.a = rows;
     g.w = *packed;
-    run(g);
+    launch([g, keep] { run(g); }, {g.w.panels, panels_of(g.w.n) * panel_rows(g.w) * kPanelRowBytes});
     return out.finish();
   }
   GemmArgs g{};
@@ -192,7 +192,7 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
     g.b_k = k > 1 ? w.strides[1] : 1;
     g.b_n = w.strides[0];
   }
-  run(g);
+  launch([g, keep] { run(g); }, {g.packed, g.packed ? panels_of(n) * kPanel * k * 4 : 0});
   return out.finish();
 }
 

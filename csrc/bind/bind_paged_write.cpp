@@ -1,10 +1,11 @@
 // paged_write.
 #include <algorithm>
+#include <memory>
 #include <numeric>
 
 #include "bind/array.h"
 #include "bind/bind.h"
-#include "bind/gil.h"
+#include "bind/recording.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -26,6 +27,21 @@ void drop_overwritten(std::vector<int64_t>* slots) {
   std::sort(order.begin(), order.end(), [&](size_t x, size_t y) { return s[x] != s[y] ? s[x] < s[y] : x < y; });
   for (size_t i = 0; i + 1 < order.size(); ++i)
     if (s[order[i]] == s[order[i + 1]]) s[order[i]] = -1;
+}
+
+void check_slots(const std::vector<int64_t>& slots, int64_t places) {
+  for (const int64_t slot : slots)
+    if (slot >= places)
+      fail_value("paged_write: slots must be below " + std::to_string(places) + ", got " + std::to_string(slot));
+}
+
+void run(PagedWriteArgs a, std::vector<int64_t>* slots) {
+  drop_overwritten(slots);
+  a.slots = slots->data();
+  a.threads = num_threads();
+  const Scratch scratch(static_cast<size_t>(std::max(a.d, a.dv) * a.threads) * sizeof(float));
+  a.scratch = scratch.as<float>();
+  kernels().paged_write(a);
 }
 
 bool paged_write(py::handle k_in, py::handle v_in, py::handle k_cache_in, py::handle v_cache_in, py::handle slots_in,
@@ -57,22 +73,24 @@ bool paged_write(py::handle k_in, py::handle v_in, py::handle k_cache_in, py::ha
   const Array k_scale = read_scale(op, "k_scale", k_scale_in, k_cache, true);
   const Array v_scale = read_scale(op, "v_scale", v_scale_in, v_cache, true);
   std::vector<int64_t> shape, slots = read_ints(op, "slots", slots_in, &shape);
+  const LiveInts live_slots(slots_in);
   if (shape != std::vector<int64_t>{a.tokens})
     fail_value("paged_write: slots must be " + shape_text({a.tokens}) + ", got " + shape_text(shape));
   if (py::reinterpret_borrow<py::array>(slots_in).dtype().kind() == 'u' &&
       std::any_of(slots.begin(), slots.end(), [](int64_t slot) { return slot < 0; }))
     fail_value("paged_write: slots holds a number beyond 2^63");
   const int64_t places = checked_size(op, {k_cache.shape[0], a.block_size});
-  for (const int64_t slot : slots)
-    if (slot >= places)
-      fail_value("paged_write: slots must be below " + std::to_string(places) + ", got " + std::to_string(slot));
+  check_slots(slots, places);
   if (serve_double) return false;
   if (k.size() + v.size() == 0) return true;
 
   // What is stored must not change under the reader's eyes.
   for (Array* x : {&k, &v})
     for (const Array* y : {&k_cache, &v_cache, &k_scale, &v_scale})
-      if (*y && overlap(*x, *y)) *x = view_of(py::array(x->owner.attr("copy")()), x->dtype);
+      if (*y && overlap(*x, *y)) {
+        unrecorded();
+        *x = view_of(py::array(x->owner.attr("copy")()), x->dtype);
+      }
   const auto rows = [](const Array& x) { return Strided4{x.data, x.dtype, 0, x.strides[1], x.strides[0], x.strides[2]}; };
   const auto cache = [](const Array& x) {
     return Strided4{x.data, x.dtype, x.strides[0], x.strides[2], x.strides[1], x.rank() == 4 ? x.strides[3] : 0};
@@ -83,13 +101,11 @@ bool paged_write(py::handle k_in, py::handle v_in, py::handle k_cache_in, py::ha
   a.v_cache = cache(v_cache);
   if (k_scale) a.k_scale = cache(k_scale);
   if (v_scale) a.v_scale = cache(v_scale);
-  const Unlocked unlocked;
-  drop_overwritten(&slots);
-  a.slots = slots.data();
-  a.threads = num_threads();
-  const Scratch scratch(static_cast<size_t>(std::max(a.d, a.dv) * a.threads) * sizeof(float));
-  a.scratch = scratch.as<float>();
-  kernels().paged_write(a);
+  launch([a, live_slots, places, slots = std::make_shared<std::vector<int64_t>>(std::move(slots))] {
+    live_slots.read(slots.get());
+    check_slots(*slots, places);
+    run(a, slots.get());
+  });
   return true;
 }
 

@@ -1,10 +1,11 @@
 // Ops that work row by row: softmax, norms, activations, embedding, rotary.
 #include <algorithm>
+#include <memory>
 
 #include "bind/array.h"
 #include "bind/bind.h"
-#include "bind/gil.h"
 #include "bind/packed_weight.h"
+#include "bind/recording.h"
 #include "core/last_cache.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
@@ -35,7 +36,7 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const Array y = view_of(out, x.dtype);
   const auto rows = rows_along(axis, {&x, &y});
   const bool past = past_caches(out);
-  const Unlocked unlocked;
+  const UnlockedOnce unlocked;
   const auto neighbours_adjacent = [](const Rows& r) {
     return r.dtype == DType::f32 && r.rank > 0 && r.strides[r.rank - 1] == 1;
   };
@@ -73,14 +74,19 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
   if (out.size() > 0) {
     const Array y = view_of(out, x.dtype);
     const auto rows = rows_along(x.rank() - 1, {&x, &y, &residual, &sum});
-    std::vector<std::vector<float>> keep;
-    const bool past = past_caches(out);
-    const float *w = as_floats(weight, &keep), *b = as_floats(bias, &keep);
-    const Unlocked unlocked;
-    const RowScratch scratch(rows[0], 2 * n);
+    const auto keep = std::make_shared<std::vector<std::vector<float>>>();
     // An eps below the smallest float still keeps a row of zeros from dividing by zero.
     const float e = eps > 0 && static_cast<float>(eps) == 0 ? 1e-45f : static_cast<float>(eps);
-    kernels().norm({rows[0], rows[1], rows[2], rows[3], w, b, e, rms, past, scratch.data(), scratch.threads});
+    const NormArgs args{
+        rows[0], rows[1],          rows[2], rows[3], as_floats(weight, keep.get()), as_floats(bias, keep.get()), e,
+        rms,     past_caches(out), nullptr, 0};
+    launch([args, keep] {
+      NormArgs a = args;
+      const RowScratch scratch(a.x, 2 * a.x.n);
+      a.scratch = scratch.data();
+      a.threads = scratch.threads;
+      kernels().norm(a);
+    });
   }
   if (residual) return py::make_tuple(out, total);
   return std::move(out);
@@ -116,17 +122,15 @@ py::object activation(const char* op, py::handle x_in, Activation a) {
       return Rows{static_cast<char*>(const_cast<void*>(data)), x.dtype, x.size(), 1, 1, 0, {}, {}};
     };
     const ActivationArgs args{a, flat(x.data), flat(out.data()), past_caches(out), num_threads()};
-    const Unlocked unlocked;
-    kernels().activation(args);
+    launch([args] { kernels().activation(args); });
     return std::move(out);
   }
   py::array out = new_array(op, x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
   const auto rows = rows_along(x.rank() - 1, {&x, &y});
-  const bool past = past_caches(out);
-  const Unlocked unlocked;
-  kernels().activation({a, rows[0], rows[1], past, num_threads()});
+  const ActivationArgs args{a, rows[0], rows[1], past_caches(out), num_threads()};
+  launch([args] { kernels().activation(args); });
   return std::move(out);
 }
 
@@ -162,7 +166,7 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
   a.count = static_cast<int64_t>(ids.size());
   a.y = static_cast<char*>(out.mutable_data());
   a.past_caches = past_caches(out);
-  const Unlocked unlocked;
+  const UnlockedOnce unlocked;
   a.threads = num_threads();
   if (packed)
     kernels().dequantize({*packed, a.ids, a.count, reinterpret_cast<float*>(a.y), a.threads});
@@ -183,12 +187,27 @@ py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t 
   shape.back() = dim / 2;
   const Array spread = broadcast(angles, shape);
   const auto rows = rows_along(x.rank() - 1, {&x, &y, &spread});
-  const bool past = past_caches(out);
-  const Unlocked unlocked;
-  const RowScratch scratch(rows[0], 2 * rows[0].n);
-  const Scratch table(static_cast<size_t>(angles.size() * (interleaved ? 4 : 2) * 4));
-  kernels().rotary({rows[0], rows[1], reinterpret_cast<const float*>(angles.data), angles.size() / (dim / 2), rows[2],
-                    static_cast<float>(factor), dim, interleaved, past, table.as<float>(), scratch.data(), scratch.threads});
+  const RotaryArgs args{rows[0],
+                        rows[1],
+                        reinterpret_cast<const float*>(angles.data),
+                        angles.size() / (dim / 2),
+                        rows[2],
+                        static_cast<float>(factor),
+                        dim,
+                        interleaved,
+                        past_caches(out),
+                        nullptr,
+                        nullptr,
+                        0};
+  launch([args] {
+    RotaryArgs a = args;
+    const RowScratch scratch(a.x, 2 * a.x.n);
+    const Scratch table(static_cast<size_t>(a.angle_rows * a.dim * (a.interleaved ? 2 : 1)) * sizeof(float));
+    a.table = table.as<float>();
+    a.scratch = scratch.data();
+    a.threads = scratch.threads;
+    kernels().rotary(a);
+  });
   return std::move(out);
 }
 

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_cpu, m) {
   qkv::bind_attention(m);
   qkv::bind_paged_write(m);
   qkv::bind_dlpack(m);
+  qkv::bind_recording(m);
 }

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "bind/bind.h"
-#include "bind/gil.h"
+#include "bind/recording.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
 
@@ -55,7 +55,7 @@ std::unique_ptr<PackedWeight> pack(py::handle w_in, const std::string& dtype, in
   const PackedView& to = packed->view();
   int bad = 0;
   if (to.n > 0) {
-    const Unlocked unlocked;
+    const UnlockedOnce unlocked;
     const int threads = num_threads();
     if (to.type == WeightType::f32) {
       kernels().pack_weight(
@@ -79,7 +79,7 @@ py::array dequantize(const PackedWeight& packed) {
   py::array out = new_array("dequantize", float32_dtype(), {w.n, w.k});
   if (out.size() > 0) {
     float* to = static_cast<float*>(out.mutable_data());
-    const Unlocked unlocked;
+    const UnlockedOnce unlocked;
     kernels().dequantize({w, nullptr, w.n, to, num_threads()});
   }
   return out;
@@ -212,7 +212,7 @@ py::tuple parts(const PackedWeight& packed) {
     }
   char* to = static_cast<char*>(values.mutable_data());
   {
-    const Unlocked unlocked;
+    const UnlockedOnce unlocked;
     move_values<false>(w, to);
   }
   return py::make_tuple(packed.type_name(), w.group, w.k, values, scale, offset);
@@ -254,7 +254,7 @@ std::unique_ptr<PackedWeight> from_parts(const std::string& dtype, int64_t group
     const auto* q = static_cast<const int8_t*>(values.data());
     int8_t least = 0;
     {
-      const Unlocked unlocked;
+      const UnlockedOnce unlocked;
       for (int64_t n = 0; n < w.n; ++n) {
         int32_t sum = 0;
         for (int64_t i = 0; i < k; ++i) {
@@ -272,7 +272,7 @@ std::unique_ptr<PackedWeight> from_parts(const std::string& dtype, int64_t group
       const py::array array = checked(name, from, float16_dtype(), {w.n, groups_of(w)});
       move_scales<true>(w, to, static_cast<f16*>(const_cast<void*>(array.data())));
     }
-  const Unlocked unlocked;
+  const UnlockedOnce unlocked;
   std::memset(w.panels, w.type == WeightType::int8 ? 128 : 0,
               static_cast<size_t>(panels_of(w.n) * panel_rows(w) * kPanelRowBytes));
   move_values<true>(w, static_cast<char*>(const_cast<void*>(values.data())));

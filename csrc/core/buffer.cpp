@@ -14,6 +14,9 @@
 #include <vector>
 
 namespace qkv {
+
+struct ArenaBlocks;
+
 namespace {
 
 constexpr int kSubClasses = 4;  // per power of two: at most 25 % of a buffer is unused (and never touched)
@@ -22,11 +25,14 @@ constexpr int kClasses = 64 * kSubClasses;
 // Stands in the 64 bytes before the data.
 struct Header {
   int size_class;
+  ArenaBlocks* arena;  // or nullptr
 };
+
+using FreeLists = std::vector<void*>[kClasses];
 
 struct Pool {
   std::mutex mutex;
-  std::vector<void*> free[kClasses];
+  FreeLists free;
   size_t cached = 0;
   size_t limit = 0;
 };
@@ -72,16 +78,31 @@ void advise_huge([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 
 }  // namespace
 
+// Under the pool's mutex.
+struct ArenaBlocks {
+  FreeLists free;
+  size_t used = 0;    // handed out
+  bool alive = true;  // the Arena is there
+};
+
+namespace {
+thread_local ArenaBlocks* t_arena = nullptr;
+}
+
 void* buffer_acquire(size_t bytes) {
   if (bytes > (size_t{1} << 60)) throw std::bad_alloc();
   const int c = class_of(bytes);
   Pool& p = pool();
+  ArenaBlocks* const arena = t_arena;
   {
     std::lock_guard<std::mutex> lock(p.mutex);
-    if (!p.free[c].empty()) {
-      void* data = p.free[c].back();
-      p.free[c].pop_back();
-      p.cached -= class_bytes(c);
+    std::vector<void*>* list = arena && !arena->free[c].empty() ? &arena->free[c] : &p.free[c];
+    if (!list->empty()) {
+      void* data = list->back();
+      list->pop_back();
+      if (list == &p.free[c]) p.cached -= class_bytes(c);
+      header_of(data)->arena = arena;
+      if (arena) ++arena->used;
       return data;
     }
   }
@@ -93,7 +114,11 @@ void* buffer_acquire(size_t bytes) {
     if (!block) throw std::bad_alloc();
   }
   advise_huge(block, bytes + kAlignment);
-  static_cast<Header*>(block)->size_class = c;
+  *static_cast<Header*>(block) = {c, arena};
+  if (arena) {
+    std::lock_guard<std::mutex> lock(p.mutex);
+    ++arena->used;
+  }
   return static_cast<char*>(block) + kAlignment;
 }
 
@@ -103,6 +128,14 @@ void buffer_release(void* data) {
   Pool& p = pool();
   {
     std::lock_guard<std::mutex> lock(p.mutex);
+    if (ArenaBlocks* arena = header_of(data)->arena) {
+      --arena->used;
+      if (arena->alive) {
+        arena->free[c].push_back(data);
+        return;
+      }
+      if (arena->used == 0) delete arena;
+    }
     if (p.cached + class_bytes(c) <= p.limit) {
       p.free[c].push_back(data);
       p.cached += class_bytes(c);
@@ -111,6 +144,26 @@ void buffer_release(void* data) {
   }
   ::free(header_of(data));
 }
+
+Arena::Arena() : blocks_(new ArenaBlocks) {}
+
+Arena::~Arena() {
+  ArenaBlocks& a = *blocks_;
+  std::vector<void*> waiting;
+  {
+    std::lock_guard<std::mutex> lock(pool().mutex);
+    for (auto& list : a.free) waiting.insert(waiting.end(), list.begin(), list.end());
+    for (auto& list : a.free) std::vector<void*>().swap(list);
+    a.alive = false;
+    a.used += waiting.size();
+    if (a.used == 0) delete blocks_;
+  }
+  for (void* data : waiting) buffer_release(data);
+}
+
+void Arena::open() { t_arena = blocks_; }
+
+void Arena::close() { t_arena = nullptr; }
 
 BufferStats buffer_stats() {
   Pool& p = pool();

@@ -20,6 +20,21 @@ BufferStats buffer_stats();
 // Frees all that is cached.
 void buffer_trim();
 
+// While it is open in a thread, what the thread acquires is the arena's: given back, it waits there and nowhere else, until the
+// arena is gone. So memory that a series of calls uses can be used again by the same series later, and by no one else.
+class Arena {
+ public:
+  Arena();
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+  void open();  // in this thread
+  void close();
+
+ private:
+  struct ArenaBlocks* blocks_;
+};
+
 // Scratch memory for the time of one call.
 class Scratch {
  public:

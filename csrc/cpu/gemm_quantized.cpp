@@ -213,6 +213,14 @@ struct GroupTile {
       }
       a += steps * D::kParts * 4;
       b += steps * kPanelRowBytes;
+      if (R == 1 && kOffset && g % 2 == 0) {  // a line holds two groups; and of the next panels, see Ahead
+        QKV_UNROLL(8)
+        for (int p = 0; p < P; ++p) {
+          const uintptr_t at = (uintptr_t)(((P + p) * o.groups + g) * kPanel) * sizeof(f16);
+          __builtin_prefetch((const void*)((uintptr_t)o.scale + at), 0, 2);
+          __builtin_prefetch((const void*)((uintptr_t)o.offset + at), 0, 2);
+        }
+      }
       QKV_UNROLL(24)
       for (int v = 0; v < V; ++v) {
         const int64_t at = ((v / kVectors) * o.groups + g) * kPanel + (v % kVectors) * kLanes;
@@ -291,10 +299,12 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             from.b_panel = panel_rows * Tile::Dot::kParts * kPanelRowBytes;
           }
           const int64_t steps = panel_rows * (unpacked ? Tile::Dot::kParts : 1);  // of each tile
-          const char* const after = q + group < count ? packed + group * all.b_panel
-                                    : k + kc < k_all  ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
-                                                      : nullptr;
-          Ahead next = ahead_of(packed, after, group, all.b_panel, tiles_of(m) * (unpacked ? Tile::Dot::kParts : 1));
+          // A row has memory to wait for at the border of chunks too.
+          const char* const after = q + group < (m == 1 ? panels - panel : count) ? packed + group * all.b_panel
+                                    : k + kc < k_all ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
+                                                     : nullptr;
+          Ahead next = ahead_of(packed, after, group, all.b_panel, tiles_of(m) * (unpacked ? Tile::Dot::kParts : 1),
+                                all.offset != nullptr);
           for (int64_t i = 0; i < m;) {
             const int rows = rows_of(m - i);
             Operands o = from;

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from . import ops
-from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_width, steady_length
+from . import ops, runtime
+from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_frequencies, rotary_width, steady_length
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -56,6 +56,12 @@ class Memory:
         return ops.attention_varlen(q, made[:, 0], made[:, 1], cu_seqlens, self.cu_seqlens, **options)
 
 
+def stored_dtype(precision: str) -> str:
+    """In what a cache keeps keys and values for attention of this precision: where its products are of bfloat16, that
+    has the same result, to the bit, as float32, which would be rounded at every look."""
+    return "bfloat16" if precision == "bf16" and runtime.current_isa() == "avx512_bf16" else "float32"
+
+
 class MemoryBlocks:
     """The keys and values of a memory in blocks of 16 tokens, each row's in blocks of its own, so that any choice of
     rows is a choice of block tables."""
@@ -74,10 +80,13 @@ class MemoryBlocks:
         self.slots = np.repeat(first, self.lengths) * self.SIZE + token  # (total,)
         self.layers: dict[int, tuple[Array, Array]] = {}  # keys and values (blocks, 16, H, D)
 
-    def of(self, layer: int, kv: Linear, heads: int, head_dim: int) -> tuple[Array, Array]:
+    def of(self, layer: int, kv: Linear, heads: int, head_dim: int, precision: str) -> tuple[Array, Array]:
         if layer not in self.layers:
             made = kv(self.memory.states).reshape(-1, 2, heads, head_dim)
-            blocks = [np.zeros((self.count * self.SIZE, heads, head_dim), np.float32) for _ in range(2)]
+            dtype: Any = stored_dtype(precision)
+            if dtype == "bfloat16":
+                from ml_dtypes import bfloat16 as dtype
+            blocks = [np.zeros((self.count * self.SIZE, heads, head_dim), dtype) for _ in range(2)]
             for i, block in enumerate(blocks):
                 block[self.slots] = made[:, i]
             k, v = (block.reshape(self.count, self.SIZE, heads, head_dim) for block in blocks)
@@ -90,12 +99,19 @@ class MemoryRows:
 
     def __init__(self, blocks: MemoryBlocks, rows: Array):
         self.blocks = blocks
+        self.chosen = rows
         self.tables = blocks.tables[rows]
         self.lengths = blocks.lengths[rows]
 
-    def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, **options: Any) -> Any:
-        k, v = self.blocks.of(layer, kv, *q.shape[1:])
-        return ops.attention_paged(q, k, v, self.tables, self.lengths, cu_seqlens_q=cu_seqlens, **options)
+    def copy(self) -> MemoryRows:
+        """The same choice, in tables and lengths of its own."""
+        return MemoryRows(self.blocks, self.chosen)
+
+    def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, *, precision: str, **options: Any) -> Any:
+        k, v = self.blocks.of(layer, kv, q.shape[1], q.shape[2], precision)
+        return ops.attention_paged(
+            q, k, v, self.tables, self.lengths, cu_seqlens_q=cu_seqlens, precision=precision, **options
+        )
 
 
 @dataclass
@@ -113,7 +129,7 @@ class Run:
     cross_attentions: list[list[Array]] | None = None  # the same of cross-attention
     step: Step | None = None
     memory: Memory | MemoryRows | None = None
-    angles: dict[int, tuple[Array, float]] = field(default_factory=dict)  # those of a Rotary, by its id
+    angles: dict[Rotary, tuple[Array, float]] = field(default_factory=dict)  # the same in every layer
 
 
 class Norm(Protocol):
@@ -139,6 +155,11 @@ class Linear:
     ) -> Array:
         y: Array = ops.linear(x, self.weight, self.bias, activation=activation, gate=gate, residual=residual)
         return y
+
+
+def _precision(linear: Linear) -> str:
+    """Of attention behind a product."""
+    return "highest" if linear.weight.dtype == "float32" else "bf16"
 
 
 class LayerNorm:
@@ -204,22 +225,27 @@ class Rotary:
                 angles, factor = self._angles(np.array([position]))
             if not np.isfinite([factor, *angles.flat]).all():
                 raise ValueError("rotary: the scaling makes numbers that are not finite")
+        fixed = rope_type(scaling) not in LENGTH_DEPENDENT
+        self.fixed = rotary_frequencies(self.dim, base, scaling) if fixed else None  # the same for all lengths
 
     def _angles(self, positions: Array) -> tuple[Array, float]:
         return rotary_angles((positions.size, 1, self.dim), positions, self.dim, base=self.base, scaling=self.scaling)
 
+    def angles(self, run: Run) -> tuple[Array, float]:
+        """Of a batch's tokens, (total, 1, D / 2), and what their cos and sin are multiplied by."""
+        assert run.positions is not None
+        if self.fixed is not None:
+            frequencies, factor = self.fixed
+            return run.positions.astype(np.float32)[:, None, None] * frequencies.astype(np.float32), factor
+        rows = [self._angles(run.positions[a:b]) for a, b in pairwise(run.cu_seqlens.tolist()) if a < b]
+        factor = rows[0][1] if rows else 1.0
+        return np.concatenate([row for row, _ in rows] or [np.empty((0, 1, self.dim // 2), np.float32)]), factor
+
     def __call__(self, x: Array, run: Run) -> Array:
         """x (total, H, D), rotated; a new array."""
-        if id(self) not in run.angles:
-            assert run.positions is not None
-            if rope_type(self.scaling) in LENGTH_DEPENDENT:
-                rows = [self._angles(run.positions[a:b]) for a, b in pairwise(run.cu_seqlens.tolist()) if a < b]
-                factor = rows[0][1] if rows else 1.0
-                angles = np.concatenate([row for row, _ in rows] or [np.empty((0, 1, self.dim // 2), np.float32)])
-            else:
-                angles, factor = self._angles(run.positions)
-            run.angles[id(self)] = angles, factor  # the same in every layer
-        turned: Array = ops.rotate(x, *run.angles[id(self)])
+        if self not in run.angles:
+            run.angles[self] = self.angles(run)
+        turned: Array = ops.rotate(x, *run.angles[self])
         return turned
 
 
@@ -258,6 +284,10 @@ class Attention:
         self.layer = layer
         self.options = options
 
+    @property
+    def precision(self) -> str:
+        return _precision(self.qkv)
+
     def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
         total = len(x)
         h, both = self.heads, self.heads + self.kv_heads
@@ -272,7 +302,7 @@ class Attention:
             q, k = turned[:, :h], turned[:, h:]
         options = {
             **self.options,
-            "precision": "highest" if self.qkv.weight.dtype == "float32" else "bf16",
+            "precision": self.precision,
             "return_weights": run.attentions is not None,
         }
         if run.step is None:
@@ -320,7 +350,7 @@ class CrossAttention:
             self.kv,
             run.cu_seqlens,
             **self.options,
-            precision="highest" if self.q.weight.dtype == "float32" else "bf16",
+            precision=_precision(self.q),
             return_weights=run.cross_attentions is not None,
         )
         if run.cross_attentions is not None:
@@ -372,7 +402,10 @@ class Sublayer:
 
     def __call__(self, x: Array, run: Run) -> Array:
         h = x if self.norm_in is None else self.norm_in(x)
-        x = self.layer(h, run, residual=x) if self.norm_out is None else x + self.norm_out(self.layer(h, run))
+        if self.norm_out is None:
+            x = self.layer(h, run, residual=x)
+        else:  # the sum by a kernel too, or a step could not be recorded
+            x = ops.rms_norm(x, residual=self.norm_out(self.layer(h, run)))[1]
         return x if self.norm_residual is None else self.norm_residual(x)
 
 
@@ -414,6 +447,13 @@ class Stack:
     def __init__(self, blocks: Sequence[Block], final_norm: Norm | None = None):
         self.blocks = list(blocks)
         self.final_norm = final_norm
+
+    @property
+    def cache_dtype(self) -> str:
+        """In what a paged cache may keep keys and values."""
+        layers = [sublayer.layer for block in self.blocks for sublayer in block.sublayers]
+        dtypes = {stored_dtype(layer.precision) for layer in layers if isinstance(layer, Attention)}
+        return dtypes.pop() if len(dtypes) == 1 else "float32"
 
     def __call__(self, x: Array, run: Run) -> Array:
         for block in self.blocks:

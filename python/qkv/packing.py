@@ -49,6 +49,10 @@ class Packed:
         """Rows of ids of any lengths, which the caller has checked. before: (B,), tokens of each row that came
         earlier."""
         lengths = [len(row) for row in rows]
+        if before is not None and lengths == [1] * len(rows):  # a step of decoding, which has little time
+            packed = cls(np.array([row[0] for row in rows], np.int64), np.arange(len(rows) + 1), positions=before)
+            packed.explicit = False
+            return packed
         cu_seqlens = _cumulative(lengths)
         ids = np.fromiter(chain.from_iterable(rows), np.int64, count=int(cu_seqlens[-1]))
         packed = cls(ids, cu_seqlens)

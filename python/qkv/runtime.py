@@ -41,6 +41,11 @@ def set_isa(name: str) -> None:
     _cpu.set_isa(name)
 
 
+def current_isa() -> str:
+    """The one whose kernels run."""
+    return _cpu.current_isa()
+
+
 def trim() -> None:
     """Returns the memory that waits for reuse to the system."""
     _cpu.trim()
@@ -70,7 +75,7 @@ def config() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "compiler": _cpu.compiler,
-        "isa": _cpu.current_isa(),
+        "isa": current_isa(),
         "isas": _cpu.isas(),
         "threads": _cpu.get_num_threads(),
         "cpus in the affinity mask": _cpu.affinity_cpus(),

@@ -45,7 +45,7 @@ def _seed(value: Any) -> Any:
     return int(value)
 
 
-def _of_model(model: Any) -> tuple[dict[str, Any], str]:
+def of_model(model: Any) -> tuple[dict[str, Any], str]:
     """What a model's files say about generation, and which file it is."""
     data = model.files.get(FILE)
     if data is None:  # then config.json, but not for what shapes an answer
@@ -58,9 +58,21 @@ def _of_model(model: Any) -> tuple[dict[str, Any], str]:
 
 class Job:
     """ids are int64 (n, L), prompts moved to the right with -1 for padding; `rows` are the rows' numbers among all that
-    the call began with. ValueError: see generate."""
+    the call began with. ValueError: see generate.
 
-    def __init__(self, model: Any, input_ids: Any, attention_mask: Any, arguments: dict[str, Any]):
+    said: what to take for the model's generation_config.json instead. numbers: of the texts, for random numbers and
+    prefix_allowed_tokens_fn, where they are not all that a user has."""
+
+    def __init__(
+        self,
+        model: Any,
+        input_ids: Any,
+        attention_mask: Any,
+        arguments: dict[str, Any],
+        *,
+        said: tuple[dict[str, Any], str] | None = None,
+        numbers: Sequence[int] | None = None,
+    ):
         self.begun = time.monotonic()
         self.model = model
         self.pair, self.recurrent = hasattr(model, "decoder"), hasattr(model, "mem_len")
@@ -74,12 +86,13 @@ class Job:
         _functions("prefix_allowed_tokens_fn", prefix)
         decoder_ids = arguments.pop("decoder_input_ids", None)
         self.seed = _seed(arguments.pop("seed", None))
-        self.options = o = resolve(*_of_model(model), arguments)
+        self.options = o = resolve(*(said or of_model(model)), arguments)
         if decoder_ids is not None and not self.pair:
             raise ValueError(f"decoder_input_ids: a {model.architecture} has no such input")
         if self.recurrent and (o.output_attentions or o.output_hidden_states):
             name = "output_attentions" if o.output_attentions else "output_hidden_states"
             raise ValueError(f"generate: {name} is not supported for a {model.architecture}")
+        self.eos = np.array(o.eos, np.int64)
         self.pad = (o.eos or [0])[0] if o.pad_token_id is None else o.pad_token_id
         self.groups = o.num_beam_groups
         if self.groups > 1 and self.criteria:
@@ -95,6 +108,8 @@ class Job:
         if self.strings:
             self.tokenizer = model.tokenizer
         self.sequences: Array | None = None  # (rows, L) of all rows, where they have no beams
+        self.numbers = range(self.texts) if numbers is None else numbers
+        self.made = np.zeros(self.texts * self.beams, np.int64)  # the tokens of each row of the result
         wanted = [name for name in OUTPUTS if getattr(o, name) and o.return_dict_in_generate]
         self.record: dict[str, list[Any]] = {name: [] for name in wanted}  # per step
         if self.pair and "output_attentions" in wanted:
@@ -260,7 +275,7 @@ class Job:
     def stops(self, ids: Array, rows: Array, per_text: int, scores: Array, of_rows: Array) -> Array:
         """(n,) bool: which rows end with their last token. scores: of the step, of_rows: those of the rows that it came
         from; beams have more continuations, per_text, than rows."""
-        done: Array = np.isin(ids[:, -1], self.options.eos) | (ids.shape[1] >= self.max_length)
+        done: Array = (ids[:, -1:] == self.eos).any(axis=1) | (ids.shape[1] >= self.max_length)
         if self.options.max_time is not None:
             done |= time.monotonic() - self.begun > self.options.max_time
         for string, reach in self.strings:
@@ -357,6 +372,7 @@ class Job:
 
     def padded(self, texts: Iterable[int], made: Sequence[Array]) -> Array:
         """(n, P + longest): the prompts of some texts and what was made of them."""
+        self.made = np.array([len(tokens) for tokens in made], np.int64)
         longest = max(map(len, made), default=0)
         result = np.full((len(made), self.prompt + longest), self.pad)
         for row, text, tokens in zip(result, texts, made, strict=True):

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..capture import CapturedStack
 from ..layers import Array, Memory
 
 Rows = Sequence[Sequence[int]]
@@ -68,6 +69,7 @@ class CachedRows:
         self.memory = memory
         self.seen = Seen() if seen is None else seen
         self.cache = model.new_cache()
+        self.captured = CapturedStack(model.stack if memory is None else model.decoder.stack)
         self.sequences: list[Any] = []
         self.of_memory = np.zeros(0, np.int64)  # the row of the memory that each looks at
         # Phi-3 is not to go on from keys that were turned for short texts; what a row holds is then needed once more
@@ -124,9 +126,11 @@ class CachedRows:
 
     def _extend(self, rows: Rows) -> Array:
         memory = () if self.memory is None else (self.memory.rows(self.of_memory),)
-        x = self.model.extend(self.cache, self.sequences, rows, *memory, **self.seen.again())
+        seen = self.seen.again()
+        x = self.model.extend(self.cache, self.sequences, rows, *memory, **seen, captured=self.captured)
         self.lengths = [len(row) for row in rows]
-        logits: Array = self.model.head.logits(x[np.cumsum(self.lengths) - 1])
+        last = x if len(x) == len(rows) else x[np.cumsum(self.lengths) - 1]
+        logits: Array = self.model.head.logits(last)
         return logits
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import CachedSequence, PagedCache
+from ..capture import CapturedStack
 from ..generate import generate, stream
 from ..layers import Array, Memory, MemoryRows, Run, Stack
 from ..outputs import ModelOutput
@@ -172,11 +173,13 @@ class EncoderDecoder(Model):
         return Memory(self.encoder(packed, run), packed.cu_seqlens)
 
     def new_cache(self, **options: Any) -> PagedCache:
-        """A cache for the decoder's keys and values; options as PagedCache has them. ValueError: it has no use for
+        """A cache for the decoder's keys and values; options as PagedCache has them, dtype from what attention computes
+        in. ValueError: it has no use for
         one."""
         if self.cache is None:
             raise ValueError(f"the decoder of this {self.architecture} does not go on from token ids to the next")
-        return PagedCache(len(self.decoder.stack.blocks), *self.cache, **options)
+        stack = self.decoder.stack
+        return PagedCache(len(stack.blocks), *self.cache, **{"dtype": stack.cache_dtype, **options})
 
     def extend(
         self,
@@ -188,10 +191,12 @@ class EncoderDecoder(Model):
         hidden_states: list[Array] | None = None,
         attentions: list[list[Array]] | None = None,
         cross_attentions: list[list[Array]] | None = None,
+        captured: CapturedStack | None = None,
     ) -> Array:
         """The decoder's last hidden states (total, C) of new tokens, packed, which are added to the sequences of a
         cache, as many and in the same order as the memory's rows. rows: the ids that each gets, checked by the
-        caller. hidden_states, attentions, cross_attentions: lists that collect what `Run` says."""
+        caller. hidden_states, attentions, cross_attentions: lists that collect what `Run` says. captured: of the
+        decoder's stack, for a series of steps with one token a row."""
         packed = Packed.from_lists(rows, cache.lengths(sequences))
         step = cache.extend(sequences, [len(row) for row in rows])
         run = Run(
@@ -203,7 +208,8 @@ class EncoderDecoder(Model):
             step=step,
             memory=memory,
         )
-        return self.decoder(packed, run)
+        stack = self.decoder.stack if captured is None else captured
+        return stack(self.decoder.embeddings(packed), run)
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that the decoder makes of texts, int64 (rows, L); see qkv.generate.generate."""

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..cache import CachedSequence, PagedCache
+from ..capture import CapturedStack
 from ..config import Config
 from ..files import Checkpoint
 from ..generate import generate, stream
@@ -226,10 +227,11 @@ class TokenModel(Model):
         return self.stack(self.embeddings(packed), run or Run(packed.cu_seqlens, packed.positions))
 
     def new_cache(self, **options: Any) -> PagedCache:
-        """A cache for `extend`; options as PagedCache has them. ValueError: the model is no decoder."""
+        """A cache for `extend`; options as PagedCache has them, dtype from what attention computes in.
+        ValueError: the model is no decoder."""
         if self.cache is None:
             raise ValueError(f"a {self.architecture} attends to what follows a token too, so it has no use for a cache")
-        return PagedCache(len(self.stack.blocks), *self.cache, **options)
+        return PagedCache(len(self.stack.blocks), *self.cache, **{"dtype": self.stack.cache_dtype, **options})
 
     def extend(
         self,
@@ -239,12 +241,14 @@ class TokenModel(Model):
         *,
         hidden_states: list[Array] | None = None,
         attentions: list[list[Array]] | None = None,
+        captured: CapturedStack | None = None,
     ) -> Array:
         """The last hidden states (total, C) of new tokens, packed, which are added to the sequences of a cache:
         prompts in one piece or several, then token by token. rows: the ids that each gets, checked by the caller.
-        hidden_states, attentions: lists that collect what `Run` says.
+        hidden_states, attentions: lists that collect what `Run` says. captured: of this model's stack, for a series of
+        steps with one token a row.
 
-        With a float32 cache the result is that of the whole row in one piece, to the bit. Rotary positions of type
+        With the cache of `new_cache` the result is that of the whole row in one piece, to the bit. Rotary positions of type
         dynamic and longrope are the exception beyond `exact_up_to` tokens: there the rotation depends on the length.
         The new tokens turn by the length that the row has with them, those in the cache stay as they were turned in
         their time, as in transformers."""
@@ -257,7 +261,7 @@ class TokenModel(Model):
             for sequence, row, first in zip(sequences, rows, lengths.tolist(), strict=True):
                 sequence.unplaced += tuple(first + i for i, token in enumerate(row) if token == pad)
         run = Run(packed.cu_seqlens, packed.positions, hidden_states=hidden_states, attentions=attentions, step=step)
-        return self.forward(packed, run)
+        return (self.stack if captured is None else captured)(self.embeddings(packed), run)
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that go on from prompts, int64 (rows, L), prompts included; see qkv.generate.generate."""

@@ -1,0 +1,73 @@
+// Kernel calls that can be made again, as one call: what a decoding step of a model is between two tokens.
+//
+// While a thread records, each of its kernel calls is made and noted, with its arguments. They are made again over the same
+// memory: whoever records keeps the arrays alive that the calls read and write, and changes what is in them between two replays.
+// What a call allocates meanwhile comes from an arena (core/buffer.h) that lives as long as the recording.
+#pragma once
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "bind/gil.h"
+#include "core/buffer.h"
+
+namespace qkv {
+
+// What a call reads from memory, if that is what it takes its time for.
+struct Weights {
+  const void* data;
+  int64_t bytes;
+};
+
+class Recording {
+ public:
+  Recording() = default;
+  ~Recording();
+  Recording(const Recording&) = delete;
+  Recording& operator=(const Recording&) = delete;
+
+  void start();  // throws std::logic_error if the thread records already, or this one is used
+  void stop();
+  void note(std::function<void()> call, Weights weights) { calls_.push_back({std::move(call), weights}); }
+  void spoil() { complete_ = false; }
+  // Whether all kernel calls could be noted.
+  bool complete() const { return complete_; }
+  size_t size() const { return calls_.size(); }
+  void replay() const;
+
+ private:
+  struct Noted {
+    std::function<void()> call;
+    Weights weights;  // after stop: those of the next call that has some
+  };
+  std::vector<Noted> calls_;
+  Arena arena_;
+  bool complete_ = true, used_ = false;
+};
+
+// Of this thread, or nullptr.
+Recording* current_recording();
+
+// Makes a kernel call without the GIL, and notes it where the thread records. What the call holds must live as long as it does.
+template <class Call>
+void launch(const Call& call, Weights weights = {}) {
+  if (Recording* r = current_recording()) r->note(call, weights);
+  const Unlocked unlocked;
+  call();
+}
+
+// Said of what cannot be made again.
+inline void unrecorded() {
+  if (Recording* r = current_recording()) r->spoil();
+}
+
+// Releases the GIL for a call that cannot be made again.
+class UnlockedOnce {
+ public:
+  UnlockedOnce() { unrecorded(); }
+
+ private:
+  Unlocked unlocked_;
+};
+
+}  // namespace qkv
