@@ -174,7 +174,7 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
     g.m = rows.rows;
     g.a = rows;
     g.w = *packed;
-    launch([g, keep] { run(g); }, {g.w.panels, panels_of(g.w.n) * panel_rows(g.w) * kPanelRowBytes});
+    launch([g, keep] { run(g); });
     return out.finish();
   }
   GemmArgs g{};
@@ -192,7 +192,7 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
     g.b_k = k > 1 ? w.strides[1] : 1;
     g.b_n = w.strides[0];
   }
-  launch([g, keep] { run(g); }, {g.packed, g.packed ? panels_of(n) * kPanel * k * 4 : 0});
+  launch([g, keep] { run(g); });
   return out.finish();
 }
 

@@ -4,7 +4,6 @@
 
 #include "bind/array.h"
 #include "bind/bind.h"
-#include "core/parallel.h"
 
 namespace qkv {
 
@@ -29,20 +28,6 @@ void Recording::stop() {
   if (t_recording != this) throw std::logic_error("this thread does not make this recording");
   t_recording = nullptr;
   arena_.close();
-  Weights next{};
-  for (auto noted = calls_.rbegin(); noted != calls_.rend(); ++noted) {
-    const Weights own = noted->weights;
-    noted->weights = next;
-    if (own.data) next = own;
-  }
-}
-
-void Recording::replay() const {
-  for (const Noted& noted : calls_) {
-    announce(noted.weights.data, noted.weights.bytes);
-    noted.call();
-  }
-  announce(nullptr, 0);
 }
 
 void bind_recording(py::module_& m) {

@@ -13,12 +13,6 @@
 
 namespace qkv {
 
-// What a call reads from memory, if that is what it takes its time for.
-struct Weights {
-  const void* data;
-  int64_t bytes;
-};
-
 class Recording {
  public:
   Recording() = default;
@@ -28,19 +22,17 @@ class Recording {
 
   void start();  // throws std::logic_error if the thread records already, or this one is used
   void stop();
-  void note(std::function<void()> call, Weights weights) { calls_.push_back({std::move(call), weights}); }
+  void note(std::function<void()> call) { calls_.push_back(std::move(call)); }
   void spoil() { complete_ = false; }
   // Whether all kernel calls could be noted.
   bool complete() const { return complete_; }
   size_t size() const { return calls_.size(); }
-  void replay() const;
+  void replay() const {
+    for (const auto& call : calls_) call();
+  }
 
  private:
-  struct Noted {
-    std::function<void()> call;
-    Weights weights;  // after stop: those of the next call that has some
-  };
-  std::vector<Noted> calls_;
+  std::vector<std::function<void()>> calls_;
   Arena arena_;
   bool complete_ = true, used_ = false;
 };
@@ -50,8 +42,8 @@ Recording* current_recording();
 
 // Makes a kernel call without the GIL, and notes it where the thread records. What the call holds must live as long as it does.
 template <class Call>
-void launch(const Call& call, Weights weights = {}) {
-  if (Recording* r = current_recording()) r->note(call, weights);
+void launch(const Call& call) {
+  if (Recording* r = current_recording()) r->note(call);
   const Unlocked unlocked;
   call();
 }

@@ -108,39 +108,6 @@ struct Loop {
   }
 };
 
-// What `announce` said, and one worker's way through its share of it.
-std::atomic<const char*> g_announced{nullptr};
-std::atomic<int64_t> g_announced_bytes{0};
-
-class Fetcher {
- public:
-  explicit Fetcher(int index) : index_(index) {}
-  // Fetches a few lines; false if there is nothing more to fetch.
-  bool some() {
-    constexpr int64_t kLine = 64, kLines = 16;
-    constexpr int64_t kMost = 384 << 10;  // of a second cache
-    const char* const data = g_announced.load(std::memory_order_relaxed);
-    if (data != data_) {
-      data_ = data;
-      const int64_t bytes = g_announced_bytes.load(std::memory_order_relaxed), threads = num_threads();
-      at_ = bytes * index_ / threads;
-      end_ = bytes * (index_ + 1) / threads;
-      if (end_ > at_ + kMost) end_ = at_ + kMost;
-    }
-    if (!data || at_ >= end_) return false;
-    for (int64_t i = 0; i < kLines; ++i)
-      __builtin_prefetch(
-          reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(data) + static_cast<uintptr_t>(at_ + i * kLine)), 0, 2);
-    at_ += kLines * kLine;
-    return true;
-  }
-
- private:
-  int index_;
-  const char* data_ = nullptr;
-  int64_t at_ = 0, end_ = 0;
-};
-
 struct Pool {
   std::mutex mutex;
   std::condition_variable wake;      // workers: there is a loop
@@ -165,12 +132,10 @@ void Pool::work(int index) {
   t_inside = true;
   const DefaultFloatMode mode;
   uint64_t seen = 0;
-  Fetcher fetcher(index);
   for (;;) {
     const auto give_up = std::chrono::steady_clock::now() + kSpin;
     while (epoch.load(std::memory_order_acquire) == seen) {
-      if (!fetcher.some())
-        for (int i = 0; i < 8; ++i) relax();
+      for (int i = 0; i < 32; ++i) relax();
       if (std::chrono::steady_clock::now() > give_up) break;
     }
     Loop* loop = nullptr;
@@ -277,11 +242,6 @@ Pool& pool() {
 }  // namespace
 
 void prepare_threads() { pool(); }
-
-void announce(const void* data, int64_t bytes) {
-  g_announced_bytes.store(bytes, std::memory_order_relaxed);
-  g_announced.store(static_cast<const char*>(data), std::memory_order_relaxed);
-}
 
 int num_threads() {
   const int n = g_threads.load(std::memory_order_relaxed);

@@ -13,10 +13,6 @@ using LoopBody = void (*)(void* context, int64_t begin, int64_t end, int thread)
 // done. A loop of one chunk, or one started inside another loop, runs on the caller alone.
 void parallel_for(int64_t n, int64_t grain, int threads, LoopBody body, void* context);
 
-// What a coming loop will read, share by share: workers without work bring theirs to their caches. Only an address: what lies
-// there may be gone. nullptr: nothing.
-void announce(const void* data, int64_t bytes);
-
 // Registers the fork handler. Called when the module is loaded: a fork must not meet it half done in another thread.
 void prepare_threads();
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ Ints = npt.NDArray[np.int64]
 
 def _numbers(value: int | Sequence_[int], count: int) -> list[int]:
     """One number for all of a batch, or one each."""
+    if type(value) is list:
+        return value
     each: list[int] = np.asarray(value, np.int64).reshape(-1).tolist()
     return each * count if np.ndim(value) == 0 else each
 
@@ -185,6 +188,8 @@ class PagedCache:
     def tables(self, sequences: Iterable[CachedSequence]) -> npt.NDArray[np.int32]:
         """(B, N): their blocks, -1 beyond the last."""
         own = [self._own(s) for s in sequences]
+        if len(own) == 1:
+            return own[0].blocks[None]
         tables = np.full((len(own), max((s._count for s in own), default=0)), -1, np.int32)
         for row, s in zip(tables, own, strict=True):
             row[: s._count] = s._blocks[: s._count]
@@ -296,8 +301,7 @@ class PagedCache:
         return sequence
 
     def _step(self, sequences: Sequence_[CachedSequence], slots: Ints, queries: list[int]) -> Step:
-        starts = np.zeros(len(queries) + 1, np.int64)
-        np.cumsum(queries, out=starts[1:])
+        starts = np.array([0, *accumulate(queries)], np.int64)
         return Step(self, slots, self.tables(sequences), self.lengths(sequences), starts)
 
     def _release(self, blocks: list[int]) -> None:
