@@ -12,6 +12,7 @@ import pytest
 import qkv
 from checks import DTYPES, use_isa
 from qkv.ops import _cpu
+from task_checks import tiny as tiny
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes online
 

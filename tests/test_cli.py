@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
+import task_checks
+import test_images
+import test_tasks_generate
 from qkv import cli
 from qkv.bench import run
 
@@ -221,3 +224,286 @@ def small_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     monkeypatch.setattr(run, "available", lambda: small)
     monkeypatch.setattr(run, "measure_limits", lambda: measure_limits(repeats=1, buffer_bytes=1 << 20))
+
+
+# ---- tasks: what they print is what transformers returns, from the records of other tests
+
+TASKS = [
+    case for name in ("expected", "expected_4") for case in json.loads((task_checks.TASKS / f"{name}.json").read_text())
+]
+GENERATED = test_tasks_generate.CASES
+LIKE = {"do_sample": False, "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of a checkpoint by name."""
+    root = tmp_path_factory.mktemp("models")
+
+    def path(name: str) -> str:
+        if not (root / name).exists():
+            if name in test_tasks_generate.MODELS:
+                test_tasks_generate.folder(root / name, name)
+            elif name in test_images.RECORD["pipelines"]:
+                test_images.checkpoint(root, name, test_images.SETTINGS[test_images.RECORD["pipelines"][name][0][0]])
+            else:
+                task_checks.folder(root / name, name)
+        return str(root / name)
+
+    return path
+
+
+def recorded(model: str, task: str, call: dict[str, Any], given: Any = str) -> tuple[Any, Any]:
+    """Input and result of a recorded call; given: the input, or its type."""
+    for case in TASKS:
+        if (case["model"], case["task"], case["call"], case["init"]) == (model, task, call, {}) and (
+            case["input"] == given or (isinstance(given, type) and isinstance(case["input"], given))
+        ):
+            return case["input"], case["result"]
+    raise AssertionError((model, task, call))
+
+
+def generated(model: str, task: str, given: dict[str, Any], inputs: Any) -> Any:
+    for case in GENERATED:
+        if (case["model"], case["task"], case["made"], case["given"], case["inputs"]) == (
+            model,
+            task,
+            {},
+            given,
+            inputs,
+        ):
+            return case["outputs"]
+    raise AssertionError((model, task, given))
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What a command prints: with --json, values."""
+
+    def call(*arguments: str, text: str | bytes = b"") -> Any:
+        data = text.encode() if isinstance(text, str) else text
+        monkeypatch.setattr(sys, "stdin", Input(data))
+        assert cli.main(arguments) == 0, capsys.readouterr().err
+        out = capsys.readouterr().out
+        return [json.loads(line) for line in out.splitlines()] if "--json" in arguments else out
+
+    return call
+
+
+def test_classify(model: Any, printed: Any) -> None:
+    text, (best,) = recorded("bert_three", "text-classification", {})
+    path = model("bert_three")
+    task_checks.same(printed("classify", path, text, "--json"), [best])
+    assert printed("classify", path, text) == f"{best['score']:.4f}\t{best['label']}\t{text}\n"
+    assert (
+        printed("classify", path, text=f"{text}\n{text}\r\n") == f"{best['score']:.4f}\t{best['label']}\t{text}\n" * 2
+    )
+    three = printed("classify", path, text, "--top-k", "3", "--json")[0]
+    assert [len(three), three[0]["label"]] == [3, best["label"]]
+    pair = {"text": text, "text_pair": "the service is friendly"}
+    (found,) = printed("classify", path, "--pairs", "--json", text=json.dumps(pair))
+    assert found == qkv.pipeline("text-classification", path)(pair)
+
+
+def test_classify_by_labels_of_one_s_own(model: Any, printed: Any) -> None:
+    labels = ["science", "food", "sports and politics"]
+    text, result = recorded("bert_nli", "zero-shot-classification", {"candidate_labels": labels})
+    path, given = model("bert_nli"), ", ".join(labels)
+    task_checks.same(printed("classify", path, text, "--labels", given, "--json"), [result])
+    lines = printed("classify", path, text, "--labels", given, "--top-k", "2").splitlines()
+    assert lines == [f"{s:.4f}\t{n}\t{text}" for n, s in zip(result["labels"][:2], result["scores"], strict=False)]
+    (several,) = printed(
+        "classify", path, text, "--labels", given, "--multi-label", "--template", "About {}.", "--json"
+    )
+    options = {"candidate_labels": labels, "multi_label": True, "hypothesis_template": "About {}."}
+    assert several == qkv.pipeline("zero-shot-classification", path)(text, **options)
+
+
+def test_tag(model: Any, printed: Any) -> None:
+    text, result = recorded("bert_tag", "token-classification", {})
+    path = model("bert_tag")
+    task_checks.same(printed("tag", path, text, "--json"), [result])
+    lines = printed("tag", path, text, text).split("\n")
+    entity = result[0]
+    assert (
+        lines[0] == f"{entity['score']:.4f}\t{entity['entity']}\t{entity['start']}\t{entity['end']}\t{entity['word']}"
+    )
+    assert lines[len(result)] == "" and lines[len(result) + 1 :] == [*lines[: len(result)], "", ""]
+    grouped = qkv.pipeline("token-classification", path)(text, aggregation_strategy="simple")
+    assert printed("tag", path, text, "--aggregation", "simple").count("\n") == len(grouped) + 1
+
+
+def test_answer(model: Any, printed: Any, tmp_path: Path) -> None:
+    given, result = recorded("bert_qa", "question-answering", {}, dict)
+    path, context = model("bert_qa"), tmp_path / "context.txt"
+    context.write_text(given["context"])
+    shown = f"{result['score']:.4f}\t{result['answer']}\n"
+    for arguments, text in (
+        ([], json.dumps(given)),
+        (["--question", given["question"], "--context", str(context)], ""),
+        (["--question", given["question"]], given["context"]),
+        (["--context", str(context), given["question"]], ""),
+    ):
+        task_checks.same(printed("answer", path, *arguments, "--json", text=text), [result])
+        assert printed("answer", path, *arguments, text=text) == shown
+    best = printed("answer", path, "--top-k", "2", "--no-answer", "--json", json.dumps(given))[0]
+    assert best == qkv.pipeline("question-answering", path)(given, top_k=2, handle_impossible_answer=True)
+
+
+def test_fill(model: Any, printed: Any) -> None:
+    text, result = recorded("bert_mlm", "fill-mask", {})
+    path = model("bert_mlm")
+    task_checks.same(printed("fill", path, text, "--json"), [result])
+    lines = printed("fill", path, text, "--top-k", "2").splitlines()
+    assert lines == [f"{r['score']:.4f}\t{r['token_str']}\t{r['sequence']}" for r in result[:2]]
+    several = printed("fill", path, "[MASK] is [MASK].", "--targets", "works", "--json")[0]
+    assert several == qkv.pipeline("fill-mask", path)("[MASK] is [MASK].", targets=["works"])
+    assert printed("fill", path, "[MASK] is [MASK].", "--targets", "works").count("\tworks\t") == 2
+
+
+def test_generate(model: Any, printed: Any) -> None:
+    prompts, path = ["ab cd", "a", "é, ab ab. cdefgh", " b"], model("llama")
+    greedy = ["--greedy", "--max-new-tokens", "6"]
+    expected = generated("llama", "text-generation", LIKE, prompts)
+    assert printed("generate", path, *prompts, *greedy, "--json") == expected
+    assert printed("generate", path, *greedy, "--json", text="\n".join(prompts)) == expected
+    texts = [records[0]["generated_text"] for records in expected]
+    assert printed("generate", path, *prompts, *greedy) == "".join(f"{text}\n" for text in texts)
+    assert printed("generate", path, *prompts, *greedy, "--stream") == "".join(f"{text}\n" for text in texts)
+    new = "".join(f"{text.removeprefix(prompt)}\n" for text, prompt in zip(texts, prompts, strict=True))
+    assert printed("generate", path, *prompts, *greedy, "--only-new") == new
+    assert printed("generate", path, *prompts, *greedy, "--only-new", "--stream") == new
+    beams = generated("llama", "text-generation", LIKE | {"num_beams": 3, "num_return_sequences": 2}, prompts)
+    options = [*greedy, "--num-beams", "3", "--num-return-sequences", "2"]
+    assert printed("generate", path, *prompts, *options, "--json") == beams
+    stopped = generated("llama", "text-generation", LIKE | {"stop_sequence": ["cd", "."]}, prompts)
+    assert printed("generate", path, *prompts, *greedy, "--stop", "cd", "--stop", ".", "--json") == stopped
+    one = generated("llama", "text-generation", {"top_k": 1, "max_new_tokens": 5}, prompts)
+    assert printed("generate", path, *prompts, "--top-k", "1", "--max-new-tokens", "5", "--json") == one
+
+
+def test_generate_with_a_seed(model: Any, printed: Any) -> None:
+    """The same for lines that come at once or one by one."""
+    path, options = model("llama"), ["--seed", "3", "--temperature", "2", "--max-new-tokens", "8", "--json"]
+    first = printed("generate", path, "ab", "ab", "ab", *options)
+    assert first == printed("generate", path, "ab", "-", "ab", *options, text="ab\n")
+    assert first == qkv.pipeline("text-generation", path)(["ab"] * 3, seed=3, temperature=2.0, max_new_tokens=8)
+    assert len({json.dumps(records) for records in first}) > 1
+
+
+def test_chat(model: Any, printed: Any) -> None:
+    path, greedy = model("llama"), ["--greedy", "--max-new-tokens", "6"]
+    chat = [{"role": "user", "content": "ab cd"}]
+    expected = generated("llama", "text-generation", LIKE, chat)
+    answer = expected[0]["generated_text"][-1]["content"]
+    for given in ("ab cd", json.dumps(chat)):
+        assert printed("generate", path, "--chat", *greedy, "--json", given) == [expected]
+        assert printed("generate", path, "--chat", *greedy, given) == f"{answer}\n"
+        assert printed("generate", path, "--chat", *greedy, "--stream", given) == f"{answer}\n"
+    system = [{"role": "system", "content": "é"}, *chat]
+    with_system = qkv.pipeline("text-generation", path)(system, **LIKE)
+    assert printed("generate", path, "--chat", "--system", "é", *greedy, "--json", "ab cd") == [with_system]
+
+
+def test_translate_and_summarize(model: Any, printed: Any) -> None:
+    texts = ["ab cd", "a", "ef gh, ab", ""]
+    path = model("t5")
+    german = generated("t5", "translation_en_to_de", {}, texts)
+    arguments = ["translate", path, "--source-language", "en", "--target-language", "de"]
+    assert printed(*arguments, *texts, "--json") == [[record] for record in german]
+    assert printed(*arguments, text="\n".join(texts) + "\n") == "".join(r["translation_text"] + "\n" for r in german)
+    short = generated("marian", "translation", {"max_new_tokens": 5}, texts)
+    assert printed("translate", model("marian"), *texts, "--max-new-tokens", "5", "--json") == [[r] for r in short]
+    summary = generated("t5", "summarization", {}, texts)
+    assert printed("summarize", path, *texts) == "".join(record["summary_text"] + "\n" for record in summary)
+
+
+def test_image(model: Any, printed: Any, tmp_path: Path) -> None:
+    for name, calls in test_images.RECORD["pipelines"].items():
+        for _, image, options, expected in calls:
+            if options.get("function_to_apply"):
+                continue
+            path = tmp_path / f"{image}.png"
+            path.write_bytes(test_images.data(image))
+            more = ["--top-k", str(options["top_k"])] if "top_k" in options else []
+            task_checks.same(printed("image", model(name), str(path), *more, "--json"), [expected])
+            lines = "".join(f"{label['score']:.4f}\t{label['label']}\t{path}\n" for label in expected)
+            assert printed("image", model(name), *more, text=f"{path}\n") == lines
+
+
+def test_lines_of_a_file(model: Any, printed: Any, tmp_path: Path) -> None:
+    path, file = model("bert_three"), tmp_path / "lines.txt"
+    file.write_bytes("eins\r\nzwei é\n\ndrei".encode())
+    texts = [line.split("\t")[2] for line in printed("classify", path, "--file", str(file)).splitlines()]
+    assert texts == ["eins", "zwei é", "", "drei"]
+    texts = [line.split("\t")[2] for line in printed("classify", path, "first", "--file", str(file)).splitlines()]
+    assert texts == ["first", "eins", "zwei é", "", "drei"]
+    shown = [json.loads(line)["text"] for line in printed("embed", model("bert_mlm"), "--file", str(file)).splitlines()]
+    assert shown == ["eins", "zwei é", "", "drei"]
+
+
+def test_a_long_input_is_not_read_whole(model: Any) -> None:
+    """The first results come while the rest is not there yet, and the end of a line in pieces."""
+    command = [sys.executable, "-m", "qkv", "classify", model("bert_three"), "--threads", "1", "--dtype", "bfloat16"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        for line in ("eins", "zwei", "é" * 20):
+            data = f"{line}\n".encode()
+            process.stdin.write(data[:5])
+            process.stdin.flush()
+            process.stdin.write(data[5:])
+            process.stdin.flush()
+            assert process.stdout.readline().decode().split("\t")[2] == f"{line}\n"
+        lines = [f"{i}\n" for i in range(5000)]
+        process.stdin.write("".join(lines).encode())
+        process.stdin.close()
+        assert [line.decode().split("\t")[2] for line in process.stdout] == lines
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "content", "message"),
+    [
+        ("bert_three", ["classify", "MODEL"], b"ok\n\xc3\n", "standard input is not UTF-8 at byte 3"),
+        ("bert_three", ["classify", "MODEL", "--file", "/no/such"], b"", "/no/such: No such file"),
+        ("bert_three", ["classify", "MODEL", "x", "--multi-label"], b"", "need --labels"),
+        ("bert_three", ["classify", "MODEL", "x", "--labels", "a", "--pairs"], b"", "does not go with --pairs"),
+        ("bert_three", ["classify", "MODEL", "x", "--pairs"], b"", "expected a JSON object with text and text_pair"),
+        ("bert_three", ["classify", "MODEL", "word " * 60], b"", "and the model takes 48"),
+        ("bert_three", ["tag", "MODEL", "x"], b"", "token-classification needs a model"),
+        ("bert_qa", ["answer", "MODEL"], b"who?", "expected a JSON object with question and context"),
+        ("bert_qa", ["answer", "MODEL", "x", "--question", "q", "--context", __file__], b"", "no inputs beside them"),
+        ("bert_qa", ["answer", "MODEL", "--context", "/no/such"], b"", "/no/such: No such file"),
+        ("bert_mlm", ["fill", "MODEL", "x"], b"", "no [MASK] in the text"),
+        ("llama", ["generate", "MODEL", "x", "--greedy", "--top-p", "0.5"], b"", "--greedy does not go with --top-p"),
+        ("llama", ["generate", "MODEL", "x", "--stream", "--json"], b"", "--stream does not go with --json"),
+        ("llama", ["generate", "MODEL", "x", "--system", "y"], b"", "--system needs --chat"),
+        ("llama", ["generate", "MODEL", "x", "--num-beams", "0"], b"", "num_beams must be an integer of at least 1"),
+        ("llama", ["generate", "MODEL", "[]", "--chat"], b"", "each message of a chat"),
+        ("t5", ["translate", "MODEL", "x", "--target-language", "de"], b"", "go together"),
+        ("vit_classify", ["image", "MODEL", "/no/such.png"], b"", "/no/such.png: No such file"),
+        ("vit_classify", ["image", "MODEL", __file__], b"", "not an image that Pillow can read"),
+        ("vit_classify", ["embed", "MODEL", "x"], b"", "does not embed texts"),
+    ],
+)
+def test_errors_of_tasks(
+    name: str,
+    arguments: list[str],
+    content: bytes,
+    message: str,
+    model: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdin", Input(content))
+    assert cli.main([model(name) if a == "MODEL" else a for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("qkv: ") and len(error.splitlines()) == 1
+
+
+def test_results_before_an_error_are_printed(model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "lines.txt"
+    file.write_bytes(b"eins\n" * 512 + b"\xff\n")
+    done = execute("classify", model("bert_three"), "--file", str(file))
+    assert (done.returncode, done.stdout.count(b"\n")) == (2, 512)
+    assert done.stderr.decode() == f"qkv: {file} is not UTF-8 at byte 2560\n"

@@ -74,12 +74,11 @@ struct NothingAhead {};
 
 // Of a group of panels at b that so many tiles read: several tiles share the lines of the `next` group (null: there is none). A
 // single tile, which memory holds up, asks for its own panel's lines before the hardware does, whose reading ahead ends at every
-// page; where it reads several panels that did not pay (bench/NOTES.md), but for `many`, panels of several streams each, which
-// the hardware does not keep up with.
-QKV_INLINE Ahead ahead_of(const void* b, const void* next, int group, int64_t panel, int64_t tiles, bool many = false) {
+// page; where it reads several panels only for the next group, and that if `row_too`: it did not pay for all (bench/NOTES.md).
+QKV_INLINE Ahead ahead_of(const void* b, const void* next, int group, int64_t panel, int64_t tiles, bool row_too = false) {
   constexpr int64_t kDistance = 1024;
   if (tiles == 1 && group == 1) return {(uintptr_t)b + kDistance, kPanelRowBytes, panel};
-  if ((tiles == 1 && !many) || !next) return {(uintptr_t)b, 0, panel};
+  if ((tiles == 1 && !row_too) || !next) return {(uintptr_t)b, 0, panel};
   return {(uintptr_t)next, (kPanelRowBytes + tiles - 1) / tiles, panel};
 }
 

@@ -38,6 +38,7 @@ from .runtime import get_num_threads, isas, set_isa, set_num_threads, show_confi
 
 if TYPE_CHECKING:
     from .models import from_weights, load
+    from .tasks import pipeline
 
 __version__ = "0.1.0"
 
@@ -63,6 +64,7 @@ __all__ = [
     "matmul",
     "pack_weight",
     "paged_write",
+    "pipeline",
     "quick_gelu",
     "relu",
     "rms_norm",
@@ -78,13 +80,13 @@ __all__ = [
     "trim",
 ]
 
-_LAZY = ("from_weights", "load")
+_LAZY = {"from_weights": "models", "load": "models", "pipeline": "tasks"}  # name: module
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY or name == "models":
-        models = importlib.import_module(".models", __name__)
-        value = models if name == "models" else getattr(models, name)
+        module = importlib.import_module(f".{_LAZY.get(name, name)}", __name__)
+        value = module if name == "models" else getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'qkv' has no attribute {name!r}")

@@ -71,6 +71,21 @@ class Step:
         self.cache, self.slots, self.tables, self.lengths = cache, slots, tables, lengths
         self.cu_seqlens_q = cu_seqlens_q
 
+    def advance(self, sequences: Sequence_[CachedSequence]) -> bool:
+        """The same step for one more token of each of its sequences, in place, as long as they have room in blocks of
+        their own; else nothing is changed, and False."""
+        c = self.cache
+        for s, length in zip(sequences, self.lengths.tolist(), strict=True):
+            if s._cache is not c or s._length != length or s.frozen or not length % c.block_size:
+                return False
+            if c._references[s._blocks[s._count - 1]] > 1:
+                return False
+        for s in sequences:
+            s._length += 1
+        self.slots += 1
+        self.lengths += 1
+        return True
+
     def write(self, layer: int, k: Any, v: Any) -> None:
         """Stores the new tokens' k (total, Hkv, D) and v (total, Hkv, Dv) of a layer."""
         c = self.cache

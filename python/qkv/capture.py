@@ -8,11 +8,17 @@ outgrows its buffer or the cache its memory; then a step is recorded anew.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
-from .cache import Step
+from .cache import CachedSequence, Step
 from .layers import Array, MemoryRows, Run, Stack
 from .ops import Recording
+
+if TYPE_CHECKING:
+    from .packing import Packed
 
 
 class CapturedStack:
@@ -23,17 +29,48 @@ class CapturedStack:
         self.stack = stack
         self.last: _CapturedStep | None = None
 
-    def __call__(self, x: Array, run: Run) -> Array:
+    def __call__(self, x: Array, run: Run, packed: Packed, sequences: Sequence[CachedSequence]) -> Array:
         step, shown = run.step, (run.hidden_states, run.attentions, run.cross_attentions)
         if step is None or len(x) != len(step.lengths) or shown != (None, None, None):
+            self.last = None
             return self.stack(x, run)
-        if self.last is None or not self.last.update(x, run):
+        if self.last is None or not self.last.update(x, run, step):
             self.last = None  # its buffers may serve the next
             self.last = _CapturedStep(self.stack, x, run, step)
+        self.last.packed, self.last.given, self.last.sequences = packed, run.memory, list(sequences)
         return self.last.result
+
+    def again(
+        self,
+        embed: Callable[[Packed], Array],
+        sequences: Sequence[CachedSequence],
+        rows: Sequence[Sequence[int]],
+        memory: Any = None,
+    ) -> Array | None:
+        """The last step once more, with the next token of each row, where that is no more than counting on. A model
+        has little time for Python between two tokens."""
+        last = self.last
+        if last is None or sequences != last.sequences or memory is not last.given or not last.counts:
+            return None
+        if last.step.cache.version != last.version or any(len(row) != 1 for row in rows):
+            return None
+        if not last.step.advance(sequences):
+            return None
+        last.packed.ids[...] = [row[0] for row in rows]
+        last.packed.positions += 1
+        last.run.positions = last.packed.positions
+        for rotary, (angles, _) in last.run.angles.items():
+            angles[...] = rotary.angles(last.run)[0]
+        last.x[...] = embed(last.packed)
+        last.recording.replay()
+        return last.result
 
 
 class _CapturedStep:
+    packed: Packed
+    given: Any  # the memory, as the caller has it
+    sequences: list[CachedSequence]
+
     def __init__(self, stack: Stack, x: Array, run: Run, step: Step):
         rows, blocks = step.tables.shape
         self.x = x.copy()
@@ -49,12 +86,13 @@ class _CapturedStep:
             self.result = stack(self.x, self.run)
         finally:
             self.recording.stop()
+        one_each = len(step.cu_seqlens_q) == len(x) + 1 and bool((np.diff(step.cu_seqlens_q) == 1).all())
+        # whether the next step differs by counting alone
+        self.counts = self.recording.complete and one_each and all(rotary.fixed for rotary in self.run.angles)
 
-    def update(self, x: Array, run: Run) -> bool:
+    def update(self, x: Array, run: Run, step: Step) -> bool:
         """Computes a step's result, if it is one of those that were recorded."""
-        step, own = run.step, self.step
-        assert step is not None
-        blocks = step.tables.shape[1]
+        own, blocks = self.step, step.tables.shape[1]
         if (
             x.shape != self.x.shape
             or not self.recording.complete

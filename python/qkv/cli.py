@@ -1,4 +1,4 @@
-"""The command line: `qkv info`, `qkv embed`, `qkv convert`, `qkv bench`; also `python -m qkv`.
+"""The command line: `qkv info`, `qkv convert`, `qkv bench`, and those of qkv.cli_tasks; also `python -m qkv`.
 
 Results go to standard output. What a user got wrong is one sentence on standard error and exit status 2.
 """
@@ -59,7 +59,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__
+    from . import __version__, cli_tasks
     from .bench import run
 
     parser = argparse.ArgumentParser(prog="qkv", description="Transformer inference: NumPy in, NumPy out.")
@@ -70,18 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
 
-    embed = commands.add_parser("embed", help="embed texts with an encoder from a Hugging Face folder or an .npz")
-    embed.add_argument(
-        "model", metavar="MODEL", help="folder with config.json, safetensors and tokenizer.json, or .npz"
-    )
-    embed.add_argument("texts", metavar="TEXT", nargs="*", help="texts; '-', or none: the lines of standard input")
-    embed.add_argument("--similarity", action="store_true", help="print the cosine of every pair instead")
-    embed.add_argument("--output", metavar="FILE.npy", help="write the embeddings (texts, width) there instead")
-    embed.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
-    embed.add_argument(
-        "--batch-size", type=run.positive(int), default=32, metavar="N", help="texts at once (default 32)"
-    )
-    embed.set_defaults(run=_embed, many="texts")
+    cli_tasks.add_commands(commands)
 
     convert = commands.add_parser("convert", help="write a model as a folder or an .npz that loads fast")
     convert.add_argument("model", metavar="IN", help="folder with config.json and safetensors, .npz or .gguf")
@@ -166,41 +155,3 @@ def _info(arguments: argparse.Namespace) -> None:
         if isinstance(value, list):
             value = ", ".join(value)
         print(f"{key}: {'none' if value in (None, '') else value}")
-
-
-# ---- embed ----------------------------------------------------------------------------------------
-
-
-def _embed(arguments: argparse.Namespace) -> None:
-    from . import load
-
-    if arguments.output and not arguments.output.endswith(".npy"):
-        raise ValueError(f"--output: {arguments.output!r} must end in .npy")
-    model = load(arguments.model)
-    if not hasattr(model, "encode"):
-        raise ValueError(f"{arguments.model}: a {model.architecture} does not embed texts")
-    texts: list[str] = []
-    for text in arguments.texts or ["-"]:
-        texts += _lines() if text == "-" else [text]
-    x = model.encode(texts, batch_size=arguments.batch_size, normalize_embeddings=arguments.normalize)  # (N, C)
-    if arguments.output:
-        np.save(arguments.output, x)
-    if arguments.similarity:
-        unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-        for row in unit @ unit.T:
-            print(" ".join(f"{value:7.4f}" for value in row))
-    elif not arguments.output:
-        for text, row in zip(texts, x, strict=True):
-            print(json.dumps({"text": text, "embedding": [round(float(value), 7) for value in row]}))
-
-
-def _lines() -> list[str]:
-    """The lines of standard input, without their ends; the last need not have one."""
-    try:
-        content = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from None
-    lines = content.split("\n")
-    if lines[-1] == "":
-        lines.pop()
-    return [line.removesuffix("\r") for line in lines]

@@ -20,11 +20,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from .files import MAX_HEADER, MAX_RANK, Checkpoint, Tensor, bfloat16_dtype, packed_tensor, read_at
+from .tokenization import ggml
 
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 F32, F16, Q4_0, Q4_1, Q8_0, F64, BF16 = 0, 1, 2, 3, 8, 28, 30
 PLAIN = {F32: "<f4", F16: "<f2", F64: "<f8"}
+KEPT = {f"tokenizer.ggml.{key}" for key in ggml.KEYS}  # arrays among them are kept, others are only skipped
+MAX_VOCABULARY = 4_000_000  # entries of an array that is kept
 BLOCK = 32  # values of a block of Q4_0, Q4_1, Q8_0
 BLOCK_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
 
@@ -82,28 +85,29 @@ class _Header:
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode("utf-8", "replace")
 
-    def value(self, kind: int, depth: int = 0) -> Any:
-        """Of arrays, which hold vocabularies, nothing is kept."""
+    def value(self, kind: int, keep: bool = False, depth: int = 0) -> Any:
+        """Of arrays, which may be large, nothing is kept unless the caller asks for it."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY and depth < 2:
             item, count = self.scalar("I"), self.scalar("Q")
+            if keep and count > MAX_VOCABULARY:
+                raise self.error(f"an array of {count} entries is more than a vocabulary has (limit {MAX_VOCABULARY})")
             if item in SCALARS:
-                self.take(count * struct.calcsize("<" + SCALARS[item]))
-            elif count > (self.size - self.at) // 8:  # of a string or array the least
+                data = self.take(count * struct.calcsize("<" + SCALARS[item]))
+                return list(struct.unpack(f"<{count}{SCALARS[item]}", data)) if keep else ()
+            if count > (self.size - self.at) // 8:  # of a string or array the least
                 raise self.error(f"truncated, an array claims {count} entries")
-            else:
-                for _ in range(count):
-                    self.value(item, depth + 1)
-            return ()
+            items = [self.value(item, keep, depth + 1) for _ in range(count)]
+            return items if keep else ()
         if kind in SCALARS:
             return self.scalar(SCALARS[kind])
         raise self.error(f"a value of the unknown type {kind}")
 
 
 def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata, without arrays, and lazily read tensors, under the file's own names. ValueError: it is no GGUF file, or
-    broken."""
+    """Metadata, of arrays only the vocabulary's, and lazily read tensors, under the file's own names. ValueError: it is
+    no GGUF file, or broken."""
     if not path.is_file():
         raise ValueError(f"{path}: not a regular file")
     end = path.stat().st_size
@@ -120,7 +124,7 @@ def read_gguf(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             key = header.string()
             if key in metadata:
                 raise header.error(f"the key {key!r:.99} is there twice")
-            metadata[key] = header.value(header.scalar("I"))
+            metadata[key] = header.value(header.scalar("I"), keep=key in KEPT)
         entries: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(tensor_count):
             name, shape, kind, offset = _entry(header)
@@ -248,7 +252,13 @@ def open_gguf(path: Path) -> Checkpoint:
         if new in named:
             raise ValueError(f"{path}: {named[new].names[0]} and {old} are the same parameter")
         named[new] = tensor
-    return Checkpoint(str(path), named, files={"config.json": json.dumps(config).encode()})
+    kept = {"config.json": json.dumps(config).encode()}
+    vocabulary = {key: metadata[f"tokenizer.ggml.{key}"] for key in ggml.KEYS if f"tokenizer.ggml.{key}" in metadata}
+    if isinstance(vocabulary.get("tokens"), list):
+        if "tokenizer.chat_template" in metadata:
+            vocabulary["chat_template"] = metadata["tokenizer.chat_template"]
+        kept[ggml.FILE] = json.dumps(vocabulary).encode()
+    return Checkpoint(str(path), named, files=kept)
 
 
 def _transformers_name(name: str, layer: Mapping[str, str]) -> str:

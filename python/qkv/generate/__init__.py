@@ -49,7 +49,11 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
     ValueError, naming the argument: it is unknown, wrong, not supported, or contradicts another; a prompt is empty or
     longer than the model; the model has no head that makes tokens.
     """
-    job = Job(model, input_ids, attention_mask, arguments)
+    return search(Job(model, input_ids, attention_mask, arguments))
+
+
+def search(job: Job) -> Any:
+    """What `generate` returns."""
     if not job.texts:
         return job.result(np.zeros((0, job.prompt), np.int64))
     if job.options.num_beam_groups > 1:
@@ -65,7 +69,11 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
 def stream(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
     """The tokens of `generate` step by step as they come, int64 (rows,), pad where a row has finished. Without beams,
     whose tokens are not known before the end. ValueError as there."""
-    job = Job(model, input_ids, attention_mask, arguments)
+    return steps(Job(model, input_ids, attention_mask, arguments))
+
+
+def steps(job: Job) -> Iterator[Array]:
+    """What `stream` returns."""
     for name in ("num_beams", "return_dict_in_generate"):
         if getattr(job.options, name) not in (False, 1):
             raise ValueError(
@@ -80,7 +88,7 @@ def _sample(job: Job) -> Iterator[Array]:
     rows = np.arange(job.texts * each)
     streams = [
         np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(text, k)))
-        for text in range(job.texts)
+        for text in job.numbers
         for k in range(each)
         if o.do_sample
     ]
@@ -106,6 +114,7 @@ def _sample(job: Job) -> Iterator[Array]:
             ids = np.concatenate([ids, tokens[:, None]], axis=1)
             goes_on = ~job.stops(ids, rows, each, scores, rows)
             if not goes_on.all():
+                job.made[rows[~goes_on]] = ids.shape[1] - job.prompt
                 decoding.select(np.flatnonzero(goes_on))
                 rows, ids, tokens = rows[goes_on], ids[goes_on], tokens[goes_on]
             yield chosen

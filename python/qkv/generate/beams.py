@@ -41,7 +41,7 @@ def beam_search(job: Job) -> Any:
     enough of them."""
     o, decoding, beams = job.options, job.decoding, job.beams
     candidates = max(2, 1 + len(o.eos)) * beams
-    streams = [np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(b,))) for b in range(job.texts)]
+    streams = [np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(b,))) for b in job.numbers]
     finished: list[list[_Beam]] = [[] for _ in range(job.texts)]  # best first
     texts = np.arange(job.texts)  # those that go on
     ids = np.repeat(job.ids, beams, axis=0)  # (texts * beams, L)

@@ -60,8 +60,8 @@ class Job:
     """ids are int64 (n, L), prompts moved to the right with -1 for padding; `rows` are the rows' numbers among all that
     the call began with. ValueError: see generate.
 
-    said: what to take for the model's generation_config.json instead. numbers: of the texts, for random numbers and
-    prefix_allowed_tokens_fn, where they are not all that a user has."""
+    said: what to take for the model's generation_config.json instead. numbers: of the texts, for their
+    random numbers, where they are not all that a user has. tokenizer: another than the model's."""
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class Job:
         *,
         said: tuple[dict[str, Any], str] | None = None,
         numbers: Sequence[int] | None = None,
+        tokenizer: Any = None,
     ):
         self.begun = time.monotonic()
         self.model = model
@@ -92,7 +93,7 @@ class Job:
         if self.recurrent and (o.output_attentions or o.output_hidden_states):
             name = "output_attentions" if o.output_attentions else "output_hidden_states"
             raise ValueError(f"generate: {name} is not supported for a {model.architecture}")
-        self.eos = np.array(o.eos, np.int64)
+        self.eos = frozenset(o.eos)
         self.pad = (o.eos or [0])[0] if o.pad_token_id is None else o.pad_token_id
         self.groups = o.num_beam_groups
         if self.groups > 1 and self.criteria:
@@ -106,7 +107,7 @@ class Job:
         self.steps = self._steps([self._own(function) for function in own], prefix)
         self.strings = [(s, len(s.encode()) + 4) for s in o.stop_strings or []]
         if self.strings:
-            self.tokenizer = model.tokenizer
+            self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
         self.sequences: Array | None = None  # (rows, L) of all rows, where they have no beams
         self.numbers = range(self.texts) if numbers is None else numbers
         self.made = np.zeros(self.texts * self.beams, np.int64)  # the tokens of each row of the result
@@ -270,12 +271,13 @@ class Job:
     # ---- steps that all kinds of search have ------------------------------------------------------
 
     def process(self, ids: Array, scores: Array, rows: Array) -> Array:
-        return chain(self.steps, ids, scores, rows)
+        return chain(self.steps, ids, scores, rows) if self.steps else scores
 
     def stops(self, ids: Array, rows: Array, per_text: int, scores: Array, of_rows: Array) -> Array:
         """(n,) bool: which rows end with their last token. scores: of the step, of_rows: those of the rows that it came
         from; beams have more continuations, per_text, than rows."""
-        done: Array = (ids[:, -1:] == self.eos).any(axis=1) | (ids.shape[1] >= self.max_length)
+        full = ids.shape[1] >= self.max_length
+        done = np.array([full or token in self.eos for token in ids[:, -1].tolist()], bool)
         if self.options.max_time is not None:
             done |= time.monotonic() - self.begun > self.options.max_time
         for string, reach in self.strings:
@@ -308,6 +310,8 @@ class Job:
 
     def note(self, ids: Array, logits: Array, scores: Array, rows: Array) -> None:
         """Keeps what the caller wants to see of a step; ids before its tokens."""
+        if not self.record:
+            return
         for name, values in (("output_scores", scores), ("output_logits", logits)):
             if name in self.record:
                 self.record[name].append(self._all_scores(values, rows))

@@ -71,7 +71,7 @@ class CachedRows:
         self.cache = model.new_cache()
         self.captured = CapturedStack(model.stack if memory is None else model.decoder.stack)
         self.sequences: list[Any] = []
-        self.of_memory = np.zeros(0, np.int64)  # the row of the memory that each looks at
+        self._look_at(np.zeros(0, np.int64))
         # Phi-3 is not to go on from keys that were turned for short texts; what a row holds is then needed once more
         self.turns_anew_beyond: int | None = getattr(model, "turns_anew_beyond", None)
         self.tokens: list[list[int]] = []
@@ -80,7 +80,7 @@ class CachedRows:
     def start(self, rows: Rows) -> Array:
         if self.turns_anew_beyond is not None:
             self.tokens = [list(row) for row in rows]
-        self.of_memory = np.arange(len(rows))
+        self._look_at(np.arange(len(rows)))
         shared = self._shared(rows)
         if shared:
             first = self.cache.sequence()
@@ -90,6 +90,11 @@ class CachedRows:
             return self._extend([row[shared:] for row in rows])
         self.sequences = [self.cache.sequence() for _ in rows]
         return self._extend(rows)
+
+    def _look_at(self, rows: Array) -> None:
+        """rows: of the memory, for each of ours"""
+        self.of_memory = rows
+        self.looked_at = () if self.memory is None else (self.memory.rows(rows),)
 
     def _shared(self, rows: Rows) -> int:
         """Tokens of a beginning that all rows have in common, to be computed once: whole blocks, as fewer are not worth
@@ -104,7 +109,7 @@ class CachedRows:
     def select(self, parents: Iterable[int]) -> None:
         chosen = [int(parent) for parent in parents]
         self.sequences = self.cache.reorder(self.sequences, chosen)
-        self.of_memory = self.of_memory[chosen]
+        self._look_at(self.of_memory[chosen])
         if self.turns_anew_beyond is not None:
             self.tokens = [list(self.tokens[parent]) for parent in chosen]
 
@@ -125,9 +130,8 @@ class CachedRows:
         self.sequences = []
 
     def _extend(self, rows: Rows) -> Array:
-        memory = () if self.memory is None else (self.memory.rows(self.of_memory),)
         seen = self.seen.again()
-        x = self.model.extend(self.cache, self.sequences, rows, *memory, **seen, captured=self.captured)
+        x = self.model.extend(self.cache, self.sequences, rows, *self.looked_at, **seen, captured=self.captured)
         self.lengths = [len(row) for row in rows]
         last = x if len(x) == len(rows) else x[np.cumsum(self.lengths) - 1]
         logits: Array = self.model.head.logits(last)

@@ -80,11 +80,11 @@ def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = 
     installed and HF_HUB_OFFLINE is not set, on the hub.
 
     A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
-    tokenizer.json if text is to go in. Weights of any float type are held as `dtype`: "float32", "bfloat16", "int8"
-    or "int4" as qkv.pack_weight makes them, matrices and token embeddings alike, while norms, biases and positions
-    stay float32; behind weights of fewer bits attention runs with precision="bf16". "auto" keeps bfloat16, what
-    Model.save wrote packed, and GGUF's blocks of Q8_0, Q4_0 and Q4_1. An .npz may also be made by hand: arrays
-    under transformers' names, and config.json's bytes as a uint8 array named "config.json".
+    tokenizer.json or an older vocabulary if text is to go in. Weights of any float type are held as `dtype`:
+    "float32", "bfloat16", "int8" or "int4" as qkv.pack_weight makes them, matrices and token embeddings alike, while
+    norms, biases and positions stay float32; behind weights of fewer bits attention runs with precision="bf16".
+    "auto" keeps bfloat16, what Model.save wrote packed, and GGUF's blocks of Q8_0, Q4_0 and Q4_1. An .npz may also be
+    made by hand: arrays under transformers' names, and config.json's bytes as a uint8 array named "config.json".
 
     FileNotFoundError: nothing there. ValueError: broken or unsafe files, an unknown class, a config value
     that is not implemented, or one message with all names that are missing, unexpected or mis-shaped.

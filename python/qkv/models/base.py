@@ -11,6 +11,7 @@ import numpy as np
 
 from ..config import Config
 from ..files import META, PICKLES, Checkpoint, write_folder, write_npz
+from ..images import ImageProcessor
 from ..layers import Array
 from ..outputs import ModelOutput
 from ..text import TOKENIZER_FILES, Tokenizer
@@ -20,7 +21,7 @@ OTHER_FILES = (*PICKLES, ".npy", ".json", ".safetensors", ".gguf", ".onnx", ".zi
 KEPT_FILES = (
     *("generation_config.json", "preprocessor_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "vocab.txt"),
-    *("source.spm", "target.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model"),
+    *("source.spm", "target.spm", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tokenizer.gguf.json"),
     *("chat_template.jinja", "chat_template.json"),
 )
 
@@ -42,6 +43,7 @@ class Model:
     max_tokens: int | None = None  # the longest row of text, if the model has such a limit
     token_types = True  # whether the tokenizer makes token_type_ids
     _tokenizer: Tokenizer | None = None
+    _image_processor: ImageProcessor | None = None
 
     def attach(
         self,
@@ -63,10 +65,18 @@ class Model:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer.json, opened at first use. Needs the extra `text`."""
+        """Text to ids and back, from the checkpoint's files, opened at first use. Needs the extra `text`."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_files(self.files, self.config, self.max_tokens, types=self.token_types)
         return self._tokenizer
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """What makes pixel_values, or ImageGPT's input_ids, of images, as the checkpoint's preprocessor_config.json
+        says. Needs the extra `images`. ValueError: a model of texts, or no such file."""
+        if self._image_processor is None:
+            self._image_processor = ImageProcessor.from_files(self.files, self.config)
+        return self._image_processor
 
     def __call__(
         self,

@@ -197,8 +197,13 @@ class EncoderDecoder(Model):
         cache, as many and in the same order as the memory's rows. rows: the ids that each gets, checked by the
         caller. hidden_states, attentions, cross_attentions: lists that collect what `Run` says. captured: of the
         decoder's stack, for a series of steps with one token a row."""
-        packed = Packed.from_lists(rows, cache.lengths(sequences))
-        step = cache.extend(sequences, [len(row) for row in rows])
+        embed, stack = self.decoder.embeddings, self.decoder.stack
+        again = None if captured is None else captured.again(embed, sequences, rows, memory)
+        if again is not None:
+            return again
+        counts = [len(row) for row in rows]
+        step = cache.extend(sequences, counts)
+        packed = Packed.from_lists(rows, step.lengths - counts)
         run = Run(
             packed.cu_seqlens,
             packed.positions,
@@ -208,8 +213,8 @@ class EncoderDecoder(Model):
             step=step,
             memory=memory,
         )
-        stack = self.decoder.stack if captured is None else captured
-        return stack(self.decoder.embeddings(packed), run)
+        x = embed(packed)
+        return stack(x, run) if captured is None else captured(x, run, packed, sequences)
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that the decoder makes of texts, int64 (rows, L); see qkv.generate.generate."""

@@ -20,6 +20,7 @@ from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
 from ..ops import sinusoidal_positions
 from ..outputs import ModelOutput
 from ..packing import Packed
+from ..predict import predict, rank
 from ..score import score
 from ..sentence import Pipeline, encode
 from ..weights import Rule, Tie, Weights
@@ -248,20 +249,28 @@ class TokenModel(Model):
         hidden_states, attentions: lists that collect what `Run` says. captured: of this model's stack, for a series of
         steps with one token a row.
 
-        With the cache of `new_cache` the result is that of the whole row in one piece, to the bit. Rotary positions of type
-        dynamic and longrope are the exception beyond `exact_up_to` tokens: there the rotation depends on the length.
-        The new tokens turn by the length that the row has with them, those in the cache stay as they were turned in
-        their time, as in transformers."""
-        lengths = cache.lengths(sequences)
-        unplaced = np.array([len(sequence.unplaced) for sequence in sequences], np.int64)
-        packed = Packed.from_lists(rows, lengths - unplaced)
-        step = cache.extend(sequences, [len(row) for row in rows])
+        With the cache of `new_cache` the result is that of the whole row in one piece, to the bit. Rotary positions of
+        type dynamic and longrope are the exception beyond `exact_up_to` tokens: there the rotation depends on the
+        length. The new tokens turn by the length that the row has with them, those in the cache stay as they were
+        turned in their time, as in transformers."""
+        counted = isinstance(self.embeddings.positions, CountedPositions)
+        if captured is not None and not counted:
+            again = captured.again(self.embeddings, sequences, rows)
+            if again is not None:
+                return again
+        counts = [len(row) for row in rows]
+        step = cache.extend(sequences, counts)
+        before = step.lengths - counts
         if isinstance(self.embeddings.positions, CountedPositions):
             pad = self.embeddings.positions.pad
-            for sequence, row, first in zip(sequences, rows, lengths.tolist(), strict=True):
+            packed = Packed.from_lists(rows, before - [len(sequence.unplaced) for sequence in sequences])
+            for sequence, row, first in zip(sequences, rows, before.tolist(), strict=True):
                 sequence.unplaced += tuple(first + i for i, token in enumerate(row) if token == pad)
+        else:
+            packed = Packed.from_lists(rows, before)
         run = Run(packed.cu_seqlens, packed.positions, hidden_states=hidden_states, attentions=attentions, step=step)
-        return (self.stack if captured is None else captured)(self.embeddings(packed), run)
+        x = self.embeddings(packed)
+        return self.stack(x, run) if captured is None else captured(x, run, packed, sequences)
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that go on from prompts, int64 (rows, L), prompts included; see qkv.generate.generate."""
@@ -298,6 +307,36 @@ class TokenModel(Model):
             prompt=prompt,
             prompt_name=prompt_name,
         )
+
+    def predict(
+        self,
+        pairs: Any,
+        *,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        activation_fn: Callable[[Array], Any] | None = None,
+        apply_softmax: bool = False,
+    ) -> Any:
+        """Score pairs of texts as sentence-transformers' CrossEncoder does; see qkv.predict.predict."""
+        return predict(
+            self,
+            pairs,
+            batch_size=batch_size,
+            show_progress_bar=show_progress_bar,
+            activation_fn=activation_fn,
+            apply_softmax=apply_softmax,
+        )
+
+    def rank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        top_k: int | None = None,
+        return_documents: bool = False,
+        **options: Any,
+    ) -> list[dict[str, Any]]:
+        """Order documents by their scores with a query; options as of `predict`; see qkv.predict.rank."""
+        return rank(self, query, documents, top_k, return_documents, **options)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,428 @@
+"""The commands that run a model on texts or images: one result for each argument, or for each line of standard input
+or a file, as readable text or with --json as transformers' pipelines return it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .bench.run import positive
+
+AT_ONCE = 512  # lines that are computed together, at most
+READ = 1 << 16  # bytes
+
+Options = tuple[str, dict[str, Any]]  # the name of a pipeline's task, and its options
+Lines = Iterable[str]
+
+
+@dataclass(frozen=True)
+class Command:
+    """help, what: of the command and of its inputs. add: its own arguments. options: what they mean. show: a result as
+    lines. read: of an input as it is written, what the pipeline takes."""
+
+    help: str
+    what: str
+    add: Callable[[argparse.ArgumentParser], None]
+    options: Callable[[argparse.Namespace], Options]
+    show: Callable[[Any, Any, argparse.Namespace], Lines]
+    read: Callable[[str, argparse.Namespace], Any] = lambda text, arguments: text
+
+
+def add_commands(commands: Any) -> None:
+    for name, command in COMMANDS.items():
+        parser = commands.add_parser(name, help=command.help)
+        _add_model(parser, command.what)
+        command.add(parser)
+        parser.add_argument("--json", action="store_true", help="a line of JSON for each input, as in transformers")
+        parser.add_argument("--batch-size", type=positive(int), metavar="N", help="inputs at once; default: by tokens")
+        parser.set_defaults(run=_run, many="inputs", command=command)
+    embed = commands.add_parser("embed", help="embed texts with an encoder from a Hugging Face folder or an .npz")
+    _add_model(embed, "TEXT")
+    embed.add_argument("--similarity", action="store_true", help="print the cosine of every pair instead")
+    embed.add_argument("--output", metavar="FILE.npy", help="write the embeddings (texts, width) there instead")
+    embed.add_argument("--normalize", action="store_true", help="scale every embedding to length 1")
+    embed.add_argument("--batch-size", type=positive(int), default=32, metavar="N", help="texts at once (default 32)")
+    embed.set_defaults(run=_embed, many="inputs")
+
+
+def _add_model(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, its name on the hub, .npz or .gguf")
+    help_ = f"'-', or none: the lines of standard input{', JSON objects' if what == 'JSON' else ''}"
+    parser.add_argument("inputs", metavar=what, nargs="*", help=help_)
+    parser.add_argument("--file", metavar="FILE", help="take the lines of a file as inputs too")
+    dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
+    parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="default: as many as there are cores")
+
+
+def _dtype(arguments: argparse.Namespace) -> str:
+    if arguments.threads is not None:
+        from .runtime import set_num_threads
+
+        set_num_threads(arguments.threads)
+    return str(arguments.dtype or ("auto" if arguments.model.endswith(".gguf") else "float32"))
+
+
+# ---- inputs -----------------------------------------------------------------------------------------
+
+
+def _inputs(arguments: argparse.Namespace) -> Iterator[list[str]]:
+    """Lists of inputs: arguments, and lines as they come, so that an endless standard input is never read whole."""
+    literal: list[str] = []
+    for text in arguments.inputs or ([] if arguments.file else ["-"]):
+        if text != "-":
+            literal.append(text)
+            continue
+        if literal:
+            yield literal
+        literal = []
+        yield from _lines(sys.stdin.buffer, "standard input")
+    if literal:
+        yield literal
+    if arguments.file:
+        with open(arguments.file, "rb") as file:
+            yield from _lines(file, arguments.file)
+
+
+def _lines(stream: Any, name: str) -> Iterator[list[str]]:
+    """The lines that are there, without their ends, again and again; the last need not have one."""
+    rest, at = b"", 0
+    while True:
+        data = stream.read1(READ)  # waits for something, not for all of it
+        *whole, rest = (rest + data).split(b"\n")
+        if not data and rest:
+            whole, rest = [rest], b""
+        for start in range(0, len(whole), AT_ONCE):
+            texts = []
+            for line in whole[start : start + AT_ONCE]:
+                try:
+                    texts.append(line.decode("utf-8").removesuffix("\r"))
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{name} is not UTF-8 at byte {at + error.start}") from None
+                at += len(line) + 1
+            yield texts
+        if not data:
+            return
+
+
+def _object(text: str, *names: str) -> dict[str, Any]:
+    """A line of JSON with some keys."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or not value.keys() >= set(names):
+        raise ValueError(f"expected a JSON object with {' and '.join(names)} in each line; got {text!r:.60}")
+    return {name: value[name] for name in names}
+
+
+# ---- running ----------------------------------------------------------------------------------------
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from .tasks import pipeline
+
+    command: Command = arguments.command
+    task, options = command.options(arguments)
+    pipe = pipeline(task, arguments.model, dtype=_dtype(arguments), batch_size=arguments.batch_size)
+    waiting: deque[Any] = deque()
+
+    def lists() -> Iterator[list[Any]]:
+        for texts in _inputs(arguments):
+            given = [command.read(text, arguments) for text in texts]
+            waiting.extend(given)
+            yield given
+            sys.stdout.flush()  # before the next ones are waited for
+
+    if getattr(arguments, "stream", False):
+        for given in chain.from_iterable(lists()):
+            if not arguments.chat and not arguments.only_new:
+                print(given, end="")
+            for piece in pipe.stream(given, **options):  # type: ignore[attr-defined]
+                print(piece, end="", flush=True)
+            print(flush=True)
+        return
+    for result in pipe.each(lists(), **options):
+        given = waiting.popleft()
+        if arguments.json:
+            print(json.dumps(result, ensure_ascii=False))
+        else:
+            for line in command.show(given, result, arguments):
+                print(line)
+
+
+def _embed(arguments: argparse.Namespace) -> None:
+    from . import load
+
+    if arguments.output and not arguments.output.endswith(".npy"):
+        raise ValueError(f"--output: {arguments.output!r} must end in .npy")
+    model = load(arguments.model, dtype=_dtype(arguments))
+    if not hasattr(model, "encode"):
+        raise ValueError(f"{arguments.model}: a {model.architecture} does not embed texts")
+    settings = {"batch_size": arguments.batch_size, "normalize_embeddings": arguments.normalize}
+    if not arguments.output and not arguments.similarity:
+        for texts in _inputs(arguments):
+            for text, row in zip(texts, model.encode(texts, **settings), strict=True):
+                print(json.dumps({"text": text, "embedding": [round(float(value), 7) for value in row]}))
+            sys.stdout.flush()
+        return
+    x = model.encode([text for texts in _inputs(arguments) for text in texts], **settings)  # (N, C)
+    if arguments.output:
+        np.save(arguments.output, x)
+    if arguments.similarity:
+        unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        for row in unit @ unit.T:
+            print(" ".join(f"{value:7.4f}" for value in row))
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Of some arguments those that the user gave."""
+    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+# ---- labels -----------------------------------------------------------------------------------------
+
+
+def _add_top_k(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--top-k", type=positive(int), metavar="N", help="so many results, the best first")
+
+
+def _scores(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
+    found = result if isinstance(result, list) else [result]
+    name = given if isinstance(given, str) else "\t".join(given.values())
+    return [f"{label['score']:.4f}\t{label['label']}\t{name}" for label in found]
+
+
+def _add_classify(parser: argparse.ArgumentParser) -> None:
+    _add_top_k(parser)
+    parser.add_argument("--labels", type=_list, metavar="A,B,...", help="labels of your own, for a model of inference")
+    parser.add_argument("--template", metavar="TEXT", help="with --labels: a sentence with {} for the label")
+    parser.add_argument("--multi-label", action="store_true", help="with --labels: several may be true")
+    parser.add_argument("--pairs", action="store_true", help="inputs are JSON objects with text and text_pair")
+
+
+def _classify(arguments: argparse.Namespace) -> Options:
+    if arguments.labels is None:
+        if arguments.template is not None or arguments.multi_label:
+            raise ValueError("--template and --multi-label need --labels")
+        return "text-classification", _given(arguments, "top_k")
+    if arguments.pairs:
+        raise ValueError("--labels does not go with --pairs")
+    options = {"candidate_labels": arguments.labels, "multi_label": arguments.multi_label}
+    if arguments.template is not None:
+        options["hypothesis_template"] = arguments.template
+    return "zero-shot-classification", options
+
+
+def _show_classified(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
+    if arguments.labels is None:
+        return _scores(given, result, arguments)
+    best = list(zip(result["labels"], result["scores"], strict=True))[: arguments.top_k]
+    return [f"{score:.4f}\t{label}\t{given}" for label, score in best]
+
+
+def _add_tag(parser: argparse.ArgumentParser) -> None:
+    strategies = ["none", "simple", "first", "average", "max"]
+    parser.add_argument("--aggregation", choices=strategies, help="how tokens become groups (default none)")
+
+
+def _show_tags(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
+    for entity in result:
+        label = entity.get("entity_group", entity.get("entity"))
+        yield f"{entity['score']:.4f}\t{label}\t{entity['start']}\t{entity['end']}\t{entity['word']}"
+    yield ""  # between texts
+
+
+# ---- answers ----------------------------------------------------------------------------------------
+
+
+def _add_answer(parser: argparse.ArgumentParser) -> None:
+    _add_top_k(parser)
+    parser.add_argument("--question", metavar="TEXT", help="of all inputs, which are contexts then")
+    parser.add_argument("--context", metavar="FILE", help="of all inputs, which are questions then")
+    parser.add_argument("--no-answer", action="store_true", help="there may be none")
+
+
+def _answer(arguments: argparse.Namespace) -> Options:
+    if arguments.context is not None:
+        arguments.context = Path(arguments.context).read_text(encoding="utf-8")
+        if arguments.question is not None:
+            if arguments.inputs or arguments.file:
+                raise ValueError("--question and --context are all; there can be no inputs beside them")
+            arguments.inputs = [arguments.question]
+    options = _given(arguments, "top_k")
+    return "question-answering", options | ({"handle_impossible_answer": True} if arguments.no_answer else {})
+
+
+def _read_question(text: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.context is not None:
+        return {"question": text, "context": arguments.context}
+    if arguments.question is not None:
+        return {"question": arguments.question, "context": text}
+    return _object(text, "question", "context")
+
+
+def _show_answers(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
+    answers = result if isinstance(result, list) else [result]
+    return [f"{answer['score']:.4f}\t{answer['answer']}" for answer in answers]
+
+
+def _add_fill(parser: argparse.ArgumentParser) -> None:
+    _add_top_k(parser)
+    parser.add_argument("--targets", type=_list, metavar="A,B,...", help="score these words only")
+
+
+def _show_filled(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
+    for of_mask in result if result and isinstance(result[0], list) else [result]:
+        for found in of_mask:
+            yield f"{found['score']:.4f}\t{found['token_str']}\t{found['sequence']}"
+
+
+# ---- generated texts --------------------------------------------------------------------------------
+
+LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length")
+SAMPLING = ("temperature", "top_k", "top_p")
+SEARCH = ("num_beams", "num_return_sequences", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "seed")
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    """Arguments of transformers' generate."""
+    counts = (*LENGTHS, "num_beams", "num_return_sequences", "no_repeat_ngram_size", "top_k", "seed")
+    for name in (*LENGTHS, *SAMPLING, *SEARCH):
+        kind, metavar = (int, "N") if name in counts else (float, "X")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=SEARCH_HELP.get(name, "as in generate")
+        )
+
+
+SEARCH_HELP = {
+    "max_new_tokens": "the most tokens that are made",
+    "max_length": "the most tokens, a prompt's included",
+    "num_beams": "beam search with so many",
+    "temperature": "of sampling: below 1 surer, above 1 freer",
+    "top_k": "sample from the N likeliest tokens",
+    "top_p": "sample from the likeliest tokens that make up this probability",
+    "seed": "of sampling",
+}
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, Any]:
+    sampling = _given(arguments, *SAMPLING)
+    return _given(arguments, *LENGTHS, *SEARCH) | sampling | ({"do_sample": True} if sampling else {})
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    _add_search(parser)
+    parser.add_argument("--greedy", action="store_true", help="the likeliest token each time, instead of sampling")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end behind this text; may be given again")
+    parser.add_argument("--only-new", action="store_true", help="do not repeat the prompt")
+    parser.add_argument("--chat", action="store_true", help="each input is a message, or a JSON list of messages")
+    parser.add_argument("--system", metavar="TEXT", help="a message of the system before each chat")
+    parser.add_argument("--stream", action="store_true", help="print the text as it is made")
+
+
+def _generate(arguments: argparse.Namespace) -> Options:
+    options = _search(arguments)
+    if arguments.greedy:
+        if "do_sample" in options:
+            raise ValueError(
+                f"--greedy does not go with --{', --'.join(_given(arguments, *SAMPLING)).replace('_', '-')}"
+            )
+        options["do_sample"] = False
+    if arguments.stream and arguments.json:
+        raise ValueError("--stream does not go with --json")
+    if arguments.system is not None and not arguments.chat:
+        raise ValueError("--system needs --chat")
+    if arguments.stop:
+        options["stop_sequence"] = arguments.stop
+    if arguments.only_new:
+        options["return_full_text"] = False
+    return "text-generation", options
+
+
+def _read_prompt(text: str, arguments: argparse.Namespace) -> Any:
+    if not arguments.chat:
+        return text
+    messages: Any = None
+    if text.startswith("["):
+        try:
+            messages = json.loads(text)
+        except (ValueError, RecursionError):  # then it is what somebody says
+            messages = None
+    messages = messages if isinstance(messages, list) else [{"role": "user", "content": text}]
+    return messages if arguments.system is None else [{"role": "system", "content": arguments.system}, *messages]
+
+
+def _show_texts(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
+    for record in result:
+        (text,) = record.values()
+        yield text if isinstance(text, str) else text[-1]["content"]
+
+
+def _add_translate(parser: argparse.ArgumentParser) -> None:
+    _add_search(parser)
+    parser.add_argument("--source-language", metavar="XX", help="as the model names it, if it knows several")
+    parser.add_argument("--target-language", metavar="YY", help="so too")
+
+
+def _translate(arguments: argparse.Namespace) -> Options:
+    source, target = arguments.source_language, arguments.target_language
+    if (source is None) != (target is None):
+        raise ValueError("--source-language and --target-language go together")
+    return "translation" if source is None else f"translation_{source}_to_{target}", _search(arguments)
+
+
+COMMANDS: Mapping[str, Command] = {
+    "classify": Command(
+        "labels of texts, the model's or your own",
+        "TEXT",
+        _add_classify,
+        _classify,
+        _show_classified,
+        lambda text, arguments: _object(text, "text", "text_pair") if arguments.pairs else text,
+    ),
+    "tag": Command(
+        "labelled words of texts, such as names",
+        "TEXT",
+        _add_tag,
+        lambda arguments: (
+            "token-classification",
+            {} if arguments.aggregation is None else {"aggregation_strategy": arguments.aggregation},
+        ),
+        _show_tags,
+    ),
+    "answer": Command("answers to questions from texts", "JSON", _add_answer, _answer, _show_answers, _read_question),
+    "fill": Command(
+        "words for the mask tokens in texts",
+        "TEXT",
+        _add_fill,
+        lambda arguments: ("fill-mask", _given(arguments, "top_k", "targets")),
+        _show_filled,
+    ),
+    "generate": Command("go on with prompts, or chat", "PROMPT", _add_generate, _generate, _show_texts, _read_prompt),
+    "translate": Command("translate texts", "TEXT", _add_translate, _translate, _show_texts),
+    "summarize": Command(
+        "summarize texts", "TEXT", _add_search, lambda arguments: ("summarization", _search(arguments)), _show_texts
+    ),
+    "image": Command(
+        "labels of images",
+        "PATH",
+        _add_top_k,
+        lambda arguments: ("image-classification", _given(arguments, "top_k")),
+        _scores,
+    ),
+}

@@ -1,0 +1,320 @@
+"""Chats as text: the Jinja templates of checkpoints, rendered in a sandbox as transformers does it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import json
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+
+from ..config import Config
+from ..files import parse_json
+
+MAX_SECONDS = 30  # that a template may take
+MAX_SIZE = 10_000_000  # characters of a string, items of a list that a template makes by arithmetic
+END = "CONTINUE_FINAL_MESSAGE_TAG "  # stands behind the message that is to go on, while a template runs
+_deadline: ContextVar[float] = ContextVar("_deadline", default=math.inf)
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field of a message
+
+
+def find_template(files: Mapping[str, bytes], settings: Config) -> str | dict[str, str] | None:
+    """The checkpoint's template, or several by name; None if there is none. chat_template.jinja comes first, then
+    tokenizer_config.json, then chat_template.json."""
+    if "chat_template.jinja" in files:
+        try:
+            return files["chat_template.jinja"].decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"chat_template.jinja: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    given, where = settings.get("chat_template"), "tokenizer_config.json"
+    if given is None and "chat_template.json" in files:
+        where = "chat_template.json"
+        values = parse_json(files[where], where)
+        given = values.get("chat_template") if isinstance(values, dict) else values
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, list) and all(isinstance(entry, dict) for entry in given):
+        given = {entry.get("name"): entry.get("template") for entry in given}
+    if isinstance(given, dict) and given and all(isinstance(part, str) for pair in given.items() for part in pair):
+        return given
+    raise ValueError(f"{where}: chat_template must be a string, or a list of objects with name and template")
+
+
+def choose(own: str | Mapping[str, str] | None, given: str | None, tools: Any) -> str:
+    """The template to use. own: the checkpoint's; given: another, or a name. ValueError: there is none."""
+    if isinstance(own, Mapping):
+        if given is not None:
+            return own.get(given, given)
+        name = "tool_use" if tools is not None and "tool_use" in own else "default"
+        if name not in own:
+            raise ValueError(f"apply_chat_template: name one of the templates {sorted(own)} as chat_template")
+        return own[name]
+    template = own if given is None else given
+    if template is None:
+        raise ValueError("apply_chat_template: this model has no chat template; pass one as chat_template")
+    return template
+
+
+def render(
+    template: str,
+    messages: Any,
+    *,
+    tools: Sequence[Any] | None = None,
+    documents: Sequence[Any] | None = None,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool | str = False,
+    **variables: Any,
+) -> str:
+    """The text of one chat.
+
+    messages: dictionaries with role and content. tools: JSON schemas of functions. continue_final_message: end inside
+    the last message, so that the model goes on with it; a string names another of its fields than content. The
+    template sees plain copies of everything. ValueError: it fails, or does too much; TypeError: a message is none.
+    """
+    if continue_final_message and add_generation_prompt:
+        raise ValueError("apply_chat_template: continue_final_message and add_generation_prompt contradict each other")
+    chat = [_message(message) for message in messages]
+    if tools is not None:
+        for tool in tools:
+            if not isinstance(tool, Mapping):
+                raise ValueError("apply_chat_template: tools must be JSON schemas, as dictionaries")
+    final = _mark_end(chat, continue_final_message, template) if continue_final_message else ""
+    data = _plain({"tools": tools, "documents": documents, **variables})
+    text = _run(template, messages=chat, add_generation_prompt=add_generation_prompt, **data)
+    if not continue_final_message:
+        return text
+    tag = END.strip()
+    if final.strip() not in text or tag not in text:
+        raise ValueError(
+            "apply_chat_template: the template does not show the final message as it is, so it cannot go on"
+        )
+    at = text.rindex(tag)
+    kept = text[at : at + len(END)] == END  # otherwise the template strips the message
+    return text[:at] if kept else text[:at].rstrip()
+
+
+def _message(message: Any) -> dict[str, Any]:
+    plain = _plain(message)
+    if not isinstance(plain, dict):
+        raise TypeError(f"apply_chat_template: a message must be a dictionary; got {type(message).__name__}")
+    found: dict[str, Any] = {name: value for name, value in plain.items() if value is not None}
+    reasoning = next((found[name] for name in REASONING if name in found), None)
+    if reasoning is not None:
+        found = {"thinking": reasoning, **found, "reasoning_content": reasoning}
+    return found
+
+
+def _mark_end(chat: list[dict[str, Any]], name: bool | str, template: str) -> str:
+    """Put END behind the last message; returns the message."""
+    name = name if isinstance(name, str) else "content"
+    final = chat[-1].get(name) if chat else None
+    if final is None:
+        raise ValueError(f"apply_chat_template: the final message has no {name!r} to go on with")
+    fields = [name]
+    if name in REASONING:
+        fields = [field for field in REASONING if chat[-1].get(field) == final]
+    if not any(field in template for field in fields):
+        raise ValueError(f"apply_chat_template: the template does not use {name!r}")
+    if isinstance(final, list):
+        for block in reversed(final):
+            if isinstance(block, dict) and isinstance(block.get("text"), str):
+                text: str = block["text"]
+                block["text"] += END
+                return text
+        raise ValueError("apply_chat_template: the final message has no text to go on with")
+    if not isinstance(final, str):
+        raise ValueError(f"apply_chat_template: {name!r} of the final message is no text")
+    for field in fields:
+        chat[-1][field] += END
+    return final
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of JSON's types, because objects have methods that a sandbox cannot judge; others become their
+    type's name."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):  # enums and the like
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, Mapping):
+        return {_plain(name): _plain(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if callable(getattr(value, "model_dump", None)):
+        return _plain(value.model_dump())
+    return f"<{type(value).__name__}>"
+
+
+def _run(template: str, **variables: Any) -> str:
+    jinja2 = _import_jinja2()
+    token = _deadline.set(time.monotonic() + MAX_SECONDS)
+    try:
+        return str(_compile(template).render(**variables))
+    except RecursionError:
+        raise ValueError("chat template: it is nested too deeply") from None
+    except Exception as error:  # of the template, which is anybody's
+        where = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise ValueError(f"chat template{where}: {error or type(error).__name__}") from None
+    finally:
+        _deadline.reset(token)
+
+
+def _import_jinja2() -> Any:
+    advice = 'chat templates need the jinja2 package, 3.1.6 or later: pip install "qkv[text]"'
+    try:
+        import jinja2
+        import jinja2.ext
+        import jinja2.nodes
+        import jinja2.sandbox
+        import jinja2.visitor
+    except ImportError:
+        raise ImportError(advice) from None
+    parts = importlib.metadata.version("jinja2").split(".")[:3]
+    if [int(part) for part in parts if part.isdigit()] < [3, 1, 6]:
+        raise ImportError(advice)  # templates can break out of the sandboxes before
+    return jinja2
+
+
+@functools.lru_cache(maxsize=16)
+def _compile(template: str) -> Any:
+    """A template as code that stops when it takes too long or makes something too large."""
+    environment = _environment()
+    tree = _guarded(environment.parse(template))
+    code = environment.compile(tree)
+    return environment.template_class.from_code(environment, code, environment.make_globals(None))
+
+
+def _guarded(tree: Any) -> Any:
+    """The same template with a call of `step` in each round of a loop and each macro, and `fits` around what it joins
+    to new strings."""
+    jinja2 = _import_jinja2()
+    nodes = jinja2.nodes
+
+    def call(name: str, *arguments: Any) -> Any:
+        return nodes.Call(nodes.EnvironmentAttribute(name), list(arguments), [], None, None)
+
+    class Guard(jinja2.visitor.NodeTransformer):  # type: ignore[misc, name-defined]
+        def visit_For(self, node: Any) -> Any:
+            node = self.generic_visit(node)
+            if node.test is not None:
+                node.test = nodes.And(call("step"), node.test)
+            node.body.insert(0, nodes.ExprStmt(call("step")))
+            return node
+
+        def visit_Macro(self, node: Any) -> Any:
+            node = self.generic_visit(node)
+            node.body.insert(0, nodes.ExprStmt(call("step")))
+            return node
+
+        def visit_Concat(self, node: Any) -> Any:
+            return call("fits", self.generic_visit(node))
+
+        def visit_AssignBlock(self, node: Any) -> Any:
+            node = self.generic_visit(node)
+            node.filter = nodes.Filter(node.filter, "fits", [], [], None, None)
+            return node
+
+    guarded = Guard().visit(tree)
+    guarded.set_environment(tree.environment)
+    for node in guarded.find_all(nodes.Node):
+        node.lineno = node.lineno or 1
+    return guarded
+
+
+@functools.lru_cache(maxsize=1)
+def _environment() -> Any:
+    jinja2 = _import_jinja2()
+
+    class Generation(jinja2.ext.Extension):  # type: ignore[misc, name-defined]
+        """{% generation %} marks what an assistant wrote; it shows nothing of its own."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body).set_lineno(line)
+
+    class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignore[misc, name-defined]
+        intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            sizes = [len(v) if isinstance(v, (str, list, tuple)) else v for v in (left, right)]
+            if operator == "*" and all(isinstance(s, int) for s in sizes) and abs(sizes[0] * sizes[1]) > 2**64:
+                raise ValueError("it multiplies to something too large")
+            if operator == "*" and not all(isinstance(v, (int, float)) for v in (left, right)):
+                _check(sizes[0] * sizes[1])
+            if operator == "**" and isinstance(left, int) and isinstance(right, int):
+                _check(right * left.bit_length())
+            if operator == "%" and isinstance(left, str):
+                _check(max(map(int, re.findall(r"\d+", left)), default=0))
+            return self.fits(super().call_binop(context, operator, left, right))
+
+        def fits(self, value: Any) -> Any:
+            if isinstance(value, (str, list, tuple)):
+                _check(len(value))
+            return value
+
+        def step(self) -> bool:
+            if time.monotonic() > _deadline.get():
+                raise ValueError(f"it takes more than {MAX_SECONDS} seconds")
+            return True
+
+    class Namespace(jinja2.utils.Namespace):  # type: ignore[misc, name-defined]
+        """Without names that begin with _, which Python's own attributes do."""
+
+        def __init__(*args: Any, **values: Any) -> None:
+            self, *others = args  # so that self may be a name in it
+            for name in dict(*others, **values):
+                _refuse_private(name)
+            jinja2.utils.Namespace.__init__(self, *others, **values)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _refuse_private(name)
+            super().__setitem__(name, value)
+
+    def fail(message: Any = "") -> Any:
+        raise jinja2.TemplateError(str(message))
+
+    def as_json(
+        value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+    ) -> str:
+        """Without the escapes for HTML that Jinja's own filter makes."""
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
+    environment.filters["tojson"] = as_json
+    environment.filters["fits"] = environment.fits
+    environment.globals.pop("lipsum")  # makes any amount of text
+    environment.globals.update(
+        raise_exception=fail,
+        strftime_now=lambda form: datetime.datetime.now().strftime(form),
+        dict=lambda *args, **values: dict(*args, **values),
+        namespace=Namespace,
+    )
+    return environment
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise ValueError(f"{name!r:.99} begins with _, which a namespace must not hold")
+
+
+def _check(size: Any) -> None:
+    if isinstance(size, (int, float)) and size > MAX_SIZE:
+        raise ValueError(f"it makes something of more than {MAX_SIZE} characters or items")

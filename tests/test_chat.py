@@ -1,0 +1,140 @@
+"""Chat templates: as transformers renders them, and templates that mean harm."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import pytest
+from qkv.config import Config
+from qkv.text import Tokenizer
+from qkv.tokenization import chat
+from text_checks import files_of, open_case, recorded
+
+pytest.importorskip("tokenizers", reason="text needs the extra `text`")
+CHATS = recorded("chats")
+
+
+@pytest.fixture
+def chatting() -> Tokenizer:
+    return open_case("bert", bos_token="[CLS]", eos_token="[SEP]")
+
+
+@pytest.mark.parametrize("k", range(len(CHATS)))
+def test_chats(k: int, chatting: Tokenizer) -> None:
+    case = CHATS[k]
+    messages = json.loads(json.dumps(case["messages"]))
+    options = {"chat_template": case["template"], **case["options"]}
+    if case["text"] is None:
+        with pytest.raises(ValueError, match=r"^chat template"):
+            chatting.apply_chat_template(messages, **options)
+        return
+    assert chatting.apply_chat_template(messages, tokenize=False, **options) == case["text"]
+    assert chatting.apply_chat_template(messages, return_dict=False, **options) == case["ids"]
+    assert messages == case["messages"]  # they are the caller's
+
+
+def test_where_templates_come_from(chatting: Tokenizer) -> None:
+    message = [{"role": "user", "content": "x"}]
+    own = {"tokenizer_config.json": json.dumps({"chat_template": "config"}).encode()}
+    named = [{"name": "default", "template": "one"}, {"name": "tool_use", "template": "two"}]
+    forms: list[tuple[dict[str, bytes], dict[str, Any], str]] = [
+        (own, {}, "config"),
+        ({**own, "chat_template.jinja": b"file"}, {}, "file"),
+        ({"chat_template.json": b'{"chat_template": "json"}'}, {}, "json"),
+        ({"tokenizer_config.json": json.dumps({"chat_template": named}).encode()}, {}, "one"),
+        ({"tokenizer_config.json": json.dumps({"chat_template": named}).encode()}, {"tools": [{}]}, "two"),
+        (
+            {"tokenizer_config.json": json.dumps({"chat_template": named}).encode()},
+            {"chat_template": "tool_use"},
+            "two",
+        ),
+        (own, {"chat_template": "given"}, "given"),
+    ]
+    for files, options, text in forms:
+        tokenizer = Tokenizer.from_files({**files_of("wordpiece"), **files}, Config({"model_type": "bert"}), None)
+        assert tokenizer.apply_chat_template(message, tokenize=False, **options) == text
+    with pytest.raises(ValueError, match="this model has no chat template"):
+        chatting.apply_chat_template(message)
+
+
+def test_several_chats(chatting: Tokenizer) -> None:
+    chats = [[{"role": "user", "content": "the fox"}], [{"role": "user", "content": "the quick brown fox"}]]
+    options: dict[str, Any] = {"chat_template": "{{ messages[0].content }}"}
+    assert chatting.apply_chat_template(chats, tokenize=False, **options) == ["the fox", "the quick brown fox"]
+    rows = chatting.apply_chat_template(chats, return_dict=False, **options)
+    assert rows == [e.ids for e in chatting.encode_batch(["the fox", "the quick brown fox"], add_special_tokens=False)]
+    batch = chatting.apply_chat_template(chats, padding=True, return_tensors="np", **options)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, len(rows[1]))
+    assert batch["attention_mask"].sum(axis=1).tolist() == [len(row) for row in rows]
+    cut = chatting.apply_chat_template(chats, truncation=True, max_length=1, return_dict=False, **options)
+    assert cut == [row[:1] for row in rows]
+    for bad, message in (
+        ({"add_generation_prompt": True, "continue_final_message": True}, "contradict each other"),
+        ({"return_tensors": "np"}, "need padding=True"),
+        ({"return_tensors": "pt", "padding": True}, 'return_tensors must be "np"'),
+        ({"return_assistant_tokens_mask": True}, "return_assistant_tokens_mask is not supported"),
+        ({"tools": [len]}, "tools must be JSON schemas"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            chatting.apply_chat_template(chats, **options, **bad)
+    with pytest.raises(ValueError, match="at least one message"):
+        chatting.apply_chat_template([], **options)
+    with pytest.raises(TypeError, match="a message must be a dictionary; got str"):
+        chatting.apply_chat_template(["x"], **options)
+
+
+HOSTILE = {
+    "attributes": "{{ messages.__class__.__base__.__subclasses__() }}",
+    "a function's globals": "{{ raise_exception.__globals__ }}",
+    "a namespace's own": "{{ namespace(__class__=1) }}",
+    "format": "{{ '{0.__class__}'.format(1) }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "an import": "{% import 'os' as os %}",
+    "much": "{{ 'x' * 10 ** 10 }}",
+    "much in a list": "{{ [0] * 10 ** 10 }}",
+    "a large number": "{{ 9 ** (9 ** 9) }}",
+    "a large product": "{% set n = namespace(x=9 ** 9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "much by format": "{{ '%999999999d' % 1 }}",
+    "doubling": "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+    "doubling by +": "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x + ns.x %}{% endfor %}",
+    "doubling in a block": "{% set ns = namespace(x='x') %}{% for i in range(99) %}"
+    "{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+    "a long range": "{{ range(10 ** 9) | list }}",
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops that find nothing": "{% for a in range(9999) %}{% for b in range(9999) if b < 0 %}{% endfor %}{% endfor %}",
+    "recursion": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+    "branching recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
+    "nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    "lorem": "{{ lipsum(10 ** 9) }}",
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_hostile_templates(what: str, chatting: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "MAX_SECONDS", 0.5)
+    begun = time.monotonic()
+    try:
+        text = chatting.apply_chat_template(
+            [{"role": "user", "content": "x"}], chat_template=HOSTILE[what], tokenize=False
+        )
+        assert what in ("a function's globals", "format") and text == ""  # what is forbidden there is undefined
+    except ValueError as error:
+        assert str(error).startswith("chat template")
+    assert time.monotonic() - begun < 10
+
+
+def test_without_the_packages(chatting: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("jinja2", "sentencepiece", "sacremoses"):
+        monkeypatch.setitem(sys.modules, module, None)
+    chat._compile.cache_clear()
+    chat._environment.cache_clear()
+    with pytest.raises(ImportError, match=r'jinja2 package, 3.1.6 or later: pip install "qkv\[text\]"'):
+        chatting.apply_chat_template([{"role": "user", "content": "x"}], chat_template="x")
+    with pytest.raises(ImportError, match=r'sentencepiece package: pip install "qkv\[text\]"'):
+        open_case("marian")
+    with pytest.raises(ImportError, match="pip install sacremoses"):
+        open_case("transfo_xl")
+    assert open_case("t5").rows(["x"])  # needs neither
