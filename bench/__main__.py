@@ -10,14 +10,14 @@ from pathlib import Path
 
 from qkv.bench import Case, Measurement, Sides, Suite, run
 
-from . import bert, footprint, startup, threads
+from . import bert, checkpoints, footprint, generate, generation_memory, startup, threads
 from .peers import PEERS
 
 OPS = (
     *("gemm", "gemm_quantized", "quantize", "softmax", "norm", "activation", "embedding", "rotary"),
     *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
 )
-LONG = ("attention_grid",)  # not among `all`
+LONG = ("attention_grid", "generate", "generation_memory")  # not among `all`
 SUBJECTS = ("limits", *OPS, "footprint", "threads", "import")
 
 
@@ -29,6 +29,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--peers", default="numpy", help=f"of {','.join(PEERS)}, separated by commas (default numpy)")
     parser.add_argument("--python", metavar="PATH", help="interpreter of the peers other than numpy (default this one)")
     parser.add_argument("--model", metavar="FOLDER", help="bert: this folder instead of random weights")
+    parser.add_argument("--tiny", action="store_true", help="generate, generation_memory: tiny models, to try them")
     parser.add_argument("--only", metavar="TEXT", help="cases whose name contains it")
     parser.add_argument("--plot", metavar="FOLDER", help="write a picture for each suite there")
     run.add_options(parser)
@@ -44,11 +45,18 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def chosen(arguments: argparse.Namespace) -> list[tuple[Suite, list[Case]]]:
     plan = []
     for subject in arguments.subjects:
-        if subject not in (*OPS, *LONG):
+        if subject not in (*OPS, "attention_grid", "generate"):
             continue
         for suite in importlib.import_module(f"{__package__}.{subject}").SUITES.values():
-            cases = bert.cases(arguments.model) if subject == "bert" else suite.cases()
-            plan.append((suite, [case for case in cases if not arguments.only or arguments.only in case.name]))
+            if subject == "bert":
+                cases = bert.cases(arguments.model)
+            elif subject == "generate" and arguments.tiny:
+                cases = generate.tiny_cases(suite.name)
+            else:
+                cases = suite.cases()
+            cases = [case for case in cases if not arguments.only or arguments.only in case.name]
+            if cases:
+                plan.append((suite, cases))
     return plan
 
 
@@ -63,12 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plan = chosen(parsed)
         if plan:
             root = str(Path(__file__).resolve().parents[1])
-            with Sides(names, pythons=pythons, paths=[root], threads=parsed.threads) as sides:
+            with checkpoints.shared(), Sides(names, pythons=pythons, paths=[root], threads=parsed.threads) as sides:
                 results = run.run_suites(plan, sides, first, rounds=parsed.rounds, seconds=parsed.seconds)
         imports = startup.report(names, pythons, parsed.rounds) if "import" in parsed.subjects else None
         costs = footprint.report(parsed.threads) if "footprint" in parsed.subjects else None
         scaling = threads.report(names, pythons, parsed.rounds) if "threads" in parsed.subjects else None
         more = {"footprint": costs, "import": imports, "threads": scaling}
+        if "generation_memory" in parsed.subjects:
+            more["generation_memory"] = generation_memory.report(parsed.threads, tiny=parsed.tiny)
         limits = run.finish(parsed, first, results, {name: x for name, x in more.items() if x})
         if parsed.plot:
             from .plots import plot

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 Array = Any
 Call = Callable[[], Any]
 
-PEERS = ("numpy", "torch", "onnxruntime", "openvino", "ctranslate2")
+PEERS = ("numpy", "torch", "onnxruntime", "openvino", "ctranslate2", "llama_cpp")
+
+
+def thread_count() -> int:
+    """For libraries that must be told, or would take fewer: --threads, else the CPUs that this process may use."""
+    return int(os.environ.get("QKV_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def tensors(*arrays: Array) -> list[Any]:

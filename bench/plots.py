@@ -17,12 +17,12 @@ def sides_of(cases: Sequence[Measurement]) -> list[str]:
 
 
 def rates(cases: Sequence[Measurement], side: str) -> list[float]:
-    return [m.rate(side) / 1e9 if side in m.rounds else NAN for m in cases]
+    return [m.speed(side) if side in m.rounds else NAN for m in cases]
 
 
 def bounds(cases: Sequence[Measurement], limits: Limits) -> list[float]:
     """Not drawn where nothing measured bounds the case."""
-    return [(getattr(limits, m.case.limit) if m.case.limit else 0) / 1e9 or NAN for m in cases]
+    return [m.case.amount / (m.case.least_seconds(limits) or NAN) for m in cases]
 
 
 def over_cases(axes: Any, cases: Sequence[Measurement], limits: Limits) -> None:
@@ -88,7 +88,7 @@ def plot(results: Sequence[Measurement], limits: Limits, folder: Path) -> list[P
         pyplot.close(figure)
 
     for suite, group in groupby(results, key=lambda m: m.suite):
-        cases = [m for m in group if m.case.work and m.rounds]
+        cases = [m for m in group if m.case.unit and m.rounds]
         units = list(dict.fromkeys(m.case.unit for m in cases))
         for unit in units:  # operations and bytes do not share an axis
             part = [m for m in cases if m.case.unit == unit]

@@ -8,7 +8,19 @@ import naive
 import numpy as np
 import pytest
 import qkv
-from checks import BFLOAT16, DTYPES, FLOAT16, FLOAT32, assert_close, each_isa, normal, oracle, same_bits, strided
+from checks import (
+    BFLOAT16,
+    DTYPES,
+    FLOAT16,
+    FLOAT32,
+    assert_close,
+    each_isa,
+    normal,
+    oracle,
+    same_bits,
+    strided,
+    use_isa,
+)
 
 INT8 = np.dtype(np.int8)
 CACHES = {**DTYPES, "int8": INT8}
@@ -199,6 +211,34 @@ def test_blocks_that_follow_one_another_are_read_in_place(precision: str, rng: n
                 given = {"causal": True, "precision": precision}
                 out = qkv.attention_paged(q[:n], *caches, table[None], [T], cu_seqlens_q=starts, **given)
                 assert same_bits(out, qkv.attention_varlen(q[:n], k, v, starts, [0, T], **given)), n
+
+
+@pytest.mark.skipif("avx512_bf16" not in qkv.isas(), reason="no products of bfloat16 here")
+@pytest.mark.parametrize("width", [1, 7, 16, 33, 64, 80])
+def test_where_products_are_of_bfloat16_caches_may_be(width: int, rng: np.random.Generator) -> None:
+    """Keys and values that were rounded when they were stored: the same bits as rounded at every look."""
+    lengths, queries, kv_heads = [333, 16, 5], [1, 3, 5], 2
+    total = sum(lengths)
+    tables = np.arange(63).reshape(3, 21)[:, ::-1]
+    token = [np.arange(n) for n in lengths]
+    slots = np.concatenate([table[t // 16] * 16 + t % 16 for table, t in zip(tables, token, strict=True)])
+    k, v = (3 * normal(rng, (total, kv_heads, width)) for _ in range(2))
+    k[7], k[8], v[9], v[10] = 1e-39, 3.3e38, np.inf, 1e-39
+    q, starts = normal(rng, (sum(queries), 4, width)), starts_of(queries)
+    with use_isa("avx512_bf16"):
+        for options in (
+            {},
+            {"window": (37, 0)},
+            {"softcap": 5.0, "scale": 0.3},
+            {"sinks": normal(rng, (4,)), "alibi_slopes": qkv.alibi_slopes(4).astype(np.float32)},
+        ):
+            seen = []
+            for dtype in (FLOAT32, BFLOAT16):
+                caches = [np.zeros((63, 16, kv_heads, width), dtype) for _ in range(2)]
+                qkv.paged_write(k, v, *caches, slots)
+                given: Any = {"cu_seqlens_q": starts, "causal": True, "precision": "bf16", **options}
+                seen.append(qkv.attention_paged(q, *caches, tables, np.array(lengths), **given))
+            assert same_bits(*seen), sorted(options)
 
 
 def test_batch_and_threads_do_not_matter(rng: np.random.Generator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,63 @@ def test_sides_that_fail_are_reported_and_the_rest_goes_on(tmp_path: Path, monke
     assert set(again.rounds) == {"good"}
 
 
+TOKENS_SOURCE = """
+import numpy as np
+from qkv.bench import Case, Suite
+
+IDS = np.arange(8).reshape(2, 4)
+
+def cases():
+    return [Case("exact", {}, tokens=8, tolerance=0.0), Case("rough", {}, tokens=8, tolerance=1.0)]
+
+def inputs():
+    return {}
+
+def same():
+    return lambda: IDS
+
+def strays():
+    other = IDS.copy()
+    other[1, 1] = 9  # what follows does not count any more
+    return lambda: other
+
+def short():
+    return lambda: IDS[:, :3]
+
+SUITES = {"ids": Suite("ids", __name__, cases, inputs, {"first": same, "same": same, "strays": strays, "short": short})}
+"""
+
+
+def test_tokens_of_the_sides_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token_sides.py").write_text(TOKENS_SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    suite: Suite = importlib.import_module("token_sides").SUITES["ids"]
+    with Sides(["first", "same", "strays", "short"], paths=[str(tmp_path)]) as sides:
+        exact, rough = (measure(suite, case, sides, rounds=1, seconds=1e-3) for case in suite.cases())
+    for m in (exact, rough):
+        assert set(m.rounds) == {"first", "same", "strays"}
+        assert m.errors == {"short": "makes [3, 3] tokens, not [4, 4] as first"}
+        assert m.as_dict(LIMITS, "first")["agreement"] == {"same": 1.0, "strays": 5 / 8}
+    told = [line for line in report.row(exact, ["first", "same", "strays", "short"], LIMITS) if "strays" in line]
+    assert told == ["    strays: 62% of its tokens come before the first in a row that is not first's"]
+    assert not any("strays" in note for note in rough.notes())
+
+
+def test_speeds_in_tokens_and_phases() -> None:
+    """Prompt: 2e8 operations at 1e11, 1e7 bytes at 1e10 (2 ms). Tokens: 4e8 bytes at 1e10, 1e9 operations (40 ms)."""
+    phases = ({"fma": 2e8, "read": 1e7}, {"fma": 1e9, "read": 4e8})
+    m = Measurement("generate", Case("x", {}, tokens=64, phases=phases))
+    m.rounds = {"qkv": [(0.084, 0.1)]}
+    assert m.case.least_seconds(LIMITS) == pytest.approx(0.042)
+    assert m.share("qkv", LIMITS) == pytest.approx(0.5)
+    assert m.speed("qkv") == pytest.approx(64 / 0.084)
+    (line,) = report.row(m, ["qkv"], LIMITS)
+    assert line.split() == ["x", "84", "ms", "761.9", "tok/s", "50%"]
+    assert m.as_dict(LIMITS)["sides"]["qkv"]["tokens_per_s"] == pytest.approx(64 / 0.084)
+    unknown = Case("y", {}, tokens=1, phases=({"bf16_dot": 1.0},))  # not measured on this machine
+    assert unknown.least_seconds(LIMITS) is None
+
+
 def test_workers_do_not_stay_behind() -> None:
     with Sides(["numpy"]) as sides:
         measure(suites.SUITES["softmax"], TINY["softmax"], sides, rounds=1, seconds=1e-3)
@@ -262,6 +320,83 @@ def test_bench_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert "import, beyond numpy" in capsys.readouterr().out
 
 
+SIZES = {  # parameters as published, and the tables and vectors among them that are not multiplied with
+    "gpt2": (124_439_808, 1024 * 768 + 12 * (3 + 1 + 4 + 1 + 4) * 768 + 2 * 768),
+    "t5": (60_506_624, 2 * 32 * 8 + (6 * 2 + 1 + 6 * 3 + 1) * 512),
+    "smollm2": (134_515_008, (2 * 30 + 1) * 576),
+}
+
+
+@pytest.mark.parametrize("name", list(SIZES))
+def test_sizes_of_the_models_that_generate(name: str) -> None:
+    size = bench_module("bench.checkpoints").size(name)
+    total, rest = SIZES[name]
+    assert size.source + size.step + size.head == total - rest
+
+
+def test_generate_counts_what_bounds_it() -> None:
+    generate = bench_module("bench.generate")
+    cases = {case.name: case for suite in generate.SUITES.values() for case in suite.cases()}
+    for case in cases.values():
+        assert json.loads(json.dumps(case.params)) == case.params
+        assert {name for phase in case.phases for name in phase} <= set(Limits.UNITS)
+    assert cases["GPT-2 decode bfloat16"].tokens == 64
+    assert cases["GPT-2 prefill int8"].tokens == 512
+    assert cases["Marian beam 4 float32"].tokens == 8 * 32
+    prompt, rest = cases["GPT-2 decode float32"].phases
+    products = 124_439_808 - SIZES["gpt2"][1]  # the head's among them
+    assert rest["fma"] == 63 * 2 * products + sum(4 * 12 * 768 * keys for keys in range(33, 96))
+    assert prompt["fma"] == 2 * (32 * (products - 50257 * 768) + 50257 * 768) + 4 * 12 * 768 * 32 * 33 / 2
+    if products * 4 > 2 * machine.last_cache():
+        assert prompt["read"] == 4 * products and rest["read"] == 63 * 4 * products
+    else:
+        assert "read" not in prompt and "read" not in rest
+
+
+def test_generate_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    main = bench_module("bench.__main__")
+    monkeypatch.setattr(run, "measure_limits", lambda **_: LIMITS)
+    path = tmp_path / "result.json"
+    options = ["--rounds", "1", "--seconds", "0.001", "--json", str(path)]
+    assert main.main(["generate", "--tiny", "--peers", "", *options]) == 0
+    results = json.loads(path.read_text())["results"]
+    assert {m["suite"] for m in results} == {"generate_gpt2", "generate_marian", "generate_t5"}
+    for m in results:
+        assert not m["errors"] and m["unit"] == "tok/s" and m["sides"]["qkv"]["tokens_per_s"] > 0
+    kinds = {m["case"].rpartition(" ")[0] for m in results}
+    decoders = {"GPT-2 decode", "GPT-2 prefill"}
+    assert kinds == decoders | {f"{name} beam {beams}" for name in ("Marian", "T5") for beams in (1, 4)}
+
+
+def test_generate_makes_as_many_tokens_as_asked() -> None:
+    """eos, to which random weights come sooner or later, is never among them."""
+    generate, checkpoints = (bench_module(f"bench.{name}") for name in ("generate", "checkpoints"))
+    with checkpoints.shared():
+        for model, lengths in (("gpt2-tiny", [4]), ("marian-tiny", [3, 9]), ("t5-tiny", [3, 9])):
+            inputs = generate.inputs(model, "float32", lengths, 60, 1)
+            made = generate.qkv_side(**inputs)()
+            config = checkpoints.CONFIGS[model]
+            assert made.shape == (len(lengths), 60)
+            assert not (made == config["eos_token_id"]).any()
+            assert len(np.unique(made)) > 5  # weights that say something, or the comparison would not
+    assert checkpoints.PLACE not in os.environ
+
+
+def test_generation_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench_module("bench.generation_memory").report(tiny=True)
+    assert set(found) == {"gpt2-tiny", "marian-tiny"}
+    times = ("first", "again")
+    assert set(found["marian-tiny"]) == {f"10 batches, {time}" for time in times}
+    assert set(found["gpt2-tiny"]) == {f"{what}, {time}" for what in ("100 tokens", "10 batches") for time in times}
+    for model in found.values():
+        for name, one in model.items():
+            start, *between, end = one["resident_bytes"]
+            assert len(between) == 9
+            if name.endswith("again"):
+                assert end - start < 1 << 20
+    assert "gpt2-tiny, 10 batches, again" in capsys.readouterr().out
+
+
 def test_footprint(capsys: pytest.CaptureFixture[str]) -> None:
     found = bench_module("bench.footprint").report(calls=3, types=("int4",))["int4"]
     assert 0.5 * found["packed_bytes"] < found["peak_bytes"] < found["file_bytes"] / 2  # never the whole file at once
@@ -283,8 +418,10 @@ def test_threads_of_a_side() -> None:
 
 def test_pictures(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="needs matplotlib: CI runs it beside the wheel")
-    cases = bench_module("bench.gemm").cases()
-    results = [Measurement("gemm", case, {"qkv": [(1e-3, 1e-3)]}) for case in cases]
+    suites = {"gemm": bench_module("bench.gemm"), "generate_t5": bench_module("bench.generate").SUITES["generate_t5"]}
+    results = [
+        Measurement(name, case, {"qkv": [(1e-3, 1e-3)]}) for name, suite in suites.items() for case in suite.cases()
+    ]
     written = bench_module("bench.plots").plot(results, LIMITS, tmp_path)
-    assert {"gemm", "gemm_over_m", "gemm_roofline", "gemm_bytes"} == {path.stem for path in written}
+    assert {"gemm", "gemm_over_m", "gemm_roofline", "gemm_bytes", "generate_t5"} == {path.stem for path in written}
     assert all(path.stat().st_size > 5000 for path in written)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -101,6 +102,26 @@ def test_many_threads_with_one_model() -> None:
     assert not wrong
 
 
+def test_no_reference_is_counted_without_the_gil() -> None:
+    """Counts that several threads change at once do not come back to what they were."""
+    tables, lengths = np.arange(64 * 40, dtype=np.int32).reshape(64, 40) % 50, np.full(64, 640)
+    q, (k, v) = np.ones((64, 1, 1), np.float32), np.ones((2, 50, 16, 1, 1), np.float32)
+
+    def work() -> None:
+        for _ in range(200):
+            qkv.attention_paged(q, k, v, tables, lengths)
+
+    work()
+    before = sys.getrefcount(tables.dtype)
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = sys.getrefcount(tables.dtype)
+    assert after == before
+
+
 def test_as_many_tokens_as_rows_but_not_one_each() -> None:
     model = qkv.load(GOLDEN / "llama_lm")
     seen = []
@@ -112,6 +133,59 @@ def test_as_many_tokens_as_rows_but_not_one_each() -> None:
         seen.append([model.extend(cache, rows, piece, captured=captured).copy() for piece in pieces])
     for one, other in zip(*seen, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_between_steps_sequences_may_change() -> None:
+    """They are as long as in the step before, in other blocks."""
+    model = qkv.load(GOLDEN / "llama_lm")
+    captured, cache = CapturedStack(model.stack), model.new_cache()
+    a, b = cache.sequence(), cache.sequence()
+    prompts = [list(range(4, 20)), list(range(5, 19))]
+    model.extend(cache, [a, b], prompts)
+    for token in (7, 8, 9):
+        model.extend(cache, [a], [[token]], captured=captured)
+    for _ in range(2):
+        cache.truncate(a, 16)
+        model.extend(cache, [b], [[3] * 20])  # takes the block that a gave back
+        kept = model.extend(cache, [b], [[2]]).copy()
+        cache.truncate(b, len(b) - 1)
+        model.extend(cache, [a], [[7, 8, 9]])
+        ours = model.extend(cache, [a], [[11]], captured=captured).copy()
+        cache.truncate(a, 19)
+        np.testing.assert_array_equal(ours, model.extend(cache, [a], [[11]]))
+        cache.truncate(a, 19)
+        np.testing.assert_array_equal(kept, model.extend(cache, [b], [[2]]))  # no one wrote there
+        cache.truncate(b, 14)
+
+
+def test_a_step_that_failed_is_not_gone_on_from() -> None:
+    model = qkv.load(GOLDEN / "gpt2_lm")
+    captured, cache = CapturedStack(model.stack), model.new_cache()
+    for stored in cache.k + cache.v:
+        stored[...] = 0  # what the step that fails does not fill
+    row = cache.sequence()
+    model.extend(cache, [row], [PROMPTS[0]])
+    model.extend(cache, [row], [[4]], captured=captured)
+    with pytest.raises(ValueError, match="invalid literal"):
+        model.extend(cache, [row], [["x"]], captured=captured)  # type: ignore[list-item]
+    for token in (5, 6):
+        ours = model.extend(cache, [row], [[token]], captured=captured).copy()
+        twin = cache.fork(row, len(row) - 1)
+        np.testing.assert_array_equal(ours, model.extend(cache, [twin], [[token]]))
+        cache.free(twin)
+
+
+@pytest.mark.parametrize("folder", ["t5_lm", "marian_lm", "mbart_lm"])
+def test_keys_of_a_memory_are_made_once(folder: str) -> None:
+    rows = rows_of(qkv.load(GOLDEN / folder), captured=True)
+    rows.start([[2], [3], [4]])
+    calls = []
+    for parents in ([0, 1, 2], [0, 1]):
+        rows.select(parents)
+        rows.step([5] * len(parents))
+        assert rows.captured.last is not None
+        calls.append(len(rows.captured.last.recording))
+    assert calls[0] == calls[1]
 
 
 def test_what_a_caller_wants_to_see_is_not_replayed() -> None:
@@ -128,18 +202,20 @@ def test_memory_is_used_as_it_was_and_by_no_one_else(rng: np.random.Generator) -
     """Buffers of intermediate results are used again inside a recording, and never outside of it while it lives."""
     w = qkv.pack_weight(rng.standard_normal((48, 48)).astype(np.float32))
     x = rng.standard_normal((5, 48)).astype(np.float32)
-    recording = _cpu.Recording()
-    recording.start()
-    y, places = x, set()
-    for _ in range(6):
-        y = qkv.linear(qkv.rms_norm(y), w, activation="gelu")
-        places.add(y.ctypes.data)
-    recording.stop()
+    places = set()
+
+    def work() -> np.ndarray:
+        y = x
+        for _ in range(6):
+            y = qkv.linear(qkv.rms_norm(y), w, activation="gelu")
+            places.add(y.ctypes.data)
+        return y
+
+    result, recording = _cpu.record(work)
     assert recording.complete and len(recording) == 12 and len(places) < 6
-    result = y
     for seed in range(3):
         x[...] = np.random.default_rng(seed).standard_normal(x.shape)
-        others = [np.full_like(y, np.nan) for _ in range(3)] + [qkv.relu(np.full_like(y, np.nan)) for _ in range(20)]
+        others = [qkv.relu(np.full_like(x, np.nan)) for _ in range(20)]
         recording.replay()
         expected = x
         for _ in range(6):
@@ -148,9 +224,33 @@ def test_memory_is_used_as_it_was_and_by_no_one_else(rng: np.random.Generator) -
         assert all(np.isnan(other).all() for other in others)
     del recording
     kept = result.copy()
-    others = [qkv.relu(np.full_like(y, np.nan)) for _ in range(20)]
+    others = [qkv.relu(np.full_like(x, np.nan)) for _ in range(20)]
     np.testing.assert_array_equal(result, kept)  # what outlives the recording is still its owner's
     assert all(np.isnan(other).all() for other in others)
+
+
+def test_parameters_that_were_converted_are_kept(rng: np.random.Generator) -> None:
+    """Vectors of 16 bits become floats at the call: theirs, and a bias table's, live as long as the recording."""
+    x, w = (rng.standard_normal((8, 8)).astype(np.float16) for _ in range(2))
+    vector = rng.standard_normal(8).astype(np.float16)
+    caches = np.zeros((2, 1, 16, 2, 4), np.float16)
+    options = {"cu_seqlens_q": np.arange(9), "sinks": vector[:2], "alibi_slopes": vector[2:4]}
+    tables, lengths = np.zeros((8, 1), np.int32), np.full(8, 3)
+
+    def work() -> np.ndarray:
+        y = qkv.layer_norm(qkv.linear(x, w, vector), vector, vector)
+        y = qkv.attention_paged(y.reshape(8, 2, 4), *caches, tables, lengths, **options)
+        return qkv.rms_norm(y.reshape(8, 8), vector)
+
+    result, recording = _cpu.record(work)
+    others = [np.full(8, np.nan, np.float32) for _ in range(100)]
+    assert recording.complete and len(recording) == 4 and len(others) == 100
+    for seed in range(2):
+        x[...] = np.random.default_rng(seed).standard_normal(x.shape)
+        caches[...] = np.random.default_rng(seed + 9).standard_normal(caches.shape)
+        lengths[...] = 5 + seed
+        recording.replay()
+        np.testing.assert_array_equal(result, work())
 
 
 def test_arenas_give_their_memory_back() -> None:
@@ -158,10 +258,8 @@ def test_arenas_give_their_memory_back() -> None:
     qkv.trim()
 
     def used() -> int:
-        recording = _cpu.Recording()
-        recording.start()
-        keep = [qkv.relu(x) for _ in range(4)]
-        recording.stop()
+        keep, recording = _cpu.record(lambda: [qkv.relu(x) for _ in range(4)])
+        assert len(recording) == 4
         del recording  # before what was made in it
         del keep
         cached: int = _cpu.buffer_stats()["cached_bytes"]
@@ -176,7 +274,11 @@ def test_what_cannot_be_replayed_is_known() -> None:
     x = np.ones((2, 3, 4, 8), np.float32)
     ids = np.zeros(3, np.int64)
     w = np.eye(8, dtype=np.float32), np.eye(8, dtype=np.float32), np.ones(8, np.float32)
+    misaligned = np.zeros(33, np.uint8)[1:].view(np.float32)
     calls = [
+        lambda: qkv.relu(np.ones(8)),  # float64: NumPy's work
+        lambda: qkv.linear(x[0, 0], np.ones((8, 8))),
+        lambda: qkv.relu(misaligned),  # of a copy
         lambda: qkv.softmax(x),
         lambda: qkv.attention(x, x, x),
         lambda: qkv.attention_varlen(x[0], x[0], x[0], [0, 3], [0, 3]),
@@ -188,46 +290,16 @@ def test_what_cannot_be_replayed_is_known() -> None:
         ),
     ]
     for call in calls:
-        recording = _cpu.Recording()
-        recording.start()
-        try:
-            call()
-        finally:
-            recording.stop()
-        assert not recording.complete
+        assert not _cpu.record(call)[1].complete
 
 
 def test_recordings_used_wrongly() -> None:
-    one, other = _cpu.Recording(), _cpu.Recording()
-    one.start()
-    with pytest.raises(RuntimeError, match="records already"):
-        other.start()
-    with pytest.raises(RuntimeError, match="this thread records"):
-        other.replay()
-    with pytest.raises(RuntimeError, match="does not make this recording"):
-        other.stop()
-    failed: list[Exception] = []
-
-    def elsewhere() -> None:
-        try:
-            one.stop()
-        except RuntimeError as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert len(failed) == 1
-    one.stop()
-    with pytest.raises(RuntimeError, match="made already"):
-        one.start()
-    del other
     x = np.ones(4, np.float32)
-    abandoned = _cpu.Recording()
-    abandoned.start()
-    del abandoned  # as an exception in the middle would
-    third = _cpu.Recording()
-    third.start()
-    qkv.relu(x)
-    third.stop()
-    assert len(third) == 1
+    _, recording = _cpu.record(lambda: qkv.relu(x))
+    with pytest.raises(RuntimeError, match="records already"):
+        _cpu.record(lambda: _cpu.record(lambda: None))
+    with pytest.raises(RuntimeError, match="this thread records"):
+        _cpu.record(recording.replay)
+    with pytest.raises(ZeroDivisionError):
+        _cpu.record(lambda: qkv.relu(x) / (1 // 0))
+    assert len(_cpu.record(lambda: qkv.relu(x))[1]) == 1  # none of them is still open

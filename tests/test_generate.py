@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import math
 import shutil
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -319,6 +321,27 @@ def test_an_encoder_runs_once_and_beams_share_its_keys(monkeypatch: pytest.Monke
     monkeypatch.setattr(cross, "kv", counted("keys", kv))
     model.generate(*padded(texts("bart_scaled", (7, 3, 5))), num_beams=4, max_new_tokens=6, **NEVER)
     assert calls == {"encoder": 1, "keys": 7 + 3 + 5}
+
+
+@pytest.mark.parametrize("search", ["greedy", "beams"])
+def test_an_encoders_result_dies_with_the_call(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not when the garbage collector comes by."""
+    model = load("bart_scaled")
+    made = []
+    of_texts = model.memory
+
+    def memory(*arguments: Any, **options: Any) -> Any:
+        result = of_texts(*arguments, **options)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(model, "memory", memory)
+    gc.disable()
+    try:
+        model.generate(*padded(texts("bart_scaled", (7, 3))), max_new_tokens=6, **SEARCHES[search], **NEVER)
+        assert [reference() for reference in made] == [None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("folder", ["bart_scaled", "t5_v1_1"])

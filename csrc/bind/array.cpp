@@ -50,8 +50,12 @@ Array read(const char* op, const char* name, py::handle object, bool int8) {
               py::str(type).cast<std::string>());
   if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>'))
     fail_type(x.where + " must be in native byte order, got " + py::str(type).cast<std::string>());
-  if (!(x.owner.flags() & kAligned)) x.owner = py::reinterpret_steal<py::array>(x.owner.attr("copy")().release());
+  if (!(x.owner.flags() & kAligned)) {
+    unrecorded();
+    x.owner = py::reinterpret_steal<py::array>(x.owner.attr("copy")().release());
+  }
   x.is_double = kind == 3;
+  if (x.is_double) unrecorded();  // NumPy's work
   x.is_int8 = kind == 4;
   x.dtype = kind == 1 ? DType::f16 : kind == 2 ? DType::bf16 : DType::f32;
   x.data = static_cast<char*>(const_cast<void*>(x.owner.data()));

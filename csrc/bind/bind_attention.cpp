@@ -314,7 +314,7 @@ std::vector<int64_t> read_per_sequence(const char* op, const char* name, py::han
   return x;
 }
 
-// block_tables (B, N), any integers. Only entries that are needed are ever looked at.
+// block_tables (B, N), any integers. Only entries that are needed are ever looked at, without the GIL.
 class BlockTables {
  public:
   BlockTables() = default;
@@ -334,12 +334,17 @@ class BlockTables {
       table_ = py::array_t<int64_t, py::array::forcecast>::ensure(table_);
       if (!table_) throw std::bad_alloc();
     }
+    data_ = static_cast<const char*>(table_.data());
+    width_ = table_.shape(1);
+    row_ = table_.strides(0);
+    step_ = table_.strides(1);
+    item_ = table_.itemsize();
     is_signed_ = table_.dtype().kind() == 'i';
   }
-  int64_t width() const { return table_.shape(1); }
+  int64_t width() const { return width_; }
   int64_t at(int64_t b, int64_t i) const {
-    const char* p = static_cast<const char*>(table_.data()) + b * table_.strides(0) + i * table_.strides(1);
-    switch (table_.itemsize()) {
+    const char* p = data_ + b * row_ + i * step_;
+    switch (item_) {
       case 1:
         return is_signed_ ? read<int8_t>(p) : read<uint8_t>(p);
       case 2:
@@ -359,6 +364,9 @@ class BlockTables {
     return x;
   }
   py::array table_ = no_array();
+  const char* data_ = nullptr;
+  int64_t width_ = 0, row_ = 0, step_ = 0;  // strides in bytes
+  py::ssize_t item_ = 0;
   bool is_signed_ = false;
 };
 

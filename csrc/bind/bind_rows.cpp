@@ -112,6 +112,11 @@ bool dense(const Array& x) {
   return true;
 }
 
+void run(ActivationArgs a) {
+  a.threads = num_threads();
+  kernels().activation(a);
+}
+
 // Element by element: a dense x is one long row, and the result has its memory order, as NumPy's have.
 py::object activation(const char* op, py::handle x_in, Activation a) {
   const Array x = read_array(op, "x", x_in);
@@ -121,16 +126,14 @@ py::object activation(const char* op, py::handle x_in, Activation a) {
     const auto flat = [&](const void* data) {
       return Rows{static_cast<char*>(const_cast<void*>(data)), x.dtype, x.size(), 1, 1, 0, {}, {}};
     };
-    const ActivationArgs args{a, flat(x.data), flat(out.data()), past_caches(out), num_threads()};
-    launch([args] { kernels().activation(args); });
+    launch([args = ActivationArgs{a, flat(x.data), flat(out.data()), past_caches(out), 0}] { run(args); });
     return std::move(out);
   }
   py::array out = new_array(op, x.owner.dtype(), x.shape);
   if (out.size() == 0) return std::move(out);
   const Array y = view_of(out, x.dtype);
   const auto rows = rows_along(x.rank() - 1, {&x, &y});
-  const ActivationArgs args{a, rows[0], rows[1], past_caches(out), num_threads()};
-  launch([args] { kernels().activation(args); });
+  launch([args = ActivationArgs{a, rows[0], rows[1], past_caches(out), 0}] { run(args); });
   return std::move(out);
 }
 

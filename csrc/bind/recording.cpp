@@ -1,5 +1,6 @@
 #include "bind/recording.h"
 
+#include <memory>
 #include <stdexcept>
 
 #include "bind/array.h"
@@ -8,33 +9,36 @@
 namespace qkv {
 
 namespace {
+
 thread_local Recording* t_recording = nullptr;
+
+py::tuple record(const py::function& work) {
+  auto made = std::make_unique<Recording>();
+  py::object result;
+  {
+    const Recording::Open open(made.get());
+    result = work();
+  }
+  return py::make_tuple(result, std::move(made));
 }
+
+}  // namespace
 
 Recording* current_recording() { return t_recording; }
 
-Recording::~Recording() {
-  if (t_recording == this) stop();
+Recording::Open::Open(Recording* r) {
+  if (t_recording) throw std::logic_error("record: this thread records already");
+  t_recording = r;
+  r->arena_.open();
 }
 
-void Recording::start() {
-  if (t_recording || used_) throw std::logic_error(used_ ? "this recording was made already" : "this thread records already");
-  used_ = true;
-  t_recording = this;
-  arena_.open();
-}
-
-void Recording::stop() {
-  if (t_recording != this) throw std::logic_error("this thread does not make this recording");
+Recording::Open::~Open() {
+  t_recording->arena_.close();
   t_recording = nullptr;
-  arena_.close();
 }
 
 void bind_recording(py::module_& m) {
   py::class_<Recording>(m, "Recording")
-      .def(py::init<>())
-      .def("start", &Recording::start)
-      .def("stop", &Recording::stop)
       .def("replay",
            [](const Recording& r) {
              if (current_recording()) throw std::logic_error("replay: this thread records");
@@ -43,6 +47,7 @@ void bind_recording(py::module_& m) {
            })
       .def_property_readonly("complete", &Recording::complete)
       .def("__len__", &Recording::size);
+  m.def("record", record, py::arg("work"));
 }
 
 }  // namespace qkv

@@ -2,7 +2,9 @@
 //
 // While a thread records, each of its kernel calls is made and noted, with its arguments. They are made again over the same
 // memory: whoever records keeps the arrays alive that the calls read and write, and changes what is in them between two replays.
-// What a call allocates meanwhile comes from an arena (core/buffer.h) that lives as long as the recording.
+// Of integers, slots, kv_lengths and block tables are read again (LiveInts in array.h); all other arguments stay what they were.
+// What NumPy does meanwhile is not seen. What a call allocates comes from an arena (core/buffer.h) that lives as long as the
+// recording.
 #pragma once
 #include <functional>
 #include <utility>
@@ -16,12 +18,18 @@ namespace qkv {
 class Recording {
  public:
   Recording() = default;
-  ~Recording();
   Recording(const Recording&) = delete;
   Recording& operator=(const Recording&) = delete;
 
-  void start();  // throws std::logic_error if the thread records already, or this one is used
-  void stop();
+  // While there is one, its thread records.
+  class Open {
+   public:
+    explicit Open(Recording* r);  // throws std::logic_error if the thread records already
+    ~Open();
+    Open(const Open&) = delete;
+    Open& operator=(const Open&) = delete;
+  };
+
   void note(std::function<void()> call) { calls_.push_back(std::move(call)); }
   void spoil() { complete_ = false; }
   // Whether all kernel calls could be noted.
@@ -34,13 +42,14 @@ class Recording {
  private:
   std::vector<std::function<void()>> calls_;
   Arena arena_;
-  bool complete_ = true, used_ = false;
+  bool complete_ = true;
 };
 
 // Of this thread, or nullptr.
 Recording* current_recording();
 
-// Makes a kernel call without the GIL, and notes it where the thread records. What the call holds must live as long as it does.
+// Makes a kernel call without the GIL, and notes it where the thread records. What the call holds must live as long as it does;
+// Python objects that it holds to keep memory it must not touch: even py::array::itemsize() counts references.
 template <class Call>
 void launch(const Call& call) {
   if (Recording* r = current_recording()) r->note(call);

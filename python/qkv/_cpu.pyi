@@ -1,11 +1,13 @@
 """Types of the extension module. Its functions are documented in qkv.ops; tests/test_package.py keeps the stub true."""
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 _Array: TypeAlias = npt.NDArray[Any]
+_T = TypeVar("_T")
 
 compiler: str
 
@@ -151,11 +153,12 @@ def additive_attention(
 def from_dlpack(capsule: object) -> _Array: ...
 def to_dlpack(array: _Array) -> object: ...
 
-# Kernel calls of a thread between start and stop, to be made again over the same memory; see csrc/bind/recording.h.
+# Kernel calls, to be made again over the same memory; see csrc/bind/recording.h.
 class Recording:
     @property
     def complete(self) -> bool: ...
     def __len__(self) -> int: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
     def replay(self) -> None: ...
+
+# The result of work(), and the kernel calls that this thread made in it.
+def record(work: Callable[[], _T]) -> tuple[_T, Recording]: ...

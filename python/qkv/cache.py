@@ -70,11 +70,14 @@ class Step:
     def __init__(self, cache: PagedCache, slots: Ints, tables: Array, lengths: Ints, cu_seqlens_q: Ints) -> None:
         self.cache, self.slots, self.tables, self.lengths = cache, slots, tables, lengths
         self.cu_seqlens_q = cu_seqlens_q
+        self.truncations = cache.truncations
 
     def advance(self, sequences: Sequence_[CachedSequence]) -> bool:
         """The same step for one more token of each of its sequences, in place, as long as they have room in blocks of
         their own; else nothing is changed, and False."""
         c = self.cache
+        if c.truncations != self.truncations:  # a sequence may be as long as it was, in other blocks
+            return False
         for s, length in zip(sequences, self.lengths.tolist(), strict=True):
             if s._cache is not c or s._length != length or s.frozen or not length % c.block_size:
                 return False
@@ -144,6 +147,7 @@ class PagedCache:
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"PagedCache: max_tokens must not be negative, got {max_tokens}")
         self.block_size, self.dtype, self.version = block_size, dtype, 0
+        self.truncations = 0  # so far
         self.max_blocks = None if max_tokens is None else -(-max_tokens // block_size)
         blocks = -(-max(initial_tokens, 0) // block_size)
         if self.max_blocks is not None:
@@ -283,6 +287,7 @@ class PagedCache:
         self._release(sequence._blocks[keep : sequence._count].tolist())
         sequence._count, sequence._length = keep, length
         sequence.unplaced = tuple(i for i in sequence.unplaced if i < length)
+        self.truncations += 1
 
     def freeze(self, sequence: CachedSequence) -> None:
         """From now on it, and its forks, are read only: the keys of an encoder."""

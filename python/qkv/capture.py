@@ -15,7 +15,7 @@ import numpy as np
 
 from .cache import CachedSequence, Step
 from .layers import Array, MemoryRows, Run, Stack
-from .ops import Recording
+from .ops import record
 
 if TYPE_CHECKING:
     from .packing import Packed
@@ -30,15 +30,18 @@ class CapturedStack:
         self.last: _CapturedStep | None = None
 
     def __call__(self, x: Array, run: Run, packed: Packed, sequences: Sequence[CachedSequence]) -> Array:
+        last, self.last = self.last, None  # until the step is done: one that failed is not gone on from
         step, shown = run.step, (run.hidden_states, run.attentions, run.cross_attentions)
-        if step is None or len(x) != len(step.lengths) or shown != (None, None, None):
-            self.last = None
+        # the first step makes the keys of the memory, which no other has to make again
+        ready = not isinstance(run.memory, MemoryRows) or bool(run.memory.blocks.layers)
+        if step is None or len(x) != len(step.lengths) or shown != (None, None, None) or not ready:
             return self.stack(x, run)
-        if self.last is None or not self.last.update(x, run, step):
-            self.last = None  # its buffers may serve the next
-            self.last = _CapturedStep(self.stack, x, run, step)
-        self.last.packed, self.last.given, self.last.sequences = packed, run.memory, list(sequences)
-        return self.last.result
+        if last is None or not last.update(x, run, step):
+            last = None  # its buffers may serve the next
+            last = _CapturedStep(self.stack, x, run, step)
+        last.packed, last.given, last.sequences = packed, run.memory, list(sequences)
+        self.last = last
+        return last.result
 
     def again(
         self,
@@ -52,10 +55,11 @@ class CapturedStack:
         last = self.last
         if last is None or sequences != last.sequences or memory is not last.given or not last.counts:
             return None
-        if last.step.cache.version != last.version or any(len(row) != 1 for row in rows):
+        if last.step.cache.version != last.version or [len(row) for row in rows] != [1] * len(sequences):
             return None
         if not last.step.advance(sequences):
             return None
+        self.last = None  # as above
         last.packed.ids[...] = [row[0] for row in rows]
         last.packed.positions += 1
         last.run.positions = last.packed.positions
@@ -63,6 +67,7 @@ class CapturedStack:
             angles[...] = rotary.angles(last.run)[0]
         last.x[...] = embed(last.packed)
         last.recording.replay()
+        self.last = last
         return last.result
 
 
@@ -80,12 +85,7 @@ class _CapturedStep:
         self.version = step.cache.version
         self.memory = run.memory.copy() if isinstance(run.memory, MemoryRows) else run.memory
         self.run = Run(run.cu_seqlens, run.positions, step=self.step, memory=self.memory)
-        self.recording = Recording()
-        self.recording.start()
-        try:
-            self.result = stack(self.x, self.run)
-        finally:
-            self.recording.stop()
+        self.result, self.recording = record(lambda: stack(self.x, self.run))
         one_each = len(step.cu_seqlens_q) == len(x) + 1 and bool((np.diff(step.cu_seqlens_q) == 1).all())
         # whether the next step differs by counting alone
         self.counts = self.recording.complete and one_each and all(rotary.fixed for rotary in self.run.angles)
@@ -117,5 +117,6 @@ class _CapturedStep:
         self.tables[:, :blocks] = step.tables
         own.slots[...] = step.slots
         own.lengths[...] = step.lengths
+        own.truncations = step.truncations
         self.recording.replay()
         return True

@@ -58,7 +58,8 @@ class Memory:
 
 def stored_dtype(precision: str) -> str:
     """In what a cache keeps keys and values for attention of this precision: where its products are of bfloat16, that
-    has the same result, to the bit, as float32, which would be rounded at every look."""
+    has the same result, to the bit, as float32, which would be rounded at every look. (Of denormals alone the products
+    drop a few that the cache rounds up, to 1.2e-38.)"""
     return "bfloat16" if precision == "bf16" and runtime.current_isa() == "avx512_bf16" else "float32"
 
 
@@ -69,7 +70,7 @@ class MemoryBlocks:
     SIZE = 16
 
     def __init__(self, memory: Memory):
-        self.memory = memory
+        self.states = memory.states  # not the memory itself, which holds this: both die at once
         self.lengths = np.diff(memory.cu_seqlens)  # (B,)
         counts = -(-self.lengths // self.SIZE)
         self.count = int(counts.sum())
@@ -82,7 +83,7 @@ class MemoryBlocks:
 
     def of(self, layer: int, kv: Linear, heads: int, head_dim: int, precision: str) -> tuple[Array, Array]:
         if layer not in self.layers:
-            made = kv(self.memory.states).reshape(-1, 2, heads, head_dim)
+            made = kv(self.states).reshape(-1, 2, heads, head_dim)
             dtype: Any = stored_dtype(precision)
             if dtype == "bfloat16":
                 from ml_dtypes import bfloat16 as dtype

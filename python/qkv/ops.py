@@ -22,7 +22,7 @@ import numpy as np
 
 from . import _cpu, reference
 from ._cpu import PackedWeight
-from ._cpu import Recording as Recording
+from ._cpu import record as record
 from .arrays import accepts_arrays
 from .positions import rotary_angles, rotary_width
 from .reference import alibi_slopes, sinusoidal_positions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,11 @@ class Case:
 
     params: what the suite's `inputs` takes, plain values that JSON can carry. flops: arithmetic operations, two per
     multiply-add; nbytes: bytes read once and written once; what does not bound the op is 0. limit: the field of
-    `Limits` that bounds it, or None. tolerance: how far apart the sides' mean magnitudes may be, relatively.
+    `Limits` that bounds it, or None. tolerance: how far apart the sides' mean magnitudes may be, relatively; of sides
+    that give back token ids, what share of them may differ before it is told.
+
+    tokens: how many a call makes or reads, where these are what a user counts: speeds are then given in them. phases:
+    instead of `limit`, parts of a call that follow one another, each as limits and the work that they bound.
     """
 
     name: str
@@ -29,6 +34,8 @@ class Case:
     nbytes: float = 0
     limit: str | None = None
     tolerance: float = DIGEST_TOLERANCE
+    tokens: float = 0
+    phases: tuple[Mapping[str, float], ...] = ()
 
     @property
     def work(self) -> float:
@@ -37,7 +44,27 @@ class Case:
 
     @property
     def unit(self) -> str:
-        return "GFLOP/s" if self.flops else "GB/s" if self.nbytes else ""
+        return "tok/s" if self.tokens else "GFLOP/s" if self.flops else "GB/s" if self.nbytes else ""
+
+    @property
+    def amount(self) -> float:
+        """What a call does, in the unit's numerator."""
+        return self.tokens or self.work / 1e9
+
+    @property
+    def bounds(self) -> tuple[Mapping[str, float], ...]:
+        """`phases`, or one of `limit` alone."""
+        return self.phases or (({self.limit: self.work},) if self.limit else ())
+
+    def least_seconds(self, limits: Limits) -> float | None:
+        """What the machine needs at least: of a phase's bounds the slowest counts. None: nothing measured bounds it."""
+        speeds = [{name: float(getattr(limits, name)) for name in phase} for phase in self.bounds]
+        if not speeds or not all(speed for of_phase in speeds for speed in of_phase.values()):
+            return None
+        return sum(
+            max(work / of_phase[name] for name, work in phase.items())
+            for phase, of_phase in zip(self.bounds, speeds, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -70,13 +97,15 @@ class Measurement:
     """Seconds of each side for one case.
 
     rounds: side -> (least, median) of each round; errors: side -> why it has none. near: limits measured right before
-    and after, for cases that memory bounds, whose speed changes with the neighbours'.
+    and after, for cases that memory bounds, whose speed changes with the neighbours'. tokens: side -> the ids that it
+    gave back, where the result is ids.
     """
 
     suite: str
     case: Case
     rounds: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     digests: dict[str, float] = field(default_factory=dict)
+    tokens: dict[str, list[list[int]]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
     near: Limits | None = None
 
@@ -90,10 +119,37 @@ class Measurement:
         """Work per second at the least time."""
         return self.case.work / self.least(side)
 
+    def speed(self, side: str) -> float:
+        """In the case's unit, at the least time."""
+        return self.case.amount / self.least(side)
+
     def share(self, side: str, limits: Limits) -> float | None:
         """Of the limit that bounds the case."""
-        limit = getattr(self.near or limits, self.case.limit) if self.case.limit else 0
-        return self.rate(side) / limit if limit else None
+        least = self.case.least_seconds(self.near or limits)
+        return None if least is None else least / self.least(side)
+
+    def agreement(self) -> dict[str, float]:
+        """Side -> the share of its tokens up to the first of each row that is not the first side's."""
+        if not self.tokens:
+            return {}
+        first, *others = self.tokens
+        expected = self.tokens[first]
+        found = {}
+        for side in others:
+            rows = [
+                sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row, known, strict=True)))
+                for row, known in zip(self.tokens[side], expected, strict=True)
+            ]
+            found[side] = sum(rows) / max(1, sum(map(len, expected)))
+        return found
+
+    def notes(self) -> list[str]:
+        """What a reader should know about the times: why a side has none, or that it did something else."""
+        return [f"{side}: {why}" for side, why in self.errors.items()] + [
+            f"{side}: {share:.0%} of its tokens come before the first in a row that is not {next(iter(self.tokens))}'s"
+            for side, share in self.agreement().items()
+            if 1 - share > self.case.tolerance
+        ]
 
     def ratios(self, side: str, to: str = "qkv") -> list[float]:
         """How many times longer `side` took than `to`: the ratio of the medians of each round."""
@@ -105,6 +161,7 @@ class Measurement:
                 "min_s": self.least(side),
                 "median_s": self.median(side),
                 "rate": self.rate(side) if self.case.work else None,
+                "tokens_per_s": self.speed(side) if self.case.tokens else None,
                 "share_of_limit": self.share(side, limits),
                 "rounds_s": self.rounds[side],
             }
@@ -124,9 +181,11 @@ class Measurement:
             "bytes": self.case.nbytes,
             "unit": self.case.unit,
             "limit": self.case.limit,
+            "phases": [dict(phase) for phase in self.case.phases],
             "limits_near": self.near and self.near.as_dict(),
             "sides": sides,
             f"ratio_to_{to}": ratios,
+            "agreement": self.agreement(),
             "errors": self.errors,
         }
 
@@ -151,8 +210,18 @@ def measure(
         if "error" in reply:
             result.errors[side] = reply["error"]
             continue
+        if "tokens" in reply:
+            made = reply["tokens"]
+            counts = [len(row) for row in made]
+            if result.tokens:
+                first, expected_rows = next(iter(result.tokens.items()))
+                expected_counts = [len(row) for row in expected_rows]
+                if counts != expected_counts:
+                    result.errors[side] = f"makes {counts} tokens, not {expected_counts} as {first}"
+                    continue
+            result.tokens[side] = made
         digest = float(reply["digest"])
-        if result.digests:
+        if result.digests and side not in result.tokens:
             first, expected = next(iter(result.digests.items()))
             if not abs(digest - expected) <= case.tolerance * max(abs(expected), 1e-30):
                 result.errors[side] = (

@@ -39,13 +39,14 @@ def header(suite: str, sides: Sequence[str]) -> str:
 
 def row(m: Measurement, sides: Sequence[str], limits: Limits) -> list[str]:
     """Time, rate and share of the limit of the first side at its best; for the others their time and how many times the
-    first side's it is: median and least of the pairs of rounds. Below, why a side has none."""
+    first side's it is: median and least of the pairs of rounds. Below, why a side has none, and what it did otherwise
+    than the first."""
     first = sides[0]
     line = f"  {m.case.name:<28}"
     if first in m.rounds:
         share = m.share(first, limits)
         line += f"{format_seconds(m.least(first)):>10}"
-        line += f"{m.rate(first) / 1e9:9.1f} {m.case.unit:<7}" if m.case.work else " " * 17
+        line += f"{m.speed(first):9.1f} {m.case.unit:<7}" if m.case.unit else " " * 17
         line += f"{share:>10.0%}" if share else f"{'-':>10}"
     else:
         line += f"{'-':>10}{'':17}{'-':>10}"
@@ -56,7 +57,7 @@ def row(m: Measurement, sides: Sequence[str], limits: Limits) -> list[str]:
             line += f"{format_ratio(statistics.median(pairs)):>8}{format_ratio(min(pairs)):>8}"
         else:
             line += f"{'-':>8}{'-':>8}"
-    return [line.rstrip(), *(f"    {side}: {why}" for side, why in m.errors.items())]
+    return [line.rstrip(), *(f"    {note}" for note in m.notes())]
 
 
 def document(machine: dict[str, Any], limits: Limits, results: Sequence[Measurement]) -> dict[str, Any]:

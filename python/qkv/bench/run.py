@@ -68,7 +68,7 @@ def run_suites(
         out("")
         out(header(suite.name, names))
         for case in cases:
-            memory = case.limit in Limits.MEMORY
+            memory = any(name in Limits.MEMORY for phase in case.bounds for name in phase)
             before = measure_limits(repeats=5, arithmetic=limits) if memory else None
             result = measure(suite, case, sides, rounds=rounds, seconds=seconds, names=names)
             result.near = before and before.best(measure_limits(repeats=5, arithmetic=limits))

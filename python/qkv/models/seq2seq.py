@@ -174,8 +174,7 @@ class EncoderDecoder(Model):
 
     def new_cache(self, **options: Any) -> PagedCache:
         """A cache for the decoder's keys and values; options as PagedCache has them, dtype from what attention computes
-        in. ValueError: it has no use for
-        one."""
+        in. ValueError: it has no use for one."""
         if self.cache is None:
             raise ValueError(f"the decoder of this {self.architecture} does not go on from token ids to the next")
         stack = self.decoder.stack

@@ -82,10 +82,11 @@ class SinusoidalPositions:
 
     def __call__(self, packed: Packed) -> Array:
         count = int(packed.positions.max(initial=-1)) + 1
-        if count > len(self.table):
-            count = min(max(count, 2 * len(self.table), 64), self.limit)
-            self.table = sinusoidal_positions(count, self.width, interleaved=self.interleaved)
-        rows: Array = self.table[packed.positions]
+        table = self.table  # another thread may put a shorter one there
+        if count > len(table):
+            count = min(max(count, 2 * len(table), 64), self.limit)
+            self.table = table = sinusoidal_positions(count, self.width, interleaved=self.interleaved)
+        rows: Array = table[packed.positions]
         return rows
 
 
