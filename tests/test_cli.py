@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import qkv
 import task_checks
 import test_images
 import test_tasks_generate
-from qkv import cli
+from qkv import cli, cli_tasks
 from qkv.bench import run
 
 GOLDEN = Path(__file__).parent / "golden" / "bert_base"
@@ -459,6 +461,69 @@ def test_a_long_input_is_not_read_whole(model: Any) -> None:
         process.stdin.close()
         assert [line.decode().split("\t")[2] for line in process.stdout] == lines
     assert process.returncode == 0
+
+
+def test_a_line_that_comes_in_many_pieces(model: Any, printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the pieces end within characters and line ends."""
+    data = "eins é\r\nzwei\n\ndrei 日本".encode()
+    for size in range(1, len(data) + 2):
+        monkeypatch.setattr(cli_tasks, "READ", size)
+        shown = printed("classify", model("bert_three"), text=data).splitlines()
+        assert [line.split("\t")[2] for line in shown] == ["eins é", "zwei", "", "drei 日本"]
+
+
+def test_a_long_line_is_not_copied_again_and_again() -> None:
+    """Each byte is looked at once, whatever the number of pieces."""
+    pieces = 1000
+
+    class Pieces:
+        left = pieces
+
+        def read1(self, size: int) -> bytes:
+            self.left -= 1
+            return b"a" * size if self.left >= 0 else b""
+
+    before = time.process_time()
+    b"".join([b"a" * cli_tasks.READ] * pieces)
+    once = time.process_time() - before
+    before = time.process_time()
+    assert [len(text) for texts in cli_tasks._lines(Pieces(), "x") for text in texts] == [pieces * cli_tasks.READ]
+    assert time.process_time() - before < 100 * once + 1  # where all that there is is copied for each piece: minutes
+
+
+def test_truncate(model: Any, printed: Any) -> None:
+    long = "the film " * 60
+    path = model("bert_three")
+    (found,) = printed("classify", path, long, "--truncate", "--json")
+    assert [found] == qkv.pipeline("text-classification", path)(long, truncation=True)
+    path = model("bert_mlm")
+    (filled,) = printed("fill", path, f"[MASK] {long}", "--truncate", "--json")
+    assert filled == qkv.pipeline("fill-mask", path)(f"[MASK] {long}", tokenizer_kwargs={"truncation": True})
+    for command, task in (("summarize", "summarization"), ("translate", "translation")):
+        path = model("bart")
+        assert printed(command, path, "ab " * 20, "--truncate", "--json") == [
+            qkv.pipeline(task, path)("ab " * 20, truncation=True)
+        ]
+    path, greedy = model("gpt2"), {"do_sample": False, "max_new_tokens": 3}
+    cut = printed("generate", path, "ab " * 20, "--truncate", "--greedy", "--max-new-tokens", "3", "--json")
+    assert cut == [qkv.pipeline("text-generation", path)("ab " * 20, handle_long_generation="hole", **greedy)]
+
+
+def test_warnings_are_one_sentence(model: Any) -> None:
+    done = execute("classify", model("bert_three"), "x", "--labels", "a")
+    assert done.returncode == 0
+    assert done.stderr.decode() == (
+        "qkv: warning: zero-shot-classification: no label of the model begins with 'entail'; "
+        "the last one is taken for entailment\n"
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes them")
+@pytest.mark.parametrize(("closed", "message"), [("<&-", "standard input"), (">&-", "standard output")])
+def test_closed_streams(closed: str, message: str, model: Any) -> None:
+    command = f"{shlex.quote(sys.executable)} -m qkv classify {shlex.quote(model('bert_three'))} {closed}"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, timeout=300)
+    assert (done.returncode, done.stderr.decode()) == (2, f"qkv: {message} is closed\n")
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_wrong_arguments(plain: Any) -> None:
         ):
             plain.encode(value)
     for size in (0, -1, 2.0, True, "3"):
-        with pytest.raises(ValueError, match="encode: batch_size must be a positive integer"):
+        with pytest.raises(ValueError, match="encode: batch_size must be an integer of at least 1"):
             plain.encode(TEXTS, batch_size=size)
     with pytest.raises(ValueError, match="encode: truncate_dim must be"):
         plain.encode(TEXTS, truncate_dim=0)

@@ -500,6 +500,10 @@ def test_stop_strings() -> None:
         np.testing.assert_array_equal(out, row[:6])
     (out,) = model.generate([[5, 6]], max_new_tokens=8, repetition_penalty=3.0, stop_strings=text[:4], **NEVER)
     np.testing.assert_array_equal(out, row)  # in the prompt
+    del model._tokenizer  # and one that comes with the call, as in transformers
+    arguments = {"max_new_tokens": 8, "repetition_penalty": 3.0, "stop_strings": stop, **NEVER}
+    (out,) = model.generate([[5, 6]], tokenizer=Letters(), **arguments)
+    np.testing.assert_array_equal(out, row[:6])
 
 
 # ---- options ------------------------------------------------------------------------------------------

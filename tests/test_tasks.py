@@ -130,6 +130,64 @@ def test_progress_is_shown_when_asked(tiny: Load, capsys: pytest.CaptureFixture[
     assert shown.startswith("\rfeature-extraction: 1 of 6") and shown.endswith("\rfeature-extraction: 6 of 6\n")
 
 
+def test_progress_of_a_long_list_is_shown_on_a_terminal(
+    tiny: Load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = qkv.pipeline("text-classification", tiny("bert_three"))
+    pipe(TEXTS[:1] * 120)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    pipe(TEXTS[:1] * 20)
+    pipe(TEXTS[:1] * 120, show_progress_bar=False)
+    assert capsys.readouterr().err == ""
+    pipe(TEXTS[:1] * 120)
+    shown = capsys.readouterr().err
+    assert shown.endswith("text-classification: 120 of 120\n") and shown.count("\r") < 60
+
+
+def test_progress_comes_with_the_batches(
+    tiny: Load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not only once the whole list is done; results keep the order of the inputs."""
+    monkeypatch.setattr("qkv.tasks.base.SELDOM", 0.0)
+    pipe = qkv.pipeline("feature-extraction", tiny("bert_tag"), truncation=True)
+    expected = pipe(TEXTS)
+    shown: list[str] = []
+    forward = pipe.forward
+    monkeypatch.setattr(pipe, "forward", lambda rows, o: shown.append(capsys.readouterr().err) or forward(rows, o))
+    assert pipe(TEXTS, batch_size=2, show_progress_bar=True) == expected
+    assert [text.split("\r")[-1] for text in shown] == ["", *(f"feature-extraction: {n} of 6" for n in (2, 4))]
+
+
+def test_inputs_that_make_many_rows_are_prepared_a_few_at_a_time(tiny: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of texts with 50 labels each, or of books: memory holds the rows of some of them."""
+    pipe = qkv.pipeline("zero-shot-classification", tiny("bert_nli"), candidate_labels=[f"{i}" for i in range(50)])
+    texts = [f"{i} the film" for i in range(100)]
+    expected = pipe(texts)
+    waiting, most = 0, 0
+    prepare, finish = pipe.prepare, pipe.finish
+
+    def count_prepared(inputs: list[Any], o: Any) -> Any:
+        nonlocal waiting, most
+        waiting += len(inputs)
+        most = max(most, waiting)
+        return prepare(inputs, o)
+
+    def count_finished(*arguments: Any) -> Any:
+        nonlocal waiting
+        waiting -= 1
+        return finish(*arguments)
+
+    monkeypatch.setattr(pipe, "prepare", count_prepared)
+    monkeypatch.setattr(pipe, "finish", count_finished)
+    monkeypatch.setattr("qkv.tasks.base.PREPARED", 1000)
+    assert pipe(texts) == expected
+    assert waiting == 0 and most == 16
+    monkeypatch.setattr("qkv.tasks.base.PREPARED", 1 << 30)
+    assert pipe(texts) == expected
+    assert most == 100
+
+
 def test_options_of_a_call_are_for_that_call(tiny: Load) -> None:
     pipe = qkv.pipeline("fill-mask", tiny("bert_mlm"), top_k=2)
     assert [len(pipe("a [MASK]", top_k=k)) for k in (4, None, 1)] == [4, 2, 1]

@@ -278,6 +278,25 @@ def test_languages_of_mbart(load: Callable[[str], Any]) -> None:
             qkv.pipeline("translation", model)("ab", **given)
 
 
+def test_languages_come_with_the_call(load: Callable[[str], Any]) -> None:
+    """A task may name languages that mBART's tokenizer does not have, such as those of its published checkpoints."""
+    model = load("mbart")
+    languages = {"src_lang": "de_DE", "tgt_lang": "en_XX"}
+    pipe = qkv.pipeline("translation_de_to_en", model)
+    assert pipe("ab cd", **languages) == qkv.pipeline("translation", model)("ab cd", **languages)
+    with pytest.raises(ValueError, match=r"src_lang must be one of .*; got 'de'"):
+        pipe("ab cd")
+
+
+def test_a_text_to_score_is_not_cut(load: Callable[[str], Any]) -> None:
+    """The sum would be that of another text."""
+    model = load("gpt2")
+    text = "a b " * model.max_tokens
+    assert len(model.tokenizer.rows([text])[0]) <= model.max_tokens
+    with pytest.raises(ValueError, match=f"score: a text has .* tokens, and the model takes {model.max_tokens}"):
+        model.score(text)
+
+
 def test_broken_settings_of_a_model(tmp_path: Path) -> None:
     for i, (changed, message) in enumerate(
         [

@@ -80,9 +80,9 @@ def test_models_that_are_none(tiny: Load, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True, "4"])
 def test_batch_sizes(size: Any, tiny: Load) -> None:
-    with pytest.raises(ValueError, match="text-classification: batch_size must be a positive integer"):
+    with pytest.raises(ValueError, match="text-classification: batch_size must be an integer of at least 1"):
         qkv.pipeline(model=tiny("bert_three"), batch_size=size)
-    with pytest.raises(ValueError, match="text-classification: batch_size must be a positive integer"):
+    with pytest.raises(ValueError, match="text-classification: batch_size must be an integer of at least 1"):
         qkv.pipeline(model=tiny("bert_three"))("a", batch_size=size)
 
 
@@ -181,6 +181,12 @@ def test_inputs_of_a_wrong_type(task: str, given: Any, tiny: Load) -> None:
         (ANSWER, {"question": "a", "context": None}, "context must be a string; got NoneType"),
         (ANSWER, ["a"], "an input must be a dictionary with question and context; got str"),
         (ANSWER, {"question": LONG, "context": "a"}, "too short"),
+        (
+            ANSWER,
+            {"question": "a " * (LIMIT - 9), "context": LONG},
+            f"question-answering: a question leaves too little room for a context in windows of {LIMIT} tokens of "
+            f"which doc_stride {LIMIT // 2} are shared; pass max_question_len",
+        ),
         (FILL, "no mask here", "no [MASK] in the text 'no mask here'"),
         (FILL, "", "no [MASK] in the text ''"),
         (CLASSIFY, "a\ud800", "lone surrogate"),
@@ -356,7 +362,7 @@ def test_predict_with_a_function_of_ones_own(tiny: Load, capsys: pytest.CaptureF
         model.predict(("a", "b"), activation_fn=np.sum)
     with pytest.raises(TypeError, match="activation_fn must be a function of an array; got str"):
         model.predict(("a", "b"), activation_fn="sigmoid")
-    with pytest.raises(ValueError, match="batch_size must be a positive integer; got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1; got 0"):
         model.predict(("a", "b"), batch_size=0)
 
 
@@ -367,7 +373,7 @@ def test_predict_of_other_models(tiny: Load, tmp_path: Path) -> None:
         tiny("bert_three").rank("a", ["b"])
     with pytest.raises(TypeError, match="documents must be a sequence of strings; got a string"):
         tiny("bert_one").rank("a", "b")
-    with pytest.raises(ValueError, match="top_k must be a positive integer or None; got 0"):
+    with pytest.raises(ValueError, match="rank: top_k must be an integer of at least 1; got 0"):
         tiny("bert_one").rank("a", ["b"], 0)
     evil = tiny("bert_one", {"sentence_transformers": {"activation_fn": "os.system"}})
     with pytest.raises(ValueError, match=r"the checkpoint asks for the activation 'os\.system', and known are"):

@@ -5,6 +5,7 @@ A row is what a tokenizer makes of a text: an object with `ids` and `type_ids`, 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,6 +29,17 @@ def batches(lengths: Sequence[int], size: int | None = None) -> Iterator[list[in
         tokens += lengths[row]
     if batch:
         yield batch
+
+
+def check_integer(where: str, name: str, value: Any, low: int = 1) -> None:
+    """ValueError: a value is neither None nor an integer of at least `low`."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low):
+        raise ValueError(f"{where}: {name} must be an integer of at least {low}; got {value!r:.99}")
+
+
+def show_progress(what: str, done: int, total: int) -> None:
+    """Writes over the line on standard error that says how many are done."""
+    print(f"\r{what} {done} of {total}", end="\n" * (done == total), file=sys.stderr, flush=True)
 
 
 def padded(model: Any, rows: Sequence[Any], types: bool, where: str, advice: str = "") -> dict[str, Array]:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +25,12 @@ BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     try:
-        parsed = _parse(arguments)
-        parsed.run(parsed)
+        if sys.stdout is None:
+            raise OSError("standard output is closed")
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            parsed = _parse(arguments)
+            parsed.run(parsed)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,6 +55,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if "many" in parsed:
         getattr(parsed, parsed.many).extend(rest + given[end + 1 :])
     return parsed
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A sentence, without the line of code that it comes from."""
+    print(f"qkv: warning: {message}", file=sys.stderr)
 
 
 def _sentence(error: BaseException) -> str:

@@ -58,7 +58,7 @@ def add_commands(commands: Any) -> None:
 def _add_model(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, its name on the hub, .npz or .gguf")
     help_ = f"'-', or none: the lines of standard input{', JSON objects' if what == 'JSON' else ''}"
-    parser.add_argument("inputs", metavar=what, nargs="*", help=help_)
+    parser.add_argument("inputs", metavar=what, nargs="*", default=[], help=help_)
     parser.add_argument("--file", metavar="FILE", help="take the lines of a file as inputs too")
     dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
     parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
@@ -86,6 +86,8 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[list[str]]:
         if literal:
             yield literal
         literal = []
+        if sys.stdin is None:
+            raise ValueError("standard input is closed")
         yield from _lines(sys.stdin.buffer, "standard input")
     if literal:
         yield literal
@@ -96,12 +98,15 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[list[str]]:
 
 def _lines(stream: Any, name: str) -> Iterator[list[str]]:
     """The lines that are there, without their ends, again and again; the last need not have one."""
-    rest, at = b"", 0
+    begun: list[bytes] = []  # of a line whose end is not there yet
+    at = 0
     while True:
         data = stream.read1(READ)  # waits for something, not for all of it
-        *whole, rest = (rest + data).split(b"\n")
-        if not data and rest:
-            whole, rest = [rest], b""
+        first, *others = data.split(b"\n")
+        begun.append(first)
+        whole = []
+        if others or (not data and any(begun)):
+            whole, begun = [b"".join(begun), *others[:-1]], others[-1:]
         for start in range(0, len(whole), AT_ONCE):
             texts = []
             for line in whole[start : start + AT_ONCE]:
@@ -201,6 +206,14 @@ def _add_top_k(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=positive(int), metavar="N", help="so many results, the best first")
 
 
+def _add_truncate(parser: argparse.ArgumentParser, what: str = "cut inputs that are too long for the model") -> None:
+    parser.add_argument("--truncate", action="store_true", help=what)
+
+
+def _truncation(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"truncation": True} if arguments.truncate else {}
+
+
 def _scores(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
     found = result if isinstance(result, list) else [result]
     name = given if isinstance(given, str) else "\t".join(given.values())
@@ -213,13 +226,14 @@ def _add_classify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--template", metavar="TEXT", help="with --labels: a sentence with {} for the label")
     parser.add_argument("--multi-label", action="store_true", help="with --labels: several may be true")
     parser.add_argument("--pairs", action="store_true", help="inputs are JSON objects with text and text_pair")
+    _add_truncate(parser)
 
 
 def _classify(arguments: argparse.Namespace) -> Options:
     if arguments.labels is None:
         if arguments.template is not None or arguments.multi_label:
             raise ValueError("--template and --multi-label need --labels")
-        return "text-classification", _given(arguments, "top_k")
+        return "text-classification", _given(arguments, "top_k") | _truncation(arguments)
     if arguments.pairs:
         raise ValueError("--labels does not go with --pairs")
     options = {"candidate_labels": arguments.labels, "multi_label": arguments.multi_label}
@@ -284,6 +298,7 @@ def _show_answers(given: Any, result: Any, arguments: argparse.Namespace) -> Lin
 def _add_fill(parser: argparse.ArgumentParser) -> None:
     _add_top_k(parser)
     parser.add_argument("--targets", type=_list, metavar="A,B,...", help="score these words only")
+    _add_truncate(parser)
 
 
 def _show_filled(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
@@ -304,15 +319,19 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     counts = (*LENGTHS, "num_beams", "num_return_sequences", "no_repeat_ngram_size", "top_k", "seed")
     for name in (*LENGTHS, *SAMPLING, *SEARCH):
         kind, metavar = (int, "N") if name in counts else (float, "X")
-        parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=SEARCH_HELP.get(name, "as in generate")
-        )
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=metavar, help=SEARCH_HELP[name])
 
 
 SEARCH_HELP = {
     "max_new_tokens": "the most tokens that are made",
+    "min_new_tokens": "the fewest tokens that are made",
     "max_length": "the most tokens, a prompt's included",
+    "min_length": "the fewest tokens, a prompt's included",
     "num_beams": "beam search with so many",
+    "num_return_sequences": "so many texts for each input",
+    "length_penalty": "of beam search: above 0 for longer texts, below 0 for shorter ones",
+    "repetition_penalty": "above 1: tokens that are there already become less likely",
+    "no_repeat_ngram_size": "no N tokens in a row come twice",
     "temperature": "of sampling: below 1 surer, above 1 freer",
     "top_k": "sample from the N likeliest tokens",
     "top_p": "sample from the likeliest tokens that make up this probability",
@@ -333,6 +352,7 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="each input is a message, or a JSON list of messages")
     parser.add_argument("--system", metavar="TEXT", help="a message of the system before each chat")
     parser.add_argument("--stream", action="store_true", help="print the text as it is made")
+    _add_truncate(parser, "cut long prompts at their beginning, so that there is room for what follows")
 
 
 def _generate(arguments: argparse.Namespace) -> Options:
@@ -351,6 +371,8 @@ def _generate(arguments: argparse.Namespace) -> Options:
         options["stop_sequence"] = arguments.stop
     if arguments.only_new:
         options["return_full_text"] = False
+    if arguments.truncate:
+        options["handle_long_generation"] = "hole"
     return "text-generation", options
 
 
@@ -373,8 +395,17 @@ def _show_texts(given: Any, result: Any, arguments: argparse.Namespace) -> Lines
         yield text if isinstance(text, str) else text[-1]["content"]
 
 
-def _add_translate(parser: argparse.ArgumentParser) -> None:
+def _add_rewrite(parser: argparse.ArgumentParser) -> None:
     _add_search(parser)
+    _add_truncate(parser)
+
+
+def _rewrite(arguments: argparse.Namespace) -> dict[str, Any]:
+    return _search(arguments) | _truncation(arguments)
+
+
+def _add_translate(parser: argparse.ArgumentParser) -> None:
+    _add_rewrite(parser)
     parser.add_argument("--source-language", metavar="XX", help="as the model names it, if it knows several")
     parser.add_argument("--target-language", metavar="YY", help="so too")
 
@@ -383,7 +414,7 @@ def _translate(arguments: argparse.Namespace) -> Options:
     source, target = arguments.source_language, arguments.target_language
     if (source is None) != (target is None):
         raise ValueError("--source-language and --target-language go together")
-    return "translation" if source is None else f"translation_{source}_to_{target}", _search(arguments)
+    return "translation" if source is None else f"translation_{source}_to_{target}", _rewrite(arguments)
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -410,13 +441,16 @@ COMMANDS: Mapping[str, Command] = {
         "words for the mask tokens in texts",
         "TEXT",
         _add_fill,
-        lambda arguments: ("fill-mask", _given(arguments, "top_k", "targets")),
+        lambda arguments: (
+            "fill-mask",
+            _given(arguments, "top_k", "targets") | {"tokenizer_kwargs": _truncation(arguments)},
+        ),
         _show_filled,
     ),
     "generate": Command("go on with prompts, or chat", "PROMPT", _add_generate, _generate, _show_texts, _read_prompt),
     "translate": Command("translate texts", "TEXT", _add_translate, _translate, _show_texts),
     "summarize": Command(
-        "summarize texts", "TEXT", _add_search, lambda arguments: ("summarization", _search(arguments)), _show_texts
+        "summarize texts", "TEXT", _add_rewrite, lambda arguments: ("summarization", _rewrite(arguments)), _show_texts
     ),
     "image": Command(
         "labels of images",

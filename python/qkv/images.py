@@ -270,8 +270,7 @@ def load_image(image: Any) -> Any:
 
 def _open(stream: io.BytesIO, name: str) -> Any:
     pillow = _import_pillow()
-    with _reading(name, "not an image that Pillow can read"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # of sizes that are refused below
+    with _reading(name, "not an image that Pillow can read"):
         try:
             opened = pillow.open(stream)
         except pillow.UnidentifiedImageError:

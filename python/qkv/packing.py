@@ -205,7 +205,8 @@ def _integers(name: str, value: Any) -> Array:
     if array.size == 0 and array.dtype == np.float64:  # what an empty list becomes
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers; got {array.dtype}")
+        hint = "; model.tokenizer makes ids of texts" if array.dtype.kind == "U" else ""
+        raise TypeError(f"{name}: expected integers; got {array.dtype}{hint}")
     return array
 
 

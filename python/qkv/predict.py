@@ -4,14 +4,13 @@ from the same files.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import ops
-from .batching import batches, compute, sigmoid
+from .batching import batches, check_integer, compute, show_progress, sigmoid
 from .config import Config
 from .files import parse_json
 from .layers import Array
@@ -45,8 +44,7 @@ def predict(
     """
     if not model.architecture.endswith("ForSequenceClassification"):
         raise ValueError(f"predict: a {model.architecture} has no labels for texts; use one ForSequenceClassification")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"predict: batch_size must be a positive integer; got {batch_size!r}")
+    check_integer("predict", "batch_size", batch_size)
     if activation_fn is not None and not callable(activation_fn):
         raise TypeError(f"predict: activation_fn must be a function of an array; got {type(activation_fn).__name__}")
     count = model.config.num_labels()
@@ -63,7 +61,7 @@ def predict(
         logits[batch] = [of_row for (of_row,) in computed]
         done += len(batch)
         if show_progress_bar:
-            print(f"\rscored {done} of {len(rows)}", end="\n" * (done == len(rows)), file=sys.stderr)
+            show_progress("scored", done, len(rows))
     scores = np.asarray(activation(logits), np.float32)
     if scores.shape != logits.shape:
         raise ValueError(f"predict: activation_fn made {scores.shape} of {logits.shape}")
@@ -91,8 +89,7 @@ def rank(
         )
     if isinstance(documents, str):
         raise TypeError("rank: documents must be a sequence of strings; got a string")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"rank: top_k must be a positive integer or None; got {top_k!r}")
+    check_integer("rank", "top_k", top_k)
     documents = list(documents)
     scores = predict(model, [(query, document) for document in documents], **options).tolist()
     order = sorted(range(len(documents)), key=lambda i: -scores[i])[:top_k]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
+from .batching import padded
 from .layers import Array, Memory, Run
 from .outputs import ModelOutput
 from .packing import Packed
@@ -27,14 +28,16 @@ def score(
 
     texts: a string or several, for which the model needs a tokenizer, or ids (B, S) with attention_mask. A model of
     two stacks reads them and scores decoder_input_ids (B, S), which begin with its start token. ValueError: the model
-    has no head that makes tokens, or sees what follows a token.
+    has no head that makes tokens, or sees what follows a token; a text is longer than it takes.
     """
     if model.cache is None or not hasattr(model.head, "logits"):
         raise ValueError(f"score: a {model.architecture} does not tell what the next token is")
     if isinstance(texts, str) or (isinstance(texts, (list, tuple)) and texts and isinstance(texts[0], str)):
         if attention_mask is not None:
             raise ValueError("score: attention_mask is for ids; texts have none")
-        batch = model.tokenizer(texts)
+        # in one piece: of a text that was cut the sum would be another's
+        rows = model.tokenizer.encode_batch([texts] if isinstance(texts, str) else list(texts), truncation=False)
+        batch = padded(model, rows, False, "score")
         texts, attention_mask = batch["input_ids"], batch["attention_mask"]
     if hasattr(model, "decoder"):
         if decoder_input_ids is None:

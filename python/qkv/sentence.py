@@ -7,13 +7,13 @@ so an embedding does not depend on what else is encoded with it.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .batching import check_integer, show_progress
 from .config import Config
 from .files import Checkpoint
 from .layers import Array, Linear
@@ -62,8 +62,7 @@ def encode(
     TypeError: a sentence is no string. ValueError: no tokenizer, or a module that is not implemented.
     """
     for name, value in (("batch_size", batch_size), ("truncate_dim", truncate_dim)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1):
-            raise ValueError(f"encode: {name} must be a positive integer; got {value!r}")
+        check_integer("encode", name, value)
     single = isinstance(sentences, str)
     if not single and not isinstance(sentences, Iterable):
         raise TypeError(f"encode: expected a string or a sequence of strings; got {type(sentences).__name__}")
@@ -87,8 +86,7 @@ def encode(
             raise ValueError(f"encode: the tokenizer gives token {packed.ids.max()}; the model has {vocabulary} tokens")
         result[batch] = pipeline(model.forward(packed), packed.cu_seqlens, skip)
         if show_progress_bar:
-            done = min(start + batch_size, len(texts))
-            print(f"\rencoded {done} of {len(texts)}", end="\n" * (done == len(texts)), file=sys.stderr)
+            show_progress("encoded", min(start + batch_size, len(texts)), len(texts))
 
     dim = truncate_dim or pipeline.truncate_dim
     if dim is not None and dim < result.shape[1]:

@@ -36,6 +36,7 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
       generation_config         a mapping with arguments that are not given one by one
       seed                      of sampling. Each row has random numbers of its own, which depend on nothing but the
                                 seed and its place; None: others in every call
+      tokenizer                 for stop_strings, with a `decode` as transformers' have; None: model.tokenizer
       decoder_input_ids         (B, T): what the decoder's rows begin with, behind the start token
       logits_processor          a function or several: (ids (rows, L), scores (rows, V)) -> new scores
       stopping_criteria         a function or several: (ids, scores) -> true for all rows, or for each (rows,); in beam

@@ -61,7 +61,7 @@ class Job:
     the call began with. ValueError: see generate.
 
     said: what to take for the model's generation_config.json instead. numbers: of the texts, for their
-    random numbers, where they are not all that a user has. tokenizer: another than the model's."""
+    random numbers, where they are not all that a user has."""
 
     def __init__(
         self,
@@ -72,7 +72,6 @@ class Job:
         *,
         said: tuple[dict[str, Any], str] | None = None,
         numbers: Sequence[int] | None = None,
-        tokenizer: Any = None,
     ):
         self.begun = time.monotonic()
         self.model = model
@@ -85,6 +84,7 @@ class Job:
         self.criteria = _functions("stopping_criteria", arguments.pop("stopping_criteria", None))
         prefix: PrefixFunction | None = arguments.pop("prefix_allowed_tokens_fn", None)
         _functions("prefix_allowed_tokens_fn", prefix)
+        tokenizer = arguments.pop("tokenizer", None)
         decoder_ids = arguments.pop("decoder_input_ids", None)
         self.seed = _seed(arguments.pop("seed", None))
         self.options = o = resolve(*(said or of_model(model)), arguments)

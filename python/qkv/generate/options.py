@@ -101,7 +101,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
 }
 ADVICE = {
     "streamer": "model.stream gives the tokens of each step",
-    "tokenizer": "model.tokenizer is used",
     "inputs": "its name is input_ids",
 }
 

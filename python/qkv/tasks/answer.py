@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..batching import check_integer
 from ..layers import Array
-from .texts import PADDINGS, TextPipeline, positive
+from .texts import PADDINGS, TextPipeline
 
 MOST = 384  # tokens of a window, where nobody says anything
 SHARED = 128  # tokens that windows have in common
@@ -36,8 +37,8 @@ class AnswerOptions:
 
     def __post_init__(self) -> None:
         for name in ("top_k", "max_answer_len", "max_seq_len", "max_question_len"):
-            positive("question-answering", name, getattr(self, name))
-        positive("question-answering", "doc_stride", self.doc_stride, 0)
+            check_integer("question-answering", name, getattr(self, name))
+        check_integer("question-answering", "doc_stride", self.doc_stride, 0)
         if self.padding not in PADDINGS:
             raise ValueError(
                 f"question-answering: padding must be one of {', '.join(map(repr, PADDINGS))}; got {self.padding!r}"
@@ -93,14 +94,22 @@ class QuestionAnsweringPipeline(TextPipeline):
         if o.max_question_len is not None:
             questions = self._cut(questions, o.max_question_len)
         first, second = (questions, contexts) if self._question_first() else (contexts, questions)
-        rows = self.tokenizer.encode_batch(
-            first,
-            second,
-            truncation="only_second" if self._question_first() else "only_first",
-            max_length=window,
-            stride=stride,
-            return_overflowing_tokens=True,
-        )
+        try:
+            rows = self.tokenizer.encode_batch(
+                first,
+                second,
+                truncation="only_second" if self._question_first() else "only_first",
+                max_length=window,
+                stride=stride,
+                return_overflowing_tokens=True,
+            )
+        except ValueError as error:
+            if not any(word in str(error) for word in ("stride", "too short")):
+                raise
+            raise ValueError(
+                f"{self.task}: a question leaves too little room for a context in windows of {window} tokens of which "
+                f"doc_stride {stride} are shared; pass max_question_len, or other ones ({error})"
+            ) from None
         return [[row, *row.overflowing] for row in rows]
 
     def _checked(self, given: Any) -> tuple[str, str]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from itertools import islice
+from itertools import count, islice
 from typing import Any, ClassVar
 
-import numpy as np
-
-from ..batching import batches
+from ..batching import batches, check_integer, show_progress
 from ..models.base import Model
 from ..text import Tokenizer
+
+PART = 16  # inputs that are prepared in one piece
+LONG = 100  # inputs of a list whose progress is shown
+SELDOM = 0.1  # seconds between two times
+PREPARED = 1 << 17  # tokens that are prepared at a time, about, so that a long list fills no memory
 
 
 class Pipeline:
@@ -31,7 +35,7 @@ class Pipeline:
 
     Options: ClassVar[type[Any]]
     NONE: ClassVar[frozenset[str]] = frozenset()
-    window: ClassVar[int] = 1024  # inputs of a list that are prepared at a time, so that a long one fills no memory
+    window: ClassVar[int] = 1024  # inputs of a list that are prepared at a time, at most
 
     def __init__(
         self,
@@ -44,7 +48,8 @@ class Pipeline:
     ):
         self.model = model
         self.task = task  # the name that the user gave
-        self.batch_size = _positive(task, batch_size)
+        check_integer(task, "batch_size", batch_size)
+        self.batch_size = batch_size
         self._tokenizer = tokenizer
         self.defaults: dict[str, Any] = {}
         self.read(options)
@@ -59,22 +64,28 @@ class Pipeline:
     ) -> Any:
         """The result of one input, a list of results of a list, or an iterator over those of an iterator.
 
-        batch_size: as of the constructor. show_progress_bar: write to standard error how many of a list are done.
+        batch_size: as of the constructor. show_progress_bar: write to standard error how many of a list are done; None:
+        of a long one, where that is a terminal.
         ValueError, TypeError: an input or option that is wrong.
         """
         o = self.read(options)
-        size = _positive(self.task, batch_size) or self.batch_size
+        check_integer(self.task, "batch_size", batch_size)
+        size = batch_size or self.batch_size
         if isinstance(inputs, Iterator):
-            return self._results(inputs, o, size, size or 1)
+            return self._results(inputs, o, size, window=size or 1)
         if not isinstance(inputs, list) or self.is_one(inputs, o):
             return next(self._results([inputs], o, size))
-        results = []
-        for result in self._results(inputs, o, size):
-            results.append(result)
-            if show_progress_bar:
-                end = "\n" * (len(results) == len(inputs))
-                print(f"\r{self.task}: {len(results)} of {len(inputs)}", end=end, file=sys.stderr)
-        return results
+        shown = len(inputs) >= LONG and sys.stderr.isatty() if show_progress_bar is None else show_progress_bar
+        finished, last = count(1), 0.0
+
+        def note() -> None:
+            nonlocal last
+            done, now = next(finished), time.monotonic()
+            if shown and (done == len(inputs) or now - last >= SELDOM):
+                last = now
+                show_progress(f"{self.task}:", done, len(inputs))
+
+        return list(self._results(inputs, o, size, note=note))
 
     def each(self, lists: Iterable[list[Any]], **options: Any) -> Iterator[Any]:
         """The results of inputs that come in lists, each of which is computed together, one after the other."""
@@ -117,13 +128,40 @@ class Pipeline:
 
     # ---- the way through them ----------------------------------------------------------------------
 
-    def _results(self, inputs: Any, o: Any, size: int | None, window: int | None = None) -> Iterator[Any]:
+    def _results(
+        self,
+        inputs: Iterable[Any],
+        o: Any,
+        size: int | None,
+        *,
+        window: int | None = None,
+        note: Callable[[], None] = lambda: None,
+    ) -> Iterator[Any]:
+        """Of each input its result, in order. window: inputs that are read at a time. note: called for each that is
+        finished, in any order."""
         stream = iter(inputs)
-        while chunk := list(islice(stream, window or self.window)):
-            yield from self._window(chunk, o, size)
+        while True:
+            given, rows = self._prepared(stream, o, window or self.window)
+            if not given:
+                return
+            yield from self._window(given, rows, o, size, note)
 
-    def _window(self, inputs: list[Any], o: Any, size: int | None) -> list[Any]:
-        rows = self.prepare(inputs, o)
+    def _prepared(self, stream: Iterator[Any], o: Any, most: int) -> tuple[list[Any], list[list[Any]]]:
+        """The next inputs, `most` or so many that they make up PREPARED tokens, and the rows of each: an input may be a
+        word, or a book in hundreds of windows."""
+        given: list[Any] = []
+        rows: list[list[Any]] = []
+        tokens = 0
+        while tokens < PREPARED and (part := list(islice(stream, min(PART, most - len(given))))):
+            made = self.prepare(part, o)
+            tokens += sum(self.length(row) for of_input in made for row in of_input)
+            given += part
+            rows += made
+        return given, rows
+
+    def _window(
+        self, inputs: list[Any], rows: list[list[Any]], o: Any, size: int | None, note: Callable[[], None]
+    ) -> list[Any]:
         places = [(i, k) for i, of_input in enumerate(rows) for k in range(len(of_input))]
         outputs: list[list[Any]] = [[None] * len(of_input) for of_input in rows]
         missing = [len(of_input) for of_input in rows]
@@ -137,12 +175,5 @@ class Pipeline:
                 if not missing[i]:  # at once, so that outputs need not wait for the whole list
                     results[i] = self.finish(inputs[i], rows[i], outputs[i], o)
                     outputs[i] = rows[i] = []
+                    note()
         return results
-
-
-def _positive(task: str, value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{task}: batch_size must be a positive integer; got {value!r}")
-    return int(value)

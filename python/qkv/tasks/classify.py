@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
-from .texts import FUNCTIONS, TOKENIZE, TextPipeline, applied, label_ids, labels, positive, tokenize_settings
+from ..batching import check_integer
+from .texts import TOKENIZE, TextPipeline, applied, check_function, label_ids, labels, tokenize_settings
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,8 @@ class ClassifyOptions:
 
     def __post_init__(self) -> None:
         if self.top_k != "":
-            positive("text-classification", "top_k", self.top_k)
-        if str(self.function_to_apply).lower() not in FUNCTIONS:
-            raise ValueError(
-                f"text-classification: function_to_apply must be one of {', '.join(FUNCTIONS)}; "
-                f"got {self.function_to_apply!r}"
-            )
+            check_integer("text-classification", "top_k", self.top_k)
+        check_function("text-classification", self.function_to_apply)
 
 
 class TextClassificationPipeline(TextPipeline):
@@ -77,7 +74,7 @@ class TextClassificationPipeline(TextPipeline):
 
     def finish(self, given: Any, rows: list[Any], outputs: list[Any], o: ClassifyOptions) -> Any:
         ((logits,),) = outputs
-        scores = applied(str(o.function_to_apply).lower(), logits, self.model.config)
+        scores = applied(o.function_to_apply, logits, self.model.config)
         legacy = o.top_k == ""
         if legacy and not o.return_all_scores:
             return {"label": self.labels[int(scores.argmax())], "score": float(scores.max())}

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..batching import check_integer
 from ..layers import Array
 from .hidden import hidden_states
-from .texts import TextPipeline, positive, tokenize_settings
+from .texts import TextPipeline, tokenize_settings
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class FillOptions:
     tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive("fill-mask", "top_k", self.top_k)
+        check_integer("fill-mask", "top_k", self.top_k)
         names = [self.targets] if isinstance(self.targets, str) else self.targets
         if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
             raise TypeError("fill-mask: targets must be a string or a list of strings")

@@ -23,8 +23,8 @@ from ..text import Tokenizer
 from .base import Pipeline
 from .texts import tokenize_settings
 
-FUNCTIONS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")  # of the user; they see whole batches
-FOR_JOB = (*FUNCTIONS, "decoder_input_ids", "seed")  # arguments of generate that are no options of it
+CALLBACKS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn")  # of the user; they see whole batches
+FOR_JOB = (*CALLBACKS, "decoder_input_ids", "seed")  # arguments of generate that are no options of it
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class GenerationPipeline(Pipeline):
 
     def forward(self, rows: list[Row], o: Call) -> Sequence[Any]:
         """Of each row the tokens of its sequences (n, L), its own in front, filled up with pad to the longest."""
-        alone = any(o.arguments.get(name) is not None for name in FUNCTIONS)
+        alone = any(o.arguments.get(name) is not None for name in CALLBACKS)
         groups: dict[Any, list[int]] = {}
         for k, row in enumerate(rows):
             groups.setdefault(k if alone else self.key(row, o), []).append(k)
@@ -129,12 +129,9 @@ class GenerationPipeline(Pipeline):
         begun = arguments.get("decoder_input_ids")
         if begun is not None:
             arguments["decoder_input_ids"] = np.repeat(np.atleast_2d(begun), len(rows), axis=0)
-        more: dict[str, Any] = {
-            "said": self.said,
-            "numbers": [row.number for row in rows],
-            "tokenizer": self._tokenizer,
-        }
-        return Job(self.model, batch["input_ids"], batch["attention_mask"], arguments, **more)
+        arguments["tokenizer"] = self._tokenizer
+        numbers = [row.number for row in rows]
+        return Job(self.model, batch["input_ids"], batch["attention_mask"], arguments, said=self.said, numbers=numbers)
 
     def length(self, row: Row) -> int:
         return row.cost
@@ -459,7 +456,9 @@ class TranslationPipeline(Text2TextGenerationPipeline):
         return str(source), str(target)
 
     def call(self, own: Any, arguments: dict[str, Any]) -> Call:
-        if own.src_lang is not None or own.tgt_lang is not None or NAMED.fullmatch(self.task):
+        named = NAMED.fullmatch(self.task)  # of codes that the tokenizer does not have: a call may give others
+        known = named is not None and set(named.groups()) <= self.tokenizer.lang_code_to_id.keys()
+        if own.src_lang is not None or own.tgt_lang is not None or known:
             languages = self.languages(own)
             if languages is not None:
                 arguments["forced_bos_token_id"] = self.tokenizer.lang_code_to_id[languages[1]]

@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ..batching import check_integer
 from ..images import load_image
 from .base import Pipeline
-from .texts import FUNCTIONS, applied, labels, positive
+from .texts import applied, check_function, labels
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,8 @@ class ImageOptions:
     function_to_apply: str = "default"
 
     def __post_init__(self) -> None:
-        positive("image-classification", "top_k", self.top_k)
-        if str(self.function_to_apply).lower() not in FUNCTIONS:
-            raise ValueError(
-                f"image-classification: function_to_apply must be one of {', '.join(FUNCTIONS)}; "
-                f"got {self.function_to_apply!r:.99}"
-            )
+        check_integer("image-classification", "top_k", self.top_k)
+        check_function("image-classification", self.function_to_apply)
 
 
 class ImageClassificationPipeline(Pipeline):
@@ -62,6 +59,6 @@ class ImageClassificationPipeline(Pipeline):
         return list(model(**batch).logits)
 
     def finish(self, given: Any, rows: list[Any], outputs: list[Any], o: ImageOptions) -> list[dict[str, Any]]:
-        scores = applied(str(o.function_to_apply).lower(), outputs[0], self.model.config)
+        scores = applied(o.function_to_apply, outputs[0], self.model.config)
         best = sorted(range(len(scores)), key=lambda i: -scores[i])[: o.top_k]
         return [{"label": self.labels[i], "score": float(scores[i])} for i in best]

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .. import ops
+from ..batching import check_integer
 from ..layers import Array
-from .texts import TextPipeline, labels, positive
+from .texts import TextPipeline, labels
 
 STRATEGIES = ("none", "simple", "first", "average", "max")
 Entity = dict[str, Any]
@@ -33,7 +34,7 @@ class TagOptions:
     offset_mapping: Sequence[Any] | None = None
 
     def __post_init__(self) -> None:
-        positive("token-classification", "stride", self.stride, 0)
+        check_integer("token-classification", "stride", self.stride, 0)
         strategy = self.aggregation_strategy
         if strategy and strategy not in STRATEGIES:
             raise ValueError(

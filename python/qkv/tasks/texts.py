@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
 from .. import ops
-from ..batching import compute, sigmoid
+from ..batching import check_integer, compute, sigmoid
 from ..config import Config
 from ..layers import Array
 from .base import Pipeline
@@ -57,7 +55,7 @@ def tokenize_settings(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{where}: padding must be one of {', '.join(map(repr, PADDINGS))}; got {padding!r}")
     if special not in (None, True, False):
         raise ValueError(f"{where}: add_special_tokens must be True or False; got {special!r}")
-    positive(where, "max_length", length)
+    check_integer(where, "max_length", length)
     if truncation is None:
         truncation = length is not None and not padding
     if truncation not in TRUNCATIONS:
@@ -70,10 +68,10 @@ def tokenize_settings(where: str, given: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def positive(where: str, name: str, value: Any, low: int = 1) -> None:
-    """ValueError: an option is neither None nor an integer of at least `low`."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < low):
-        raise ValueError(f"{where}: {name} must be an integer of at least {low}; got {value!r:.99}")
+def check_function(where: str, name: Any) -> None:
+    """ValueError: what is to be applied to logits is not one of FUNCTIONS, in any case of letters."""
+    if str(name).lower() not in FUNCTIONS:
+        raise ValueError(f"{where}: function_to_apply must be one of {', '.join(FUNCTIONS)}; got {name!r:.99}")
 
 
 def labels(config: Config) -> list[str]:
@@ -89,6 +87,7 @@ def labels(config: Config) -> list[str]:
 
 def applied(function: str, logits: Array, config: Config) -> Array:
     """Scores of a head's outputs (labels,). function: one of FUNCTIONS; "default" is what problem_type asks for."""
+    function = str(function).lower()
     if function == "default":
         problem = config.get("problem_type")
         several = len(logits) > 1 and problem != "multi_label_classification"
