@@ -672,8 +672,17 @@ def test_other_errors() -> None:
 def test_the_largest_come_in_order() -> None:
     """Of equal numbers the first is larger, whichever way they are found."""
     rng = np.random.default_rng(1)
-    for size, k in ((8, 3), (400, 7), (400, 1), (5, 9)):
-        scores = rng.integers(0, 12, (4, size)).astype(np.float32)
+    for size, k, kinds in (
+        (8, 3, 12),
+        (400, 7, 12),
+        (5, 9, 12),
+        (1024, 1, 12),
+        (1500, 7, 3000),
+        (5003, 40, 12),
+        (5003, 40, 9000),
+    ):
+        scores = rng.integers(0, kinds, (4, size)).astype(np.float32)
+        scores[1, : size // 2] = scores[2, 3:] = -np.inf
         values, where = logits.largest(scores, k)
         for row, v, w in zip(scores, values, where, strict=True):
             exact = sorted(range(size), key=lambda i: (-row[i], i))[:k]

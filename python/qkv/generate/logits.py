@@ -85,8 +85,12 @@ class SequenceBias:
             raise ValueError(
                 f"generate: {self.name}: {self.largest} is not among the {scores.shape[1]} tokens that the model makes"
             )
-        bias = np.zeros_like(scores)
         tokens, values = self.single
+        if not self.longer:
+            changed = scores.copy()
+            changed[:, tokens] += values
+            return changed
+        bias = np.zeros_like(scores)
         bias[:, tokens] = values
         for beginnings, last, values in self.longer:
             length = beginnings.shape[1]
@@ -521,11 +525,15 @@ def largest(scores: Array, k: int) -> tuple[Array, Array]:
     n, m = scores.shape
     k = min(k, m)
     where = np.empty((n, k), np.int64)
-    for row, out in zip(scores, where, strict=True):
-        if 4 * k >= m:
+    columns = max(256, 8 * k)
+    if m < 4 * columns:
+        for row, out in zip(scores, where, strict=True):
             out[:] = np.argsort(-row, kind="stable")[:k]
-        else:  # sort only what may be among them
-            candidates = np.flatnonzero(~(row < np.partition(row, m - k)[m - k]))
+    else:  # sort only what may be among them: at least k scores are not below the k-th largest of many maxima
+        maxima = scores[:, : m // columns * columns].reshape(n, -1, columns).max(axis=1)
+        least = np.partition(maxima, columns - k, axis=1)[:, columns - k]
+        for row, bound, out in zip(scores, least, where, strict=True):
+            candidates = np.flatnonzero(~(row < bound))
             out[:] = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
     return np.take_along_axis(scores, where, axis=1), where
 
