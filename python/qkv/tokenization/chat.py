@@ -10,7 +10,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -20,10 +20,24 @@ from ..config import Config
 from ..files import parse_json
 
 MAX_SECONDS = 30  # that a template may take
-MAX_SIZE = 10_000_000  # characters of a string, items of a list that a template makes by arithmetic
+MAX_SIZE = 10_000_000  # characters and items of a value that a template makes, all that it holds included
+MAX_NUMBER = 1000  # as a width, precision or indentation
 END = "CONTINUE_FINAL_MESSAGE_TAG "  # stands behind the message that is to go on, while a template runs
-_deadline: ContextVar[float] = ContextVar("_deadline", default=math.inf)
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field of a message
+# of strings and numbers: they make as much text as they are asked for, or bytes, which are no text
+UNSAFE_METHODS = {"center", "encode", "expandtabs", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill"}
+WITH_NUMBERS = ("batch", "center", "indent", "round", "slice", "wordwrap")  # filters
+
+
+@dataclasses.dataclass
+class _Limits:
+    """What is left to a template while it runs. characters: of its output, of macros and of blocks together."""
+
+    deadline: float = math.inf
+    characters: int = 4 * MAX_SIZE
+
+
+_limits: ContextVar[_Limits] = ContextVar("_limits")
 
 
 def find_template(files: Mapping[str, bytes], settings: Config) -> str | dict[str, str] | None:
@@ -162,16 +176,16 @@ def _plain(value: Any) -> Any:
 
 def _run(template: str, **variables: Any) -> str:
     jinja2 = _import_jinja2()
-    token = _deadline.set(time.monotonic() + MAX_SECONDS)
+    token = _limits.set(_Limits(time.monotonic() + MAX_SECONDS))
     try:
         return str(_compile(template).render(**variables))
     except RecursionError:
         raise ValueError("chat template: it is nested too deeply") from None
     except Exception as error:  # of the template, which is anybody's
         where = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise ValueError(f"chat template{where}: {error or type(error).__name__}") from None
+        raise ValueError(f"chat template{where}: {str(error) or type(error).__name__}") from None
     finally:
-        _deadline.reset(token)
+        _limits.reset(token)
 
 
 def _import_jinja2() -> Any:
@@ -200,8 +214,8 @@ def _compile(template: str) -> Any:
 
 
 def _guarded(tree: Any) -> Any:
-    """The same template with a call of `step` in each round of a loop and each macro, and `fits` around what it joins
-    to new strings."""
+    """The same template with a call of `step` in each round of a loop and each macro, of `emit` for all that it writes,
+    and of `together` and `fits` where it makes strings, lists and dictionaries."""
     jinja2 = _import_jinja2()
     nodes = jinja2.nodes
 
@@ -221,13 +235,22 @@ def _guarded(tree: Any) -> Any:
             node.body.insert(0, nodes.ExprStmt(call("step")))
             return node
 
+        def visit_Output(self, node: Any) -> Any:
+            node = self.generic_visit(node)
+            node.nodes = [call("emit", part) for part in node.nodes]
+            return node
+
         def visit_Concat(self, node: Any) -> Any:
+            return call("together", *self.generic_visit(node).nodes)
+
+        def visit_List(self, node: Any) -> Any:
             return call("fits", self.generic_visit(node))
 
-        def visit_AssignBlock(self, node: Any) -> Any:
+        visit_Dict = visit_List
+
+        def visit_Tuple(self, node: Any) -> Any:
             node = self.generic_visit(node)
-            node.filter = nodes.Filter(node.filter, "fits", [], [], None, None)
-            return node
+            return call("fits", node) if node.ctx == "load" else node
 
     guarded = Guard().visit(tree)
     guarded.set_environment(tree.environment)
@@ -253,8 +276,11 @@ def _environment() -> Any:
     class Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):  # type: ignore[misc, name-defined]
         intercepted_binops = frozenset({"+", "*", "**", "%"})
 
+        def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+            return attr not in UNSAFE_METHODS and bool(super().is_safe_attribute(obj, attr, value))
+
         def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            sizes = [len(v) if isinstance(v, (str, list, tuple)) else v for v in (left, right)]
+            sizes = [_size(v) if isinstance(v, (str, list, tuple)) else v for v in (left, right)]
             if operator == "*" and all(isinstance(s, int) for s in sizes) and abs(sizes[0] * sizes[1]) > 2**64:
                 raise ValueError("it multiplies to something too large")
             if operator == "*" and not all(isinstance(v, (int, float)) for v in (left, right)):
@@ -262,18 +288,37 @@ def _environment() -> Any:
             if operator == "**" and isinstance(left, int) and isinstance(right, int):
                 _check(right * left.bit_length())
             if operator == "%" and isinstance(left, str):
-                _check(max(map(int, re.findall(r"\d+", left)), default=0))
-            return self.fits(super().call_binop(context, operator, left, right))
+                _check_format(left, right, "%", named=isinstance(right, dict))
+            return _fits(super().call_binop(context, operator, left, right))
 
-        def fits(self, value: Any) -> Any:
-            if isinstance(value, (str, list, tuple)):
-                _check(len(value))
-            return value
+        def call(__self, __context: Any, __obj: Any, *args: Any, **values: Any) -> Any:
+            method = getattr(__obj, "__wrapped__", __obj)  # of str.format, which the sandbox wraps
+            owner = getattr(method, "__self__", None)
+            if owner is __self:
+                return __context.call(__obj, *args, **values)
+            _step()
+            if isinstance(owner, str):
+                named = {name: value for name, value in values.items() if not name.startswith("_")}  # not Jinja's own
+                args = _checked(method.__name__, owner, args, named)
+            return _fits(super().call(__context, __obj, *args, **values))
 
         def step(self) -> bool:
-            if time.monotonic() > _deadline.get():
-                raise ValueError(f"it takes more than {MAX_SECONDS} seconds")
-            return True
+            return _step()
+
+        def emit(self, value: Any) -> Any:
+            limits = _limits.get()
+            limits.characters -= _size(value)
+            if limits.characters < 0:
+                raise ValueError("it writes too much")
+            return value
+
+        def together(self, *values: Any) -> str:
+            texts = [str(value) for value in values]
+            _size(texts)
+            return "".join(texts)
+
+        def fits(self, value: Any) -> Any:
+            return _fits(value)
 
     class Namespace(jinja2.utils.Namespace):  # type: ignore[misc, name-defined]
         """Without names that begin with _, which Python's own attributes do."""
@@ -295,11 +340,23 @@ def _environment() -> Any:
         value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
     ) -> str:
         """Without the escapes for HTML that Jinja's own filter makes."""
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        _check_numbers([indent, *(separators or ())])
+        encoder = json.JSONEncoder(
+            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
+        size, parts = 0, []
+        for part in encoder.iterencode(value):
+            size += len(part)
+            _check(size)
+            parts.append(part)
+        return "".join(parts)
 
     environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols])
     environment.filters["tojson"] = as_json
-    environment.filters["fits"] = environment.fits
+    for name in ("pprint", "urlize"):  # for people who read, not for models
+        environment.filters.pop(name)
+    environment.filters = {name: _guarded_filter(name, used) for name, used in environment.filters.items()}
+    environment.tests = {name: _guarded_test(used) for name, used in environment.tests.items()}
     environment.globals.pop("lipsum")  # makes any amount of text
     environment.globals.update(
         raise_exception=fail,
@@ -315,6 +372,120 @@ def _refuse_private(name: Any) -> None:
         raise ValueError(f"{name!r:.99} begins with _, which a namespace must not hold")
 
 
+# ---- what a template may do
+
+
+def _step() -> bool:
+    if time.monotonic() > _limits.get().deadline:
+        raise ValueError(f"it takes more than {MAX_SECONDS} seconds")
+    return True
+
+
 def _check(size: Any) -> None:
     if isinstance(size, (int, float)) and size > MAX_SIZE:
         raise ValueError(f"it makes something of more than {MAX_SIZE} characters or items")
+
+
+def _check_numbers(values: Sequence[Any]) -> None:
+    for value in values:
+        size = len(value) if isinstance(value, str) else value
+        if isinstance(size, int) and abs(size) > MAX_NUMBER:
+            raise ValueError(f"a width, precision or indentation is more than {MAX_NUMBER}")
+
+
+def _size(value: Any) -> int:
+    """The characters and items of a value and of all that it holds, as often as it holds them."""
+    size, values = 0, [value]
+    while values:
+        item = values.pop()
+        if isinstance(item, (str, list, tuple, dict)):
+            size += len(item)
+        elif isinstance(item, int):
+            size += item.bit_length() // 3  # about its digits
+        _check(size)
+        if isinstance(item, (list, tuple)):
+            values.extend(item)
+        elif isinstance(item, dict):
+            values.extend(item)
+            values.extend(item.values())
+    return size
+
+
+def _fits(value: Any) -> Any:
+    """The value, or an iterator that ends where it gives too much."""
+    if hasattr(type(value), "__next__"):
+        return _bounded(value)
+    _size(value)
+    return value
+
+
+def _bounded(items: Iterator[Any]) -> Iterator[Any]:
+    size = 0
+    for item in items:
+        _step()
+        size += 1 + _size(item)
+        _check(size)
+        yield item
+
+
+def _check_format(text: str, values: Any, mark: str, *, named: bool) -> None:
+    """What "%" and str.format make. named: values may be used more than once."""
+    widths = [int(digits) for digits in re.findall(r"\d+", text)]
+    if "*" in text or re.search(r"\{[^{}]*\{", text):  # of which values give the width
+        widths += [value for value in _flat(values) if isinstance(value, int)]
+    count = text.count(mark)
+    _check(len(text) + count * max(widths, default=0) + _size(values) * (count if named else 1))
+
+
+def _flat(values: Any) -> list[Any]:
+    found = list(values.values()) if isinstance(values, dict) else values
+    return [item for value in found for item in _flat(value)] if isinstance(found, (list, tuple)) else [found]
+
+
+def _checked(name: str, text: str, args: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The arguments of a string's method, of which those that may make long strings are checked first."""
+    if name == "replace" and len(args) > 1 and all(isinstance(part, str) for part in args[:2]):
+        _check(len(text) + text.count(args[0]) * len(args[1]))
+    if name == "join" and args:
+        items = list(args[0])
+        _check(_size(items) + len(text) * len(items))
+        return (items,)
+    if name == "format":
+        _check_format(text, [*args, *values.values()], "{", named=text.count("{") != text.count("{}"))
+    return args
+
+
+def _guarded_filter(name: str, used: Any) -> Any:
+    """A filter that stops when the time is over, and before it makes something too large."""
+    own = int(hasattr(used, "jinja_pass_arg"))  # arguments of Jinja's own, before the value
+
+    @functools.wraps(used)
+    def guarded(*args: Any, **values: Any) -> Any:
+        _step()
+        given, (value, *others) = args[:own], args[own:]
+        every = [*others, *values.values()]
+        if name in WITH_NUMBERS:
+            _check_numbers(every)
+            if name in ("indent", "wordwrap"):
+                ends = str(value).count("\n") + 1 if name == "indent" else len(str(value))
+                _check(ends * max((len(v) if isinstance(v, str) else v for v in every if v), default=0))
+        elif name == "replace":
+            old, new = (str(values.get(key, others[k] if k < len(others) else "")) for k, key in enumerate(("old", "new")))
+            _checked(name, str(value), (old, new), {})
+        elif name == "join":
+            value = list(value)
+            _check(_size(value) + len(value) * len(str(values.get("d", others[0] if others else ""))))
+        elif name == "format":
+            _check_format(str(value), values or tuple(others), "%", named=bool(values))
+        return _fits(used(*given, value, *others, **values))
+
+    return guarded
+
+
+def _guarded_test(used: Any) -> Any:
+    @functools.wraps(used)
+    def guarded(*args: Any, **values: Any) -> Any:
+        _step()
+        return used(*args, **values)
+
+    return guarded
