@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from typing import Any
@@ -109,6 +110,32 @@ HOSTILE = {
     "branching recursion": "{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}",
     "nesting": "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
     "lorem": "{{ lipsum(10 ** 9) }}",
+    "much by a filter": "{{ 'x' | center(10 ** 8) }}",
+    "much by a method": "{{ 'x'.center(10 ** 8) }}",
+    "many bytes": "{{ 'x'.encode() }}",
+    "much by replacing": "{% set x = 'x' * 9999 %}{{ x.replace('x', x) | length }}",
+    "much by replacing in a filter": "{% set x = 'x' * 9999 %}{{ x | replace('', x) | length }}",
+    "much by joining": "{% set x = 'x' * 9999 %}{{ x.join(x) | length }}",
+    "much by joining in a filter": "{% set x = 'x' * 9999 %}{{ x | join(x) | length }}",
+    "much by str.format": "{{ '{:>99999999}'.format(1) | length }}",
+    "much by str.format again": "{% set x = 'x' * 9999 %}{{ ('{0}' * 9999).format(x) | length }}",
+    "a width in a value": "{{ '{:>{}}'.format(1, 99999999) | length }}",
+    "a width for a filter": "{{ '%*d' | format(99999999, 1) | length }}",
+    "much by concatenation": "{% set x = 'x' * 10 ** 6 %}{{ (" + "x ~ " * 50 + "x) | length }}",
+    "much by indentation": "{{ [1] | tojson(indent=10 ** 8) | length }}",
+    "much by separators": "{% set x = 'x' * 9999 %}{{ range(9999) | list | tojson(separators=(x, x)) | length }}",
+    "many items": "{{ [1] | batch(10 ** 8, 1) | list | length }}",
+    "many items of one": "{% set x = 'x' * 10 ** 6 %}{{ range(50) | map('replace', 1, x) | list | length }}",
+    "a list of itself": "{% set ns = namespace(x=1) %}{% for i in range(99) %}"
+    "{% set ns.x = [ns.x, ns.x] %}{% endfor %}",
+    "a dictionary of itself": "{% set ns = namespace(x=1) %}{% for i in range(99) %}"
+    "{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}",
+    "much output": "{% set x = 'x' * 10 ** 6 %}{% for i in range(99) %}{{ x }}{% endfor %}",
+    "much output of a macro": "{% set x = 'x' * 10 ** 6 %}{% macro f() %}{% for i in range(99) %}{{ x }}{% endfor %}"
+    "{% endmacro %}{{ f() | length }}",
+    "a large power": "{{ 15 | round(10 ** 7, 'ceil') }}",
+    "tests in a filter": "{% set l = range(99999) | list %}{{ l | select('in', l) | list | length }}",
+    "what Python cannot compile": "{% if a %}" + "{% elif a %}" * 20_000 + "{% endif %}",
 }
 
 
@@ -122,8 +149,42 @@ def test_hostile_templates(what: str, chatting: Tokenizer, monkeypatch: pytest.M
         )
         assert what in ("a function's globals", "format") and text == ""  # what is forbidden there is undefined
     except ValueError as error:
-        assert str(error).startswith("chat template")
+        assert re.match(r"chat template( \(line 1\))?: .+", str(error))
     assert time.monotonic() - begun < 10
+
+
+def test_long_texts_are_not_too_much(chatting: Tokenizer) -> None:
+    messages = [{"role": "user", "content": "a {} 12345678 % line\n" * 50_000}] * 3
+    template = (
+        "{% set ns = namespace(x='', l=[]) %}{% for m in messages %}{% set ns.l = ns.l + [m.content] %}"
+        "{% set ns.x = ns.x ~ '<' + m.content | trim | replace('{}', '[tool]') ~ '>' %}{% endfor %}"
+        "{{ ns.x }}{{ ns.l | join }}{{ '{}'.format(ns.x) }}{{ '%s' % ns.x }}{{ ns.l | tojson }}{{ ns.x | indent(2) }}{{ ns.x | wordwrap(10 ** 3) }}"
+    )
+    text = chatting.apply_chat_template(messages, chat_template=template, tokenize=False)
+    one = messages[0]["content"]
+    all_three = f"<{one.strip()}>".replace("{}", "[tool]") * 3
+    parts = [
+        all_three,
+        one * 3,
+        all_three,
+        all_three,
+        json.dumps([one] * 3),
+        all_three.replace("\n", "\n  "),
+        all_three,
+    ]
+    assert text == "".join(parts)
+
+
+def test_without_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    for case in ("bert", "gpt2", "t5", "albert", "mbart", "llama"):
+        with pytest.raises(ImportError, match=r'needs the tokenizers package: pip install "qkv\[text\]"'):
+            open_case(case)
+    values = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "aa"], "merges": ["a a"]}
+    with pytest.raises(ImportError, match="needs the tokenizers package"):
+        files = {"tokenizer.gguf.json": json.dumps(values).encode()}
+        Tokenizer.from_files(files, Config({"model_type": "llama"}), None)
+    assert open_case("ctrl").rows(["x"])  # has no need of it
 
 
 def test_without_the_packages(chatting: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:

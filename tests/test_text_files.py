@@ -48,6 +48,16 @@ def test_gguf_digits_stand_alone_before_words_are_split() -> None:
     assert open_gguf(values).rows(["  12a", " 1\n"]) == [[2, 3, 4, 7], [1, 3, 6]]
 
 
+@pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "smollm", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken"])
+def test_gguf_texts_begin_with_bos_as_llama_cpp_has_it(pre: str) -> None:
+    """Where add_bos_token is not there: so for Llama 3's way to split words, and Mistral's."""
+    values = {"model": "gpt2", "pre": pre, "tokens": ["a", "<s>", "aa"], "token_type": [1, 3, 1], "merges": ["a a"]}
+    values["bos_token_id"] = 1
+    begins = pre not in ("gpt-2", "qwen2", "smollm")
+    assert open_gguf(values).rows(["a"]) == [[1, 0] if begins else [0]]
+    assert open_gguf({**values, "add_bos_token": not begins}).rows(["a"]) == [[0] if begins else [1, 0]]
+
+
 def test_gguf_file(tmp_path: Path) -> None:
     """Through all forms that the model may be saved in, template and all."""
     test_gguf = pytest.importorskip("test_gguf", reason="the file is written by the package of the extra `gguf`")

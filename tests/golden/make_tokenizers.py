@@ -141,6 +141,25 @@ TOOLS = """{%- set ns = namespace(found=false, last=0) %}
 {%- macro twice(text) %}{{ text ~ text }}{% endmacro %}{{ twice("ab") }}
 {%- set block %}in a block{% endset %}{{ block }} {{ range(5) | select("odd") | list }} {{ flag }}
 """
+# what templates may do besides: filters, methods, operators
+PIECES = [
+    "{{ messages | map(attribute='role') | join(', ') }} {{ messages | selectattr('role', 'eq', 'user') | list | length }}",
+    "{{ 'aXbX' | replace('X', '--', 1) }}{{ 'aXb'.replace('X', '') }}{{ '-'.join(['a', 'b']) }}{{ 'ab' | join('-') }}",
+    "{{ [{'n': 1}, {'n': 2}] | join('+', attribute='n') }}{{ 'a,b'.split(',')[::-1] }}{{ ('a', 1) }}{{ {'a': (1,)} }}",
+    "{{ '%s-%05d-%.2f' % ('a', 42, 1.5) }}{{ '%(a)s%(a)s' % {'a': 1} }}{{ '%s' | format(1) }}{{ '%d' % 1700000000 }}",
+    "{{ '{}: {!r:>6} {x}'.format('k', 'v', x=2) }}{{ '{0}{0}'.format('a') }}{{ '{:d}'.format(1700000000) }}",
+    "{{ range(3) | batch(2, 'f') | list }}{{ range(5) | slice(2) | list }}{{ 'x' | center(9) }}{{ 3.14159 | round(2) }}",
+    "{{ 'a\nb' | indent(2, true) }}{{ 'aa bb cc' | wordwrap(3) }}{{ 'ab' | truncate(9) }}{{ [[1], [2]] | sum(start=[]) }}",
+    "{{ {'b': 1, 'a': [2]} | dictsort }}{{ {'b': 1}.items() | list }}{{ dict(a=1, **{'b': 2}) }}{{ 2 ** 10 }}",
+    "{{ messages | tojson(indent=2) }}{{ messages | tojson(separators=(',', ':'), sort_keys=true) }}",
+    "{% for x in [1, [2, [3]]] recursive %}{% if x is iterable %}({{ loop(x) }}){% else %}{{ x }}{% endif %}{% endfor %}",
+    "{% for a, b in [(1, 2), (3, 4)] %}{{ a * b }}{{ loop.last }}{{ loop.cycle('x', 'y') }}{% endfor %}",
+    "{% for m in messages | reverse %}{{ m.role }}{{ loop.length }}{% endfor %}{{ cycler('a', 'b').next() }}",
+    "{% macro f(x) -%}<{{ x }}{{ caller(1) if caller }}>{%- endmacro %}{{ f(1) }}{% call(z) f(3) %}c{{ z }}{% endcall %}",
+    "{% filter upper | replace('A', 'bb') %}aaa{{ 1 }}{% endfilter %}{% set x | upper %}abc{% endset %}{{ x }}",
+    "{% set ns = namespace(a=[]) %}{% for m in messages %}{% set ns.a = ns.a + [m.role] %}{% endfor %}{{ ns.a }}",
+    "{{ 'a' ~ 1 ~ none ~ [1] ~ nothing }}{{ 'x' is in 'xy' }}{{ [1, 2, 3] | select('odd') | map('string') | list }}",
+]
 THINK = (
     "{% for m in messages %}{{ m.role }}:{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}"
     "{{ m.content }}\n{% endfor %}"
@@ -175,6 +194,7 @@ CHATS: list[tuple[str, list[dict[str, Any]], dict[str, Any]]] = [
     ("{% if %}", CHAT, {}),
     ("{{ ''.__class__.__mro__ }}", CHAT, {}),
     ("{{ messages.append(1) }}", CHAT, {}),
+    *((piece, CHAT, {}) for piece in PIECES),
 ]
 
 # <case>: vocabulary, general.architecture, metadata

@@ -341,9 +341,7 @@ def _environment() -> Any:
     ) -> str:
         """Without the escapes for HTML that Jinja's own filter makes."""
         _check_numbers([indent, *(separators or ())])
-        encoder = json.JSONEncoder(
-            ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        encoder = json.JSONEncoder(ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
         size, parts = 0, []
         for part in encoder.iterencode(value):
             size += len(part)
@@ -387,10 +385,13 @@ def _check(size: Any) -> None:
 
 
 def _check_numbers(values: Sequence[Any]) -> None:
-    for value in values:
-        size = len(value) if isinstance(value, str) else value
-        if isinstance(size, int) and abs(size) > MAX_NUMBER:
-            raise ValueError(f"a width, precision or indentation is more than {MAX_NUMBER}")
+    if any(_width(value) > MAX_NUMBER for value in values):
+        raise ValueError(f"a width, precision or indentation is more than {MAX_NUMBER}")
+
+
+def _width(value: Any) -> int:
+    """Of an argument that is a number or the characters themselves."""
+    return len(value) if isinstance(value, str) else abs(value) if isinstance(value, int) else 0
 
 
 def _size(value: Any) -> int:
@@ -412,14 +413,13 @@ def _size(value: Any) -> int:
 
 
 def _fits(value: Any) -> Any:
-    """The value, or an iterator that ends where it gives too much."""
-    if hasattr(type(value), "__next__"):
-        return _bounded(value)
+    """The same value. ValueError: it is too large."""
     _size(value)
     return value
 
 
 def _bounded(items: Iterator[Any]) -> Iterator[Any]:
+    """The items, as long as they are not too much together."""
     size = 0
     for item in items:
         _step()
@@ -430,9 +430,10 @@ def _bounded(items: Iterator[Any]) -> Iterator[Any]:
 
 def _check_format(text: str, values: Any, mark: str, *, named: bool) -> None:
     """What "%" and str.format make. named: values may be used more than once."""
-    widths = [int(digits) for digits in re.findall(r"\d+", text)]
-    if "*" in text or re.search(r"\{[^{}]*\{", text):  # of which values give the width
-        widths += [value for value in _flat(values) if isinstance(value, int)]
+    fields = text if named else " ".join(re.findall(r"%[^a-zA-Z%]*" if mark == "%" else r"\{[^{}]*", text))
+    if re.search(r"\*" if mark == "%" else r"\{[^{}]*\{", text):  # values give the width
+        fields = f"{text} {' '.join(str(value) for value in _flat(values) if isinstance(value, int))}"
+    widths = [int(digits) for digits in re.findall(r"\d+", fields)]
     count = text.count(mark)
     _check(len(text) + count * max(widths, default=0) + _size(values) * (count if named else 1))
 
@@ -462,22 +463,24 @@ def _guarded_filter(name: str, used: Any) -> Any:
     @functools.wraps(used)
     def guarded(*args: Any, **values: Any) -> Any:
         _step()
-        given, (value, *others) = args[:own], args[own:]
+        first, (value, *others) = args[:own], args[own:]
         every = [*others, *values.values()]
         if name in WITH_NUMBERS:
             _check_numbers(every)
-            if name in ("indent", "wordwrap"):
-                ends = str(value).count("\n") + 1 if name == "indent" else len(str(value))
-                _check(ends * max((len(v) if isinstance(v, str) else v for v in every if v), default=0))
+            if name == "indent":
+                _check((str(value).count("\n") + 1) * max((_width(given) for given in every), default=4))
+            elif name == "wordwrap":
+                _check(len(str(value)) * max((_width(given) for given in every if isinstance(given, str)), default=1))
         elif name == "replace":
-            old, new = (str(values.get(key, others[k] if k < len(others) else "")) for k, key in enumerate(("old", "new")))
+            old, new, *_ = (str(part) for part in [*others, *(values.get(key, "") for key in ("old", "new"))])
             _checked(name, str(value), (old, new), {})
         elif name == "join":
             value = list(value)
             _check(_size(value) + len(value) * len(str(values.get("d", others[0] if others else ""))))
         elif name == "format":
             _check_format(str(value), values or tuple(others), "%", named=bool(values))
-        return _fits(used(*given, value, *others, **values))
+        result = used(*first, value, *others, **values)
+        return _bounded(result) if isinstance(result, Iterator) else _fits(result)
 
     return guarded
 

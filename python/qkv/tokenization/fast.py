@@ -34,7 +34,7 @@ def backend_errors(where: str) -> Iterator[None]:
     Rust code panics, a class derived from BaseException."""
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError, ImportError):
         raise
     except BaseException as error:
         raise ValueError(f"{where}: {error}") from None

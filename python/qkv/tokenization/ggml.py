@@ -39,7 +39,8 @@ PATTERNS = {
 }
 GPT2 = ("gpt-2", "default", "mpt", "olmo", "jais", "phi-2", "trillion")
 DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")  # GPT-2's, digits alone
-WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken")  # need no merges
+# words of the vocabulary need no merges, and a text begins with bos where the file does not say otherwise
+WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "lfm2", "tekken")
 
 
 def settings_of(values: Config) -> dict[str, Any]:
@@ -76,11 +77,10 @@ def open_ggml(values: Config, special: SpecialTokens, architecture: str) -> Any:
         plain += [Added(token, special=False) for token, kind in kinds.items() if kind == USER_DEFINED]
         fast.add_special(backend, special)
         fast.add_tokens(backend, plain)
-        llama = model == "llama" or values.get("pre") in ("llama3", "llama-v3", "llama-bpe")
         fast.around_text(
             backend,
             special,
-            bos=values.flag("add_bos_token", llama),
+            bos=values.flag("add_bos_token", model == "llama" or values.get("pre") in WHOLE_WORDS),
             eos=values.flag("add_eos_token", False),
         )
     return backend
