@@ -158,7 +158,8 @@ def test_long_texts_are_not_too_much(chatting: Tokenizer) -> None:
     template = (
         "{% set ns = namespace(x='', l=[]) %}{% for m in messages %}{% set ns.l = ns.l + [m.content] %}"
         "{% set ns.x = ns.x ~ '<' + m.content | trim | replace('{}', '[tool]') ~ '>' %}{% endfor %}"
-        "{{ ns.x }}{{ ns.l | join }}{{ '{}'.format(ns.x) }}{{ '%s' % ns.x }}{{ ns.l | tojson }}{{ ns.x | indent(2) }}{{ ns.x | wordwrap(10 ** 3) }}"
+        "{{ ns.x }}{{ ns.l | join }}{{ '{}'.format(ns.x) }}{{ '%s' % ns.x }}{{ ns.l | tojson }}{{ ns.x | indent(2) }}"
+        "{{ ns.x | wordwrap(99) }}"
     )
     text = chatting.apply_chat_template(messages, chat_template=template, tokenize=False)
     one = messages[0]["content"]
