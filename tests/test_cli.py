@@ -518,7 +518,6 @@ def test_warnings_are_one_sentence(model: Any) -> None:
     )
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="a shell of POSIX closes them")
 @pytest.mark.parametrize(("closed", "message"), [("<&-", "standard input"), (">&-", "standard output")])
 def test_closed_streams(closed: str, message: str, model: Any) -> None:
     command = f"{shlex.quote(sys.executable)} -m qkv classify {shlex.quote(model('bert_three'))} {closed}"

@@ -525,11 +525,12 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
     a.k_scale = scales(k_scale);
     a.v_scale = scales(v_scale);
     a.out = strided(out.view());
-    launch([call, live_lengths] {
-      live_lengths.read(&call->lengths);
-      call->look_up();
-      call->run();
-    });
+    launch([&call] { call->run(); },
+           [call, live_lengths] {
+             live_lengths.read(&call->lengths);
+             call->look_up();
+             call->run();
+           });
   }
   return results(out.finish(), lse, weights);
 }

@@ -101,11 +101,12 @@ bool paged_write(py::handle k_in, py::handle v_in, py::handle k_cache_in, py::ha
   a.v_cache = cache(v_cache);
   if (k_scale) a.k_scale = cache(k_scale);
   if (v_scale) a.v_scale = cache(v_scale);
-  launch([a, live_slots, places, slots = std::make_shared<std::vector<int64_t>>(std::move(slots))] {
-    live_slots.read(slots.get());
-    check_slots(*slots, places);
-    run(a, slots.get());
-  });
+  launch([&] { run(a, &slots); },
+         [a, live_slots, places, now = std::make_shared<std::vector<int64_t>>(slots)] {
+           live_slots.read(now.get());
+           check_slots(*now, places);
+           run(a, now.get());
+         });
   return true;
 }
 

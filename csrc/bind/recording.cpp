@@ -1,3 +1,4 @@
+// record: runs a function of Python's and notes the kernel calls that its thread makes meanwhile.
 #include "bind/recording.h"
 
 #include <memory>

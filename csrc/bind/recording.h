@@ -48,13 +48,18 @@ class Recording {
 // Of this thread, or nullptr.
 Recording* current_recording();
 
-// Makes a kernel call without the GIL, and notes it where the thread records. What the call holds must live as long as it does;
-// Python objects that it holds to keep memory it must not touch: even py::array::itemsize() counts references.
-template <class Call>
-void launch(const Call& call) {
-  if (Recording* r = current_recording()) r->note(call);
+// Makes a kernel call without the GIL, and notes it where the thread records: `again`, which reads anew what may have changed
+// since. What that holds must live as long as it does; Python objects that it holds to keep memory it must not touch: even
+// py::array::itemsize() counts references.
+template <class Call, class Again>
+void launch(const Call& call, const Again& again) {
+  if (Recording* r = current_recording()) r->note(again);
   const Unlocked unlocked;
   call();
+}
+template <class Call>
+void launch(const Call& call) {
+  launch(call, call);
 }
 
 // Said of what cannot be made again.

@@ -492,7 +492,7 @@ def of_chat(template: str, messages: list[dict[str, Any]], options: dict[str, An
     try:
         case["text"] = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
         case["ids"] = tokenizer.apply_chat_template(messages, chat_template=template, return_dict=False, **options)
-    except Exception as error:
+    except Exception as error:  # of the template, which may be meant: then the text stays None
         print(f"chat: {type(error).__name__}: {error}"[:120])
     return case
 
