@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import qkv
 from golden_checks import GOLDEN
-from qkv.capture import CapturedStack
+from qkv.capture import CapturedSteps
 from qkv.generate.rows import CachedRows
 from qkv.ops import _cpu
 from qkv.packing import Packed
@@ -25,7 +25,7 @@ def rows_of(model: Any, *, captured: bool) -> CachedRows:
     pair = hasattr(model, "decoder")
     rows = CachedRows(model, model.memory(Packed.from_lists([[4, 5, 6, 7], [8, 9], [7] * 9])) if pair else None)
     if not captured:
-        rows.captured = None  # type: ignore[assignment]
+        rows.captured = None
     return rows
 
 
@@ -125,12 +125,12 @@ def test_no_reference_is_counted_without_the_gil() -> None:
 def test_as_many_tokens_as_rows_but_not_one_each() -> None:
     model = qkv.load(GOLDEN / "llama_lm")
     seen = []
-    for captured in (CapturedStack(model.stack), None):
+    for captured in (CapturedSteps(model.forward), None):
         cache = model.new_cache()
         rows = [cache.sequence() for _ in PROMPTS]
         model.extend(cache, rows, PROMPTS)
         pieces = [[[4], [5], [6]], [[7, 8], [], [9]], [[], [4, 5, 6], []], [[1], [2], [3]]]
-        seen.append([model.extend(cache, rows, piece, captured=captured).copy() for piece in pieces])
+        seen.append([model.extend(cache, rows, piece, forward=captured).copy() for piece in pieces])
     for one, other in zip(*seen, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -138,19 +138,19 @@ def test_as_many_tokens_as_rows_but_not_one_each() -> None:
 def test_between_steps_sequences_may_change() -> None:
     """They are as long as in the step before, in other blocks."""
     model = qkv.load(GOLDEN / "llama_lm")
-    captured, cache = CapturedStack(model.stack), model.new_cache()
+    captured, cache = CapturedSteps(model.forward), model.new_cache()
     a, b = cache.sequence(), cache.sequence()
     prompts = [list(range(4, 20)), list(range(5, 19))]
     model.extend(cache, [a, b], prompts)
     for token in (7, 8, 9):
-        model.extend(cache, [a], [[token]], captured=captured)
+        model.extend(cache, [a], [[token]], forward=captured)
     for _ in range(2):
         cache.truncate(a, 16)
         model.extend(cache, [b], [[3] * 20])  # takes the block that a gave back
         kept = model.extend(cache, [b], [[2]]).copy()
         cache.truncate(b, len(b) - 1)
         model.extend(cache, [a], [[7, 8, 9]])
-        ours = model.extend(cache, [a], [[11]], captured=captured).copy()
+        ours = model.extend(cache, [a], [[11]], forward=captured).copy()
         cache.truncate(a, 19)
         np.testing.assert_array_equal(ours, model.extend(cache, [a], [[11]]))
         cache.truncate(a, 19)
@@ -160,16 +160,16 @@ def test_between_steps_sequences_may_change() -> None:
 
 def test_a_step_that_failed_is_not_gone_on_from() -> None:
     model = qkv.load(GOLDEN / "gpt2_lm")
-    captured, cache = CapturedStack(model.stack), model.new_cache()
+    captured, cache = CapturedSteps(model.forward), model.new_cache()
     for stored in cache.k + cache.v:
         stored[...] = 0  # what the step that fails does not fill
     row = cache.sequence()
     model.extend(cache, [row], [PROMPTS[0]])
-    model.extend(cache, [row], [[4]], captured=captured)
-    with pytest.raises(ValueError, match="invalid literal"):
-        model.extend(cache, [row], [["x"]], captured=captured)  # type: ignore[list-item]
+    model.extend(cache, [row], [[4]], forward=captured)
+    with pytest.raises(ValueError, match="embedding: id 99 is outside"):
+        model.extend(cache, [row], [[99]], forward=captured)
     for token in (5, 6):
-        ours = model.extend(cache, [row], [[token]], captured=captured).copy()
+        ours = model.extend(cache, [row], [[token]], forward=captured).copy()
         twin = cache.fork(row, len(row) - 1)
         np.testing.assert_array_equal(ours, model.extend(cache, [twin], [[token]]))
         cache.free(twin)
@@ -282,7 +282,7 @@ def test_what_cannot_be_replayed_is_known() -> None:
         lambda: qkv.softmax(x),
         lambda: qkv.attention(x, x, x),
         lambda: qkv.attention_varlen(x[0], x[0], x[0], [0, 3], [0, 3]),
-        lambda: qkv.embedding(ids, x[0, 0]),
+        lambda: qkv.embedding(ids.astype(np.int32), x[0, 0]),
         lambda: qkv.additive_attention(x[0], x[0], x[0], *w),
         lambda: qkv.linear(x[0, 0], np.ones((8, 8), np.float32), out=x[0, 0]),
         lambda: qkv.paged_write(

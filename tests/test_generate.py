@@ -18,6 +18,7 @@ import pytest
 import qkv
 from golden_checks import GOLDEN, close
 from qkv import generate as generation
+from qkv.capture import CapturedSteps
 from qkv.generate import logits
 from qkv.packing import Packed
 from scipy import stats
@@ -212,22 +213,30 @@ def test_cached_as_uncached(folder: str) -> None:
 
 
 class Watched:
-    """A model whose calls of extend are counted, and whose caches are kept."""
+    """A model whose steps are counted, and whose caches are kept."""
 
     def __init__(self, model: Any, monkeypatch: pytest.MonkeyPatch):
         self.model, self.rows, self.tokens, self.caches = model, [], [], []
-        extend, new_cache = model.extend, model.new_cache
+        extend, new_cache, again = model.extend, model.new_cache, CapturedSteps.again
 
         def counted(cache: Any, sequences: Any, rows: Any, *others: Any, **more: Any) -> Any:
             self.rows.append(len(rows))
             self.tokens.append(sum(map(len, rows)))
             return extend(cache, sequences, rows, *others, **more)
 
+        def replayed(captured: Any, sequences: Any, tokens: Any, *memory: Any) -> Any:
+            logits = again(captured, sequences, tokens, *memory)
+            if logits is not None:
+                self.rows.append(len(tokens))
+                self.tokens.append(len(tokens))
+            return logits
+
         def kept(**options: Any) -> Any:
             self.caches.append(new_cache(**options))
             return self.caches[-1]
 
         monkeypatch.setattr(model, "extend", counted)
+        monkeypatch.setattr(CapturedSteps, "again", replayed)
         monkeypatch.setattr(model, "new_cache", kept)
 
     def freed(self) -> None:

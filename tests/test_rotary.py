@@ -9,7 +9,8 @@ import naive
 import numpy as np
 import pytest
 import qkv
-from checks import FLOAT32, assert_close, each_isa, normal, oracle, same_bits, strided
+from checks import FLOAT32, assert_close, each_isa, normal, oracle, same_bits, sizes, strided
+from qkv.ops import angles
 from qkv.positions import rotary_frequencies
 
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -210,3 +211,17 @@ def test_positions_that_are_not_finite(value: float, rng: np.random.Generator) -
             assert str(error).startswith("rotary: positions")
         else:
             assert np.isnan(out[1]).all() and np.isfinite(out[[0, 2]]).all()
+
+
+def test_angles_of_positions(rng: np.random.Generator) -> None:
+    """What models rotate by: NumPy's bits."""
+    for width in sizes(65):
+        frequencies, positions = normal(rng, (width,)), np.array([0, 1, 2**24 + 1, 77])
+        for _ in each_isa():
+            expected = positions.astype(np.float32)[:, None, None] * frequencies
+            assert same_bits(angles(positions, frequencies), expected)
+    for wrong in (np.ones(3), np.ones((1, 3), np.float32), np.ones(6, np.float32)[::2]):
+        with pytest.raises(ValueError, match="rotary_angles: frequencies"):
+            angles(positions, wrong)
+    with pytest.raises(ValueError, match="rotary_angles: positions"):
+        angles(positions[None], frequencies)

@@ -1,4 +1,4 @@
-// Ops that work row by row: softmax, norms, activations, embedding, rotary.
+// Ops that work row by row: softmax, norms, activations, scaled sums, embedding, rotary.
 #include <algorithm>
 #include <memory>
 
@@ -137,9 +137,44 @@ py::object activation(const char* op, py::handle x_in, Activation a) {
   return std::move(out);
 }
 
+// scale x, or scale x + other. float32; x (..., n) contiguous, other (n) or of x's shape; made so by qkv.ops.
+py::array scaled_sum(py::handle x_in, double scale, py::handle other_in) {
+  const char* op = "scaled_sum";
+  const Array x = read_array(op, "x", x_in), other = read_optional(op, "other", other_in);
+  for (const Array* p : {&x, &other})
+    if (*p && (p->is_double || p->dtype != DType::f32 || !(p->owner.flags() & py::array::c_style)))
+      fail_value(p->where + " must be contiguous float32");
+  if (x.rank() == 0) fail_value(x.where + " must have at least 1 dimension");
+  const int64_t n = x.shape.back();
+  if (other && other.shape != x.shape && other.shape != std::vector<int64_t>{n})
+    fail_value(other.where + " must have x's shape " + shape_text(x.shape) + " or be one row, got " + shape_text(other.shape));
+  py::array out = new_array(op, float32_dtype(), x.shape);
+  if (out.size() == 0) return out;
+  const auto floats = [](const Array& a) { return reinterpret_cast<const float*>(a.data); };
+  ScaledSumArgs args{floats(x), nullptr, static_cast<float*>(out.mutable_data()), static_cast<float>(scale), x.size() / n, n,
+                     0,         0};
+  if (other) {
+    args.other = floats(other);
+    args.other_row = other.rank() == x.rank() ? n : 0;
+  }
+  launch([args] {
+    ScaledSumArgs a = args;
+    a.threads = num_threads();
+    kernels().scaled_sum(a);
+  });
+  return out;
+}
+
+void check_ids(const std::vector<int64_t>& ids, int64_t rows) {
+  for (const int64_t id : ids)
+    if (id < 0 || id >= rows)
+      fail_value("embedding: id " + std::to_string(id) + " is outside the table's " + std::to_string(rows) + " rows");
+}
+
 py::object embedding(py::handle ids_in, py::handle table_in) {
   std::vector<int64_t> shape;
   const std::vector<int64_t> ids = read_ints("embedding", "ids", ids_in, &shape);
+  const LiveInts live_ids(ids_in);
   EmbeddingArgs a{};
   int64_t rows = 0;
   Array table;
@@ -157,24 +192,31 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
     a.row = table.strides[0];
     a.step = a.width > 1 ? table.strides[1] : 1;
   }
-  for (const int64_t id : ids)
-    if (id < 0 || id >= rows)
-      fail_value("embedding: id " + std::to_string(id) + " is outside the table's " + std::to_string(rows) + " rows");
+  check_ids(ids, rows);
   if (table && table.is_double) return py::none();
   shape.push_back(a.width);
   checked_size("embedding", shape);
   py::array out = new_array("embedding", table ? table.owner.dtype() : float32_dtype(), shape);
   if (out.size() == 0) return std::move(out);
-  a.ids = ids.data();
   a.count = static_cast<int64_t>(ids.size());
   a.y = static_cast<char*>(out.mutable_data());
   a.past_caches = past_caches(out);
-  const UnlockedOnce unlocked;
-  a.threads = num_threads();
-  if (packed)
-    kernels().dequantize({*packed, a.ids, a.count, reinterpret_cast<float*>(a.y), a.threads});
-  else
-    kernels().embedding(a);
+  const auto run = [args = a, w = packed ? *packed : PackedView{},
+                    is_packed = packed != nullptr](const std::vector<int64_t>& of) {
+    EmbeddingArgs a = args;
+    a.ids = of.data();
+    a.threads = num_threads();
+    if (is_packed)
+      kernels().dequantize({w, a.ids, a.count, reinterpret_cast<float*>(a.y), a.threads});
+    else
+      kernels().embedding(a);
+  };
+  launch([&] { run(ids); },
+         [run, rows, live_ids, now = std::make_shared<std::vector<int64_t>>(ids)] {
+           live_ids.read(now.get());
+           check_ids(*now, rows);
+           run(*now);
+         });
   return std::move(out);
 }
 
@@ -214,13 +256,38 @@ py::object rotary(py::handle x_in, py::handle angles_in, double factor, int64_t 
   return std::move(out);
 }
 
+// (total, 1, n): positions (total) times contiguous float32 frequencies (n).
+py::array rotary_angles(py::handle positions_in, py::handle frequencies_in) {
+  const char* op = "rotary_angles";
+  std::vector<int64_t> shape;
+  const std::vector<int64_t> positions = read_ints(op, "positions", positions_in, &shape);
+  const LiveInts live_positions(positions_in);
+  const Array f = read_array(op, "frequencies", frequencies_in);
+  if (shape.size() != 1) fail_value("rotary_angles: positions must be (total), got " + shape_text(shape));
+  if (f.is_double || f.dtype != DType::f32 || f.rank() != 1 || !(f.owner.flags() & py::array::c_style))
+    fail_value("rotary_angles: frequencies must be one row of contiguous float32");
+  py::array out = new_array(op, float32_dtype(), {shape[0], 1, f.shape[0]});
+  const auto run = [y = static_cast<float*>(out.mutable_data()), frequencies = reinterpret_cast<const float*>(f.data),
+                    n = f.shape[0]](const std::vector<int64_t>& at) {
+    kernels().rotary_angles({at.data(), frequencies, y, static_cast<int64_t>(at.size()), n});
+  };
+  launch([&] { run(positions); },
+         [run, live_positions, now = std::make_shared<std::vector<int64_t>>(positions)] {
+           live_positions.read(now.get());
+           run(*now);
+         });
+  return out;
+}
+
 }  // namespace
 
 void bind_rows(py::module_& m) {
   m.def("softmax", softmax, py::arg("x"), py::arg("axis"), py::arg("log"));
   m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"));
+  m.def("scaled_sum", scaled_sum, py::arg("x"), py::arg("scale"), py::arg("other"));
   m.def("embedding", embedding, py::arg("ids"), py::arg("table"));
   m.def("rotary", rotary, py::arg("x"), py::arg("angles"), py::arg("factor"), py::arg("dim"), py::arg("interleaved"));
+  m.def("rotary_angles", rotary_angles, py::arg("positions"), py::arg("frequencies"));
   const struct {
     const char* name;
     Activation op;

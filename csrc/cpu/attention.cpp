@@ -212,6 +212,37 @@ struct Tile {
       attend_block<M>(f, key, key < first ? first - key : 0, last - key < kKeyBlock ? last - key : kKeyBlock);
   }
 
+#if defined(QKV_AVX512_BF16_VNNI)
+  // Softmax and values of a block for a few rows that see the same keys, from values where they lie. False, and nothing done but
+  // that the scores may be *ready, if that is not so, or a key is excluded, whose value must not count.
+  bool few_values(const FlashRows& f, int64_t key, int64_t begin, int64_t end, bool* ready) const {
+    const int64_t from = row[0].first - key < begin ? begin : row[0].first - key;
+    const int64_t to = row[0].last - key > end ? end : row[0].last - key;
+    for (int64_t r = 0; r < rows; ++r)
+      if (row[r].query != row[0].query) return false;
+    const bf16* at[kKeyBlock + 1];
+    memset(two_values, 0, (size_t)a.dv * 2);
+    if (from >= to || a.weights || !value_rows(at, v, key, from, to, a.dv, (const bf16*)two_values)) return false;
+    bool excluded = false;
+    for (int64_t r = 0; r < rows; ++r) {
+      float* const s = scores + r * kKeyBlock;
+      if (!*ready) adjust(a, e, row[r], s, key, from, to);
+      each(to - from, [&](int64_t j, auto count) { excluded |= any(eq(load(s + from + j, count), set(kMinusInfinity))); });
+    }
+    *ready = true;
+    if (excluded) return false;
+    const int64_t first = from / 2 * 2, last = (to + 1) / 2 * 2;
+    for (int64_t r = 0; r < rows; ++r) flash_softmax<bf16>(f, r, scores + r * kKeyBlock, from, to, first, last);
+    if (rows == 1)
+      add_value_rows<1>(f, scores, at, first, last);
+    else if (rows == 2)
+      add_value_rows<2>(f, scores, at, first, last);
+    else
+      add_value_rows<3>(f, scores, at, first, last);
+    return true;
+  }
+#endif
+
   // Keys key + [begin, end), of one block. A key's place in it depends on its position alone.
   template <class M>
   void attend_block(const FlashRows& f, int64_t key, int64_t begin, int64_t end) const {
@@ -229,6 +260,11 @@ struct Tile {
       else
         score_panel<3, M>(scores + j, q, a.d, from, ld, words);
     }
+    bool ready = !adjusted;  // the scores
+#if defined(QKV_AVX512_BF16_VNNI)
+    if constexpr (M::kWidth == 2)
+      if (few && few_values(f, key, begin, end, &ready)) return;
+#endif
     // Many rows read the values from panels, which lie better in the caches; a few read each but once.
     FlashValues x = {nullptr, v.row, kPanel};
     if (M::kWidth == 1 && rows <= kGroupRows && a.dv % kPanel == 0) x.data = rows_in_place<M>(v, key + begin, end - begin, a.dv);
@@ -286,7 +322,7 @@ struct Tile {
           if (from < unit.from) from = unit.from;
           if (to > unit.to) to = unit.to;
           if (from < to) {
-            if (adjusted) adjust(a, e, row[r], s, key, from, to);
+            if (!ready) adjust(a, e, row[r], s, key, from, to);
             if (a.weights) memcpy(raw_row(r) + key + from, s + from, (size_t)(to - from) * 4);
           }
           if (flash_softmax<typename M::Element>(f, r, s, from, to, unit.from, unit.to)) unit.excluded = excluded = true;

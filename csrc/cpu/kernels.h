@@ -251,6 +251,15 @@ struct ActivationArgs {
   int threads;
 };
 
+// y = scale x + other
+struct ScaledSumArgs {
+  const float *x, *other;  // (rows, n); other == nullptr: none
+  float* y;
+  float scale;
+  int64_t rows, n, other_row;  // other's rows lie so far apart
+  int threads;
+};
+
 // y[i] = table[ids[i]].
 struct EmbeddingArgs {
   const int64_t* ids;  // checked
@@ -276,6 +285,14 @@ struct RotaryArgs {
   float* table;      // (angle_rows, dim) floats, (angle_rows, 2 dim) if interleaved
   float* scratch;    // 2 n floats per thread
   int threads;
+};
+
+// y[i] = positions[i] * frequencies
+struct RotaryAngleArgs {
+  const int64_t* positions;
+  const float* frequencies;  // (n)
+  float* y;                  // (count, n)
+  int64_t count, n;
 };
 
 // Peaks of the machine, for the benchmarks.

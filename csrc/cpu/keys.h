@@ -191,6 +191,60 @@ static inline void load_values(float* values, const KeySource& s, int64_t key, i
 }
 
 #if defined(QKV_AVX512_BF16_VNNI)
+// Where the rows of bf16 values of keys key + [begin, end) lie, which are of one block; `zeros`, dv of them, stand in for a key
+// outside that shares a pair. False if the values are not such rows of whole panels.
+static inline bool value_rows(const bf16** rows, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv,
+                              const bf16* zeros) {
+  if (s.scale || s.dtype != DType::bf16 || s.step != 1 || dv % kPanel) return false;
+  each_run(s, key + begin, end - begin, [&](int64_t at, int64_t count, const char* from, const float*) {
+    for (int64_t j = 0; j < count; ++j) rows[begin + at + j] = (const bf16*)from + j * s.row;
+  });
+  if (begin % 2) rows[begin - 1] = zeros;
+  if (end % 2) rows[end] = zeros;
+  return true;
+}
+
+// sums += p v for R rows and the keys [from, to), whole pairs: the value product of few rows, which read each value but once,
+// straight from where it lies. p: weights of the first row, in pairs. Adds in the order of flash_accumulate.
+template <int R>
+static __attribute__((noinline)) void add_value_rows(const FlashRows& f, const float* p, const bf16* const* rows, int64_t from,
+                                                     int64_t to) {
+  constexpr int kMost = 4;
+  for (int64_t i = 0; i < f.dv; i += kMost * kPanel) {
+    const auto part = [&](auto panels) QKV_ALWAYS {
+      constexpr int P = decltype(panels)::value;
+      Vec sum[R][P];
+      clear<DotBf16>(sum);
+      for (int64_t j = from; j < to; j += 2) {
+        const bf16 *const lower = rows[j] + i, *const upper = rows[j + 1] + i;
+        Vec x[R];
+        QKV_UNROLL(4)
+        for (int r = 0; r < R; ++r) x[r] = DotBf16::spread((const char*)(p + r * kKeyBlock + j / 2));
+        QKV_UNROLL(4)
+        for (int v = 0; v < P; ++v) {
+          const Vec pairs = pairs_of(lower + v * kPanel, upper + v * kPanel);
+          QKV_UNROLL(4)
+          for (int r = 0; r < R; ++r) sum[r][v] = DotBf16::mac(sum[r][v], pairs, x[r]);
+        }
+      }
+      store_sums(sum, f.sums + i, f.dv_padded, P * kPanel, false, Addends{});
+    };
+    switch ((f.dv - i) / kPanel) {
+      case 1:
+        part(Int<1>{});
+        break;
+      case 2:
+        part(Int<2>{});
+        break;
+      case 3:
+        part(Int<3>{});
+        break;
+      default:
+        part(Int<kMost>{});
+    }
+  }
+}
+
 // As load_values, in panels of (kKeyBlock / 2, 16) pairs of keys; keys outside [begin, end) that share a pair are zero. `rows`:
 // two rows of dv floats.
 static inline void load_value_pairs(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv,

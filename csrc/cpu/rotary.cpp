@@ -1,5 +1,6 @@
 // rotary: (x1, x2) -> (x1 cos t - x2 sin t, x2 cos t + x1 sin t) with t = position * inv_freq (Su et al. 2021, arXiv:2104.09864),
 // over halves x1 = x[:dim/2], x2 = x[dim/2:dim] or, interleaved, neighbours; what lies beyond dim passes through.
+// rotary_angles: t = position * inv_freq, for layers that share them.
 // First a table of cosines and sines, a row for each row of angles, then the rows in the order of memory.
 #include <math.h>
 
@@ -94,6 +95,13 @@ void rotary(const RotaryArgs& a) {
     }
     if (a.past_caches) fence();
   });
+}
+
+void rotary_angles(const RotaryAngleArgs& a) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    const Vec position = set((float)a.positions[i]);
+    each(a.n, [&](int64_t j, auto count) { store(a.y + i * a.n + j, mul(position, load(a.frequencies + j, count)), count); });
+  }
 }
 
 }  // namespace QKV_ISA

@@ -67,26 +67,29 @@ class Step:
     slots (total,), tables (B, N), lengths (B,) with the new tokens, cu_seqlens_q (B + 1,).
     """
 
-    def __init__(self, cache: PagedCache, slots: Ints, tables: Array, lengths: Ints, cu_seqlens_q: Ints) -> None:
-        self.cache, self.slots, self.tables, self.lengths = cache, slots, tables, lengths
-        self.cu_seqlens_q = cu_seqlens_q
-        self.truncations = cache.truncations
+    def __init__(
+        self,
+        cache: PagedCache,
+        sequences: list[CachedSequence],
+        slots: Ints,
+        tables: Array,
+        lengths: Ints,
+        cu_seqlens_q: Ints,
+    ) -> None:
+        self.cache, self.sequences = cache, sequences
+        self.slots, self.tables, self.lengths, self.cu_seqlens_q = slots, tables, lengths, cu_seqlens_q
+        self.changes = cache.changes
+        self.room = min((-s._length % cache.block_size for s in sequences), default=0)
 
-    def advance(self, sequences: Sequence_[CachedSequence]) -> bool:
-        """The same step for one more token of each of its sequences, in place, as long as they have room in blocks of
-        their own; else nothing is changed, and False."""
-        c = self.cache
-        if c.truncations != self.truncations:  # a sequence may be as long as it was, in other blocks
+    def advance(self) -> bool:
+        """One more token of each of its sequences, as long as there is room in their last blocks and nothing else has
+        happened to the cache: the slots and lengths of that step are larger by one. Else nothing is changed, and
+        False."""
+        if not self.room or self.cache.changes != self.changes:
             return False
-        for s, length in zip(sequences, self.lengths.tolist(), strict=True):
-            if s._cache is not c or s._length != length or s.frozen or not length % c.block_size:
-                return False
-            if c._references[s._blocks[s._count - 1]] > 1:
-                return False
-        for s in sequences:
+        for s in self.sequences:
             s._length += 1
-        self.slots += 1
-        self.lengths += 1
+        self.room -= 1
         return True
 
     def write(self, layer: int, k: Any, v: Any) -> None:
@@ -147,7 +150,7 @@ class PagedCache:
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"PagedCache: max_tokens must not be negative, got {max_tokens}")
         self.block_size, self.dtype, self.version = block_size, dtype, 0
-        self.truncations = 0  # so far
+        self.changes = 0  # calls so far that changed a sequence; not counted: steps that advanced
         self.max_blocks = None if max_tokens is None else -(-max_tokens // block_size)
         blocks = -(-max(initial_tokens, 0) // block_size)
         if self.max_blocks is not None:
@@ -252,6 +255,7 @@ class PagedCache:
         length = len(sequence) if length is None else length
         if not 0 <= length <= len(sequence):
             raise ValueError(f"PagedCache: cannot fork at {length} of {len(sequence)} tokens")
+        self.changes += 1
         twin = CachedSequence(self)
         twin._length, twin._count = length, -(-length // self.block_size)
         twin._blocks = np.concatenate([sequence._blocks[: twin._count], np.empty(2, np.int32)])
@@ -287,15 +291,17 @@ class PagedCache:
         self._release(sequence._blocks[keep : sequence._count].tolist())
         sequence._count, sequence._length = keep, length
         sequence.unplaced = tuple(i for i in sequence.unplaced if i < length)
-        self.truncations += 1
+        self.changes += 1
 
     def freeze(self, sequence: CachedSequence) -> None:
         """From now on it, and its forks, are read only: the keys of an encoder."""
         self._own(sequence).frozen = True
+        self.changes += 1
 
     def free(self, sequence: CachedSequence) -> None:
         """Gives its blocks back; the sequence is of no further use."""
         self._own(sequence)
+        self.changes += 1
         self._release(sequence._blocks[: sequence._count].tolist())
         sequence._count = sequence._length = 0
         sequence._cache = None
@@ -322,7 +328,7 @@ class PagedCache:
 
     def _step(self, sequences: Sequence_[CachedSequence], slots: Ints, queries: list[int]) -> Step:
         starts = np.array([0, *accumulate(queries)], np.int64)
-        return Step(self, slots, self.tables(sequences), self.lengths(sequences), starts)
+        return Step(self, list(sequences), slots, self.tables(sequences), self.lengths(sequences), starts)
 
     def _release(self, blocks: list[int]) -> None:
         for block in reversed(blocks):
@@ -332,6 +338,7 @@ class PagedCache:
 
     def _append(self, sequences: Sequence_[CachedSequence], counts: list[int]) -> Ints:
         self._distinct(sequences)
+        self.changes += 1
         size, needed = self.block_size, 0
         left: dict[int, int] = {}  # other owners of a block once this call has moved some of them away
         copied = []

@@ -226,8 +226,10 @@ class Rotary:
                 angles, factor = self._angles(np.array([position]))
             if not np.isfinite([factor, *angles.flat]).all():
                 raise ValueError("rotary: the scaling makes numbers that are not finite")
-        fixed = rope_type(scaling) not in LENGTH_DEPENDENT
-        self.fixed = rotary_frequencies(self.dim, base, scaling) if fixed else None  # the same for all lengths
+        self.counts = rope_type(scaling) not in LENGTH_DEPENDENT
+        if self.counts:  # the same for all lengths
+            frequencies, self.factor = rotary_frequencies(self.dim, base, scaling)
+            self.frequencies = frequencies.astype(np.float32)
 
     def _angles(self, positions: Array) -> tuple[Array, float]:
         return rotary_angles((positions.size, 1, self.dim), positions, self.dim, base=self.base, scaling=self.scaling)
@@ -235,9 +237,8 @@ class Rotary:
     def angles(self, run: Run) -> tuple[Array, float]:
         """Of a batch's tokens, (total, 1, D / 2), and what their cos and sin are multiplied by."""
         assert run.positions is not None
-        if self.fixed is not None:
-            frequencies, factor = self.fixed
-            return run.positions.astype(np.float32)[:, None, None] * frequencies.astype(np.float32), factor
+        if self.counts:
+            return ops.angles(run.positions, self.frequencies), self.factor
         rows = [self._angles(run.positions[a:b]) for a, b in pairwise(run.cu_seqlens.tolist()) if a < b]
         factor = rows[0][1] if rows else 1.0
         return np.concatenate([row for row, _ in rows] or [np.empty((0, 1, self.dim // 2), np.float32)]), factor
@@ -405,8 +406,8 @@ class Sublayer:
         h = x if self.norm_in is None else self.norm_in(x)
         if self.norm_out is None:
             x = self.layer(h, run, residual=x)
-        else:  # the sum by a kernel too, or a step could not be recorded
-            x = ops.rms_norm(x, residual=self.norm_out(self.layer(h, run)))[1]
+        else:
+            x = ops.scaled_sum(self.norm_out(self.layer(h, run)), 1, x)
         return x if self.norm_residual is None else self.norm_residual(x)
 
 

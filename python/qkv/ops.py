@@ -278,6 +278,18 @@ def rotate(x: Array, angles: Array, factor: float) -> Array:
     return _cpu.rotary(x, angles, factor, 2 * angles.shape[-1], False)
 
 
+def angles(positions: Array, frequencies: Array) -> Array:
+    """Those of `rotate`, (total, 1, D/2): positions (total,), which must not change their place where a step is
+    recorded, times float32 frequencies (D/2,)."""
+    return _cpu.rotary_angles(positions, frequencies)
+
+
+def scaled_sum(x: Array, scale: float, other: Array | None = None) -> Array:
+    """scale x + other, each operation rounded by itself; what models do beside kernels, as a kernel, so that a step can
+    be recorded. Contiguous float32: x (..., C), other of x's shape or (C,)."""
+    return _cpu.scaled_sum(x, scale, other)
+
+
 # ---- attention ------------------------------------------------------------------------------------
 
 

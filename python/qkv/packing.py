@@ -11,13 +11,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from .layers import Array
 
 MOST = 2**31  # positions of a model that has no table of them
+
+
+class Derived(Protocol):
+    """What an array of Packed's is worked out by, once for a batch."""
+
+    counts: bool  # whether the next token's is worked out of the next position alone
+
+    def derive(self, packed: Packed) -> Array: ...
 
 
 class Packed:
@@ -43,6 +51,13 @@ class Packed:
             starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens))  # each token's row begins here
             positions = np.arange(ids.size, dtype=cu_seqlens.dtype) - starts
         self.positions = positions
+        self.derived: dict[Derived, Array] = {}
+
+    def of(self, owner: Derived) -> Array:
+        """What the owner makes of the tokens; a step that is replayed writes it anew, in place."""
+        if owner not in self.derived:
+            self.derived[owner] = owner.derive(self)
+        return self.derived[owner]
 
     @classmethod
     def from_lists(cls, rows: Sequence[Sequence[int]], before: Array | None = None) -> Packed:

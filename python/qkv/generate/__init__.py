@@ -17,7 +17,7 @@ import numpy as np
 
 from ..layers import Array
 from .beams import beam_search, group_search
-from .call import Job
+from .call import Columns, Job
 from .logits import draw
 
 
@@ -64,7 +64,7 @@ def search(job: Job) -> Any:
     for _ in _sample(job):
         pass
     assert job.sequences is not None
-    return job.result(job.sequences)
+    return job.result(job.sequences.all.copy())
 
 
 def stream(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
@@ -93,34 +93,38 @@ def _sample(job: Job) -> Iterator[Array]:
         for k in range(each)
         if o.do_sample
     ]
-    ids = np.repeat(job.ids, each, axis=0)
-    job.sequences = np.repeat(job.shown, each, axis=0)
+    ids, job.sequences = (Columns(np.repeat(prompts, each, axis=0)) for prompts in (job.ids, job.shown))
     try:
         logits = decoding.start(job.rows)
         if each > 1:
             decoding.select(rows // each)
             logits = np.repeat(logits, each, axis=0)
         while True:
-            scores = job.process(ids, logits, rows)
-            job.note(ids, logits, scores, rows)
+            scores = job.process(ids.all, logits, rows) if job.steps else logits
+            if job.record:
+                job.note(ids.all, logits, scores, rows)
             if o.do_sample:
                 tokens = np.array(
                     [draw(of_row, streams[row]) for of_row, row in zip(scores, rows.tolist(), strict=True)]
                 )
             else:
                 tokens = scores.argmax(axis=1)
-            chosen = np.full(len(job.sequences), job.pad)
-            chosen[rows] = tokens
-            job.sequences = np.concatenate([job.sequences, chosen[:, None]], axis=1)
-            ids = np.concatenate([ids, tokens[:, None]], axis=1)
-            goes_on = ~job.stops(ids, rows, each, scores, rows)
-            if not goes_on.all():
-                job.made[rows[~goes_on]] = ids.shape[1] - job.prompt
-                decoding.select(np.flatnonzero(goes_on))
-                rows, ids, tokens = rows[goes_on], ids[goes_on], tokens[goes_on]
-            yield chosen
+            chosen = tokens
+            if len(rows) < len(job.made):
+                chosen = np.full(len(job.made), job.pad)
+                chosen[rows] = tokens
+            job.sequences.append(chosen)
+            ids.append(tokens)
+            following = tokens.tolist()
+            if job.may_stop(following, ids.length):
+                goes_on = ~job.stops(ids.all, rows, each, scores, rows)
+                job.made[rows[~goes_on]] = ids.length - job.prompt
+                if not goes_on.all():
+                    decoding.select(np.flatnonzero(goes_on))
+                    rows, ids, following = rows[goes_on], Columns(ids.all[goes_on]), tokens[goes_on].tolist()
+            yield chosen.copy()  # the caller's, to change too
             if not rows.size:
                 return
-            logits = decoding.step(tokens)
+            logits = decoding.step(following)
     finally:
         decoding.close()

@@ -101,7 +101,7 @@ def beam_search(job: Job) -> Any:
             texts, running = texts[goes_on], running[goes_on]
             ids = longer[each, chosen].reshape(-1, length)
             parents = history[each, chosen]
-            logits = decoding.step(ids[:, -1])
+            logits = decoding.step(ids[:, -1].tolist())
             row_of = np.arange(len(ids))
     finally:
         decoding.close()
@@ -213,7 +213,7 @@ def group_search(job: Job) -> Any:
             decoding.select(row_of[origin[alive]])
             if not alive.any():
                 break
-            logits = decoding.step(tokens[alive])
+            logits = decoding.step(tokens[alive].tolist())
             row_of = np.where(alive, np.cumsum(alive) - 1, -1)
     finally:
         decoding.close()

@@ -56,6 +56,32 @@ def of_model(model: Any) -> tuple[dict[str, Any], str]:
     return values, FILE
 
 
+class Columns:
+    """A matrix (n, L) that grows by columns, which are written once somebody looks."""
+
+    def __init__(self, start: Array):
+        self._room = start
+        self._written = self.length = start.shape[1]
+        self._new: list[Array] = []
+
+    def append(self, column: Array) -> None:
+        self._new.append(column)
+        self.length += 1
+
+    @property
+    def all(self) -> Array:
+        """As it is now, (n, length)."""
+        if self._new:
+            if self.length > self._room.shape[1]:
+                room = np.empty((len(self._room), 2 * self.length), self._room.dtype)
+                room[:, : self._written] = self._room[:, : self._written]
+                self._room = room
+            self._room[:, self._written : self.length] = np.stack(self._new, axis=1)
+            self._written = self.length
+            self._new.clear()
+        return self._room[:, : self.length]
+
+
 class Job:
     """ids are int64 (n, L), prompts moved to the right with -1 for padding; `rows` are the rows' numbers among all that
     the call began with. ValueError: see generate.
@@ -108,7 +134,7 @@ class Job:
         self.strings = [(s, len(s.encode()) + 4) for s in o.stop_strings or []]
         if self.strings:
             self.tokenizer = model.tokenizer if tokenizer is None else tokenizer
-        self.sequences: Array | None = None  # (rows, L) of all rows, where they have no beams
+        self.sequences: Columns | None = None  # (rows, L) of all rows, where they have no beams
         self.numbers = range(self.texts) if numbers is None else numbers
         self.made = np.zeros(self.texts * self.beams, np.int64)  # the tokens of each row of the result
         wanted = [name for name in OUTPUTS if getattr(o, name) and o.return_dict_in_generate]
@@ -250,7 +276,7 @@ class Job:
     def _all(self, ids: Array, rows: Array, per_text: int) -> Array:
         """All rows, (B per_text, L), also those that have finished."""
         if self.sequences is not None:
-            return self.sequences.copy()
+            return self.sequences.all.copy()
         shown = np.full((self.texts * per_text, ids.shape[1]), self.pad)
         shown[:, : self.prompt] = np.repeat(self.shown, per_text, axis=0)
         shown[rows] = self._shown(ids, rows, per_text)
@@ -272,6 +298,11 @@ class Job:
 
     def process(self, ids: Array, scores: Array, rows: Array) -> Array:
         return chain(self.steps, ids, scores, rows) if self.steps else scores
+
+    def may_stop(self, tokens: Sequence[int], length: int) -> bool:
+        """Whether `stops` has to look, with these as the last tokens of rows of that length."""
+        watched = self.strings or self.criteria or self.options.max_time is not None
+        return bool(watched) or length >= self.max_length or not self.eos.isdisjoint(tokens)
 
     def stops(self, ids: Array, rows: Array, per_text: int, scores: Array, of_rows: Array) -> Array:
         """(n,) bool: which rows end with their last token. scores: of the step, of_rows: those of the rows that it came

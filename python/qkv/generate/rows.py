@@ -2,7 +2,7 @@
 
     start(rows)      the prompts; logits (n, V) of what follows the last token of each
     select(parents)  row i goes on from row parents[i] of before: beams are forks, rows that no one names are freed
-    step(tokens)     one more token a row; logits (n, V)
+    step(tokens)     one more token a row; logits (n, V), which the next step may overwrite
     close()          frees all rows
 
 Only what a row keeps is different between models: blocks of a paged cache, beside them an encoder's result, or
@@ -11,14 +11,15 @@ Transformer-XL's memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..capture import CapturedStack
-from ..layers import Array, Memory
+from ..capture import CapturedSteps, Forward
+from ..layers import Array, Memory, Run
+from ..packing import Packed
 
 Rows = Sequence[Sequence[int]]
 
@@ -47,7 +48,7 @@ class Decoding(Protocol):
 
     def select(self, parents: Iterable[int]) -> None: ...
 
-    def step(self, tokens: Iterable[int]) -> Array: ...
+    def step(self, tokens: Sequence[int]) -> Array: ...
 
     def close(self) -> None: ...
 
@@ -56,6 +57,16 @@ def common_prefix(rows: Rows) -> int:
     """How many tokens all rows begin with, leaving each at least one of its own."""
     longest = min(len(row) for row in rows) - 1
     return next((i for i in range(longest) if any(row[i] != rows[0][i] for row in rows)), max(longest, 0))
+
+
+def _following(stack: Forward, head: Callable[[Array], Array]) -> Forward:
+    """Logits (n, V) of what follows each row's last token."""
+
+    def forward(packed: Packed, run: Run) -> Array:
+        x = stack(packed, run)
+        return head(x if len(x) == len(packed.cu_seqlens) - 1 else x[packed.cu_seqlens[1:] - 1])
+
+    return forward
 
 
 class CachedRows:
@@ -69,7 +80,8 @@ class CachedRows:
         self.memory = memory
         self.seen = Seen() if seen is None else seen
         self.cache = model.new_cache()
-        self.captured = CapturedStack(model.stack if memory is None else model.decoder.stack)
+        self.forward = _following(model.forward if memory is None else model.decoder, model.head.logits)
+        self.captured: CapturedSteps | None = CapturedSteps(self.forward)
         self.sequences: list[Any] = []
         self._look_at(np.zeros(0, np.int64))
         # Phi-3 is not to go on from keys that were turned for short texts; what a row holds is then needed once more
@@ -113,8 +125,12 @@ class CachedRows:
         if self.turns_anew_beyond is not None:
             self.tokens = [list(self.tokens[parent]) for parent in chosen]
 
-    def step(self, tokens: Iterable[int]) -> Array:
-        rows = [[int(token)] for token in tokens]
+    def step(self, tokens: Sequence[int]) -> Array:
+        if self.captured is not None and self.turns_anew_beyond is None:
+            logits = self.captured.again(self.sequences, tokens, *self.looked_at)
+            if logits is not None:
+                return logits
+        rows = [[token] for token in tokens]
         if self.turns_anew_beyond is not None:
             for i, (sequence, row) in enumerate(zip(self.sequences, rows, strict=True)):
                 self.tokens[i] += row
@@ -130,11 +146,12 @@ class CachedRows:
         self.sequences = []
 
     def _extend(self, rows: Rows) -> Array:
-        seen = self.seen.again()
-        x = self.model.extend(self.cache, self.sequences, rows, *self.looked_at, **seen, captured=self.captured)
         self.lengths = [len(row) for row in rows]
-        last = x if len(x) == len(rows) else x[np.cumsum(self.lengths) - 1]
-        logits: Array = self.model.head.logits(last)
+        one_each = set(self.lengths) == {1} and self.captured is not None
+        forward = self.captured if one_each else self.forward
+        logits: Array = self.model.extend(
+            self.cache, self.sequences, rows, *self.looked_at, **self.seen.again(), forward=forward
+        )
         return logits
 
 
@@ -165,8 +182,8 @@ class RecurrentRows:
         chosen = [int(parent) for parent in parents]
         self.memories = [memory[chosen] for memory in self.memories]
 
-    def step(self, tokens: Iterable[int]) -> Array:
-        ids = np.array([[int(token)] for token in tokens], np.int64)
+    def step(self, tokens: Sequence[int]) -> Array:
+        ids = np.array([[token] for token in tokens], np.int64)
         x, self.memories = self.model.advance(ids, self.memories)
         logits: Array = self.model.head.logits(x)
         return logits

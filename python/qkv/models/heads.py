@@ -159,11 +159,9 @@ class LMHead:
 
     def logits(self, x: Array) -> Array:
         """(n, C) -> (n, V)"""
-        z = self.decoder(x if self.scale is None else x * np.float32(self.scale))
+        z = self.decoder(x if self.scale is None else ops.scaled_sum(x, self.scale))
         if self.softcap is not None:
-            z /= np.float32(self.softcap)
-            z = ops.tanh(z)
-            z *= np.float32(self.softcap)
+            z = ops.scaled_sum(ops.tanh(ops.scaled_sum(z, 1 / self.softcap)), self.softcap)
         return z
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:

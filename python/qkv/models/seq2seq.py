@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..cache import CachedSequence, PagedCache
-from ..capture import CapturedStack
+from ..capture import Forward
 from ..generate import generate, stream
 from ..layers import Array, Memory, MemoryRows, Run, Stack
 from ..outputs import ModelOutput
@@ -190,16 +190,12 @@ class EncoderDecoder(Model):
         hidden_states: list[Array] | None = None,
         attentions: list[list[Array]] | None = None,
         cross_attentions: list[list[Array]] | None = None,
-        captured: CapturedStack | None = None,
+        forward: Forward | None = None,
     ) -> Array:
         """The decoder's last hidden states (total, C) of new tokens, packed, which are added to the sequences of a
         cache, as many and in the same order as the memory's rows. rows: the ids that each gets, checked by the
-        caller. hidden_states, attentions, cross_attentions: lists that collect what `Run` says. captured: of the
-        decoder's stack, for a series of steps with one token a row."""
-        embed, stack = self.decoder.embeddings, self.decoder.stack
-        again = None if captured is None else captured.again(embed, sequences, rows, memory)
-        if again is not None:
-            return again
+        caller. hidden_states, attentions, cross_attentions: lists that collect what `Run` says. forward: what to run
+        the tokens through instead of the decoder."""
         counts = [len(row) for row in rows]
         step = cache.extend(sequences, counts)
         packed = Packed.from_lists(rows, step.lengths - counts)
@@ -212,8 +208,7 @@ class EncoderDecoder(Model):
             step=step,
             memory=memory,
         )
-        x = embed(packed)
-        return stack(x, run) if captured is None else captured(x, run, packed, sequences)
+        return (forward or self.decoder)(packed, run)
 
     def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that the decoder makes of texts, int64 (rows, L); see qkv.generate.generate."""

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import ops
 from ..cache import CachedSequence, PagedCache
-from ..capture import CapturedStack
+from ..capture import Forward
 from ..config import Config
 from ..files import Checkpoint
 from ..generate import generate, stream
 from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
-from ..ops import sinusoidal_positions
 from ..outputs import ModelOutput
 from ..packing import Packed
 from ..predict import predict, rank
@@ -47,12 +47,15 @@ class LearnedPositions:
         self.limit = self.rows = max(rows - offset, 0)
 
     def __call__(self, packed: Packed) -> Array:
-        return self.table(packed.positions + self.offset if self.offset else packed.positions)
+        rows: Array = ops.embedding(packed.positions, self.table.weight[self.offset :])  # a step replays no sum
+        return rows
 
 
 class CountedPositions:
     """RoBERTa's: rows of a table, counted from pad + 1 over the ids of a row that are not pad, which itself has row
     pad. Explicit position_ids are rows of the table."""
+
+    counts = False
 
     def __init__(self, w: Weights, rows: int, width: int, pad: int):
         self.table = Embedding(w, rows, width, exact=True)
@@ -61,18 +64,22 @@ class CountedPositions:
         self.limit = max(rows - pad - 1, 0)
 
     def __call__(self, packed: Packed) -> Array:
-        if packed.explicit:
-            return self.table(packed.positions)
+        return self.table(packed.positions if packed.explicit else packed.of(self))
+
+    def derive(self, packed: Packed) -> Array:
+        """The table's row for each token."""
         real = packed.ids != self.pad
         count = np.concatenate([[0], np.cumsum(real)])  # before each token, and at the end
         start = np.repeat(packed.cu_seqlens[:-1], np.diff(packed.cu_seqlens))  # of each token's row
         # a row that goes on in a cache starts where it has come to
         place = packed.positions[start] + count[1:] - count[start]
-        return self.table(np.where(real, place, 0) + self.pad)
+        return np.where(real, place, 0) + self.pad
 
 
 class SinusoidalPositions:
     """Rows of a table that is computed, as far as it is needed: a config may claim any length."""
+
+    counts = True
 
     def __init__(self, limit: int, width: int, *, interleaved: bool = False):
         self.limit = self.rows = limit
@@ -81,11 +88,15 @@ class SinusoidalPositions:
         self.table = np.empty((0, width), np.float32)
 
     def __call__(self, packed: Packed) -> Array:
+        return packed.of(self)
+
+    def derive(self, packed: Packed) -> Array:
+        """Each token's row of the table."""
         count = int(packed.positions.max(initial=-1)) + 1
         table = self.table  # another thread may put a shorter one there
         if count > len(table):
             count = min(max(count, 2 * len(table), 64), self.limit)
-            self.table = table = sinusoidal_positions(count, self.width, interleaved=self.interleaved)
+            self.table = table = ops.sinusoidal_positions(count, self.width, interleaved=self.interleaved)
         rows: Array = table[packed.positions]
         return rows
 
@@ -138,18 +149,17 @@ class Embeddings:
         )
 
     def __call__(self, packed: Packed) -> Array:
-        x = self.word(packed.ids)  # (total, C), ours to change
+        x = self.word(packed.ids)  # (total, C)
         if self.type is not None:
-            x += self.type.weight[0] if packed.types is None else self.type(packed.types)
+            x = ops.scaled_sum(x, 1, self.type.weight[0] if packed.types is None else self.type(packed.types))
         elif packed.types is not None:
-            x += self.word(packed.types)
-        if self.scale is not None:
-            x *= np.float32(self.scale)
+            x = ops.scaled_sum(x, 1, self.word(packed.types))
         position = None if self.positions is None else self.positions(packed)
-        if position is not None and isinstance(self.norm, LayerNorm):
+        if position is not None and self.scale is None and isinstance(self.norm, LayerNorm):
             x = self.norm.of_sum(x, position)
         else:
-            x = x if position is None else np.add(x, position, out=x)
+            if position is not None or self.scale is not None:
+                x = ops.scaled_sum(x, 1 if self.scale is None else self.scale, position)
             x = x if self.norm is None else self.norm(x)
         return x if self.project is None else self.project(x)
 
@@ -243,22 +253,17 @@ class TokenModel(Model):
         *,
         hidden_states: list[Array] | None = None,
         attentions: list[list[Array]] | None = None,
-        captured: CapturedStack | None = None,
+        forward: Forward | None = None,
     ) -> Array:
         """The last hidden states (total, C) of new tokens, packed, which are added to the sequences of a cache:
         prompts in one piece or several, then token by token. rows: the ids that each gets, checked by the caller.
-        hidden_states, attentions: lists that collect what `Run` says. captured: of this model's stack, for a series of
-        steps with one token a row.
+        hidden_states, attentions: lists that collect what `Run` says. forward: what to run the tokens through instead
+        of `self.forward`, whose result is then this one's.
 
         With the cache of `new_cache` the result is that of the whole row in one piece, to the bit. Rotary positions of
         type dynamic and longrope are the exception beyond `exact_up_to` tokens: there the rotation depends on the
         length. The new tokens turn by the length that the row has with them, those in the cache stay as they were
         turned in their time, as in transformers."""
-        counted = isinstance(self.embeddings.positions, CountedPositions)
-        if captured is not None and not counted:
-            again = captured.again(self.embeddings, sequences, rows)
-            if again is not None:
-                return again
         counts = [len(row) for row in rows]
         step = cache.extend(sequences, counts)
         before = step.lengths - counts
@@ -270,8 +275,7 @@ class TokenModel(Model):
         else:
             packed = Packed.from_lists(rows, before)
         run = Run(packed.cu_seqlens, packed.positions, hidden_states=hidden_states, attentions=attentions, step=step)
-        x = self.embeddings(packed)
-        return self.stack(x, run) if captured is None else captured(x, run, packed, sequences)
+        return (forward or self.forward)(packed, run)
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that go on from prompts, int64 (rows, L), prompts included; see qkv.generate.generate."""
