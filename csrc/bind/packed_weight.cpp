@@ -291,7 +291,7 @@ PackedWeight::PackedWeight(WeightType type, int64_t group, int64_t n, int64_t k)
   const bool by_row = type == WeightType::int8 && !group;
   const int64_t panels = panel_rows(w) * columns * 4, scales = 2 * columns * groups;
   bytes_ = panels + (by_row ? 8 * columns : scales * (type == WeightType::int4 ? 2 : 1));
-  memory_ = static_cast<char*>(buffer_acquire(static_cast<size_t>(bytes_)));
+  memory_ = static_cast<char*>(lasting_acquire(static_cast<size_t>(bytes_)));
   std::memset(memory_ + panels, 0, static_cast<size_t>(bytes_ - panels));  // columns beyond n have scales of zero
   w.panels = memory_;
   if (by_row) {

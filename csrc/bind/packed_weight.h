@@ -10,7 +10,7 @@ class PackedWeight {
  public:
   // Memory for a weight (n, k), not yet filled but for zeros in scales.
   PackedWeight(WeightType type, int64_t group, int64_t n, int64_t k);
-  ~PackedWeight() { buffer_release(memory_); }
+  ~PackedWeight() { lasting_release(memory_, static_cast<size_t>(bytes_)); }
   PackedWeight(const PackedWeight&) = delete;
   PackedWeight& operator=(const PackedWeight&) = delete;
 

@@ -30,8 +30,16 @@ struct Header {
 
 using FreeLists = std::vector<void*>[kClasses];
 
+// Memory that pieces are cut from one after another; stands at its beginning. Freed with its last piece.
+constexpr size_t kSlab = size_t{32} << 20, kLargestPiece = kSlab / 4;
+struct Slab {
+  size_t used;  // bytes from the beginning
+  size_t pieces;
+};
+
 struct Pool {
   std::mutex mutex;
+  Slab* slab = nullptr;  // that is cut from, or nullptr
   FreeLists free;
   size_t cached = 0;
   size_t limit = 0;
@@ -75,6 +83,19 @@ void advise_huge([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
   if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_HUGEPAGE);  // advice: failing is no error
 #endif
 }
+
+Slab* new_slab() {
+  void* const found = mmap(nullptr, 2 * kSlab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (found == MAP_FAILED) throw std::bad_alloc();
+  char* const begin = static_cast<char*>(found);
+  const size_t before = -reinterpret_cast<uintptr_t>(begin) % kSlab;
+  if (before) munmap(begin, before);
+  munmap(begin + before + kSlab, kSlab - before);
+  advise_huge(begin + before, kSlab);
+  return new (begin + before) Slab{kAlignment, 0};
+}
+
+size_t piece_bytes(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
 
@@ -143,6 +164,33 @@ void buffer_release(void* data) {
     }
   }
   ::free(header_of(data));
+}
+
+void* lasting_acquire(size_t bytes) {
+  if (bytes > kLargestPiece) return buffer_acquire(bytes);
+  const size_t size = piece_bytes(bytes);
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  if (!p.slab || p.slab->used + size > kSlab) p.slab = new_slab();  // the last one has pieces, which free it
+  char* const data = reinterpret_cast<char*>(p.slab) + p.slab->used;
+  p.slab->used += size;
+  ++p.slab->pieces;
+  return data;
+}
+
+void lasting_release(void* data, size_t bytes) {
+  if (bytes > kLargestPiece) return buffer_release(data);
+  if (!data) return;
+  Pool& p = pool();
+  std::lock_guard<std::mutex> lock(p.mutex);
+  char* const begin = static_cast<char*>(data) - reinterpret_cast<uintptr_t>(data) % kSlab;
+  Slab* const slab = reinterpret_cast<Slab*>(begin);
+  if (--slab->pieces == 0) {
+    if (slab == p.slab) p.slab = nullptr;
+    munmap(begin, kSlab);
+  } else if (static_cast<char*>(data) + piece_bytes(bytes) == begin + slab->used) {
+    slab->used -= piece_bytes(bytes);  // the last one: what comes and goes takes the same place
+  }
 }
 
 Arena::Arena() : blocks_(new ArenaBlocks) {}

@@ -12,6 +12,10 @@ void* buffer_acquire(size_t bytes);
 // Takes back what buffer_acquire returned; nullptr is fine.
 void buffer_release(void* data);
 
+// The same for what lives long, weights: small pieces lie together, in huge pages if the system leaves that to programs.
+void* lasting_acquire(size_t bytes);
+void lasting_release(void* data, size_t bytes);  // bytes: as acquired
+
 struct BufferStats {
   size_t cached_bytes;  // waiting for reuse
   size_t limit_bytes;   // most that is kept waiting
