@@ -14,7 +14,18 @@ from . import bert, checkpoints, footprint, generate, generation_memory, startup
 from .peers import PEERS
 
 OPS = (
-    *("gemm", "gemm_quantized", "quantize", "softmax", "norm", "activation", "scaled_sum", "embedding", "rotary"),
+    *(
+        "gemm",
+        "gemm_quantized",
+        "quantize",
+        "softmax",
+        "norm",
+        "activation",
+        "scaled_sum",
+        "top_k",
+        "embedding",
+        "rotary",
+    ),
     *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
 )
 LONG = ("attention_grid", "generate", "generation_memory")  # not among `all`

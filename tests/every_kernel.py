@@ -13,7 +13,7 @@ import qkv
 from calls import calls, flat, in_place_calls
 from checks import DTYPES, each_isa, eps, oracle
 from qkv import reference
-from qkv.ops import _cpu, angles, scaled_sum
+from qkv.ops import _cpu, angles, scaled_sum, top_k
 
 # Kernel of csrc/cpu/kernels.inc: what reaches it.
 USED_BY = {
@@ -29,6 +29,7 @@ USED_BY = {
     "norm": {"layer_norm", "rms_norm"},
     "activation": {"gelu", "relu", "silu", "quick_gelu", "tanh"},
     "scaled_sum": set(),
+    "top_k": set(),
     "embedding": {"embedding"},
     "rotary": {"rotary"},
     "rotary_angles": set(),
@@ -73,13 +74,15 @@ def check_packed() -> int:
     return len(TYPES)
 
 
-def check_sums() -> int:
+def check_inner() -> int:
+    """What models and decoding call and users do not."""
     x, other = np.random.default_rng(0).standard_normal((2, 5, 100)).astype(np.float32)
     np.testing.assert_array_equal(scaled_sum(x, 0.3, other), x * np.float32(0.3) + other)
     positions = np.array([0, 3, 70_000])
     expected = positions.astype(np.float32)[:, None, None] * x[0]
     np.testing.assert_array_equal(angles(positions, x[0]), expected)
-    return 2
+    np.testing.assert_array_equal(top_k(x, 7)[1], np.argsort(-x, axis=1)[:, :7])
+    return 3
 
 
 def main(expected: list[str]) -> int:
@@ -88,7 +91,7 @@ def main(expected: list[str]) -> int:
     assert set(_cpu.kernel_names()) == set(USED_BY), "a kernel is new or gone: say here which op calls it"
     assert set().union(*USED_BY.values()) <= {*calls(), *in_place_calls()}
     for isa in each_isa():
-        checked = check_ops() + check_packed() + check_sums()
+        checked = check_ops() + check_packed() + check_inner()
         assert all(_cpu.limit(name, 1, 1) >= 0 for name in LIMITS)
         print(f"{isa}: {checked} calls agree with the reference")
     return 0

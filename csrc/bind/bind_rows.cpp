@@ -1,4 +1,4 @@
-// Ops that work row by row: softmax, norms, activations, scaled sums, embedding, rotary.
+// Ops that work row by row: softmax, norms, activations, scaled sums, the largest, embedding, rotary.
 #include <algorithm>
 #include <memory>
 
@@ -165,6 +165,25 @@ py::array scaled_sum(py::handle x_in, double scale, py::handle other_in) {
   return out;
 }
 
+// (values, places) of the k largest of each row of contiguous float32 x (rows, n), 1 <= k <= n.
+py::tuple top_k(py::handle x_in, int64_t k) {
+  const char* op = "top_k";
+  const Array x = read_array(op, "x", x_in);
+  if (x.is_double || x.dtype != DType::f32 || x.rank() != 2 || !(x.owner.flags() & py::array::c_style))
+    fail_value(x.where + " must be contiguous float32 (rows, n)");
+  if (k < 1 || k > x.shape[1])
+    fail_value("top_k: k must lie in 1 to " + std::to_string(x.shape[1]) + ", got " + std::to_string(k));
+  const std::vector<int64_t> shape = {x.shape[0], k};
+  py::array values = new_array(op, float32_dtype(), shape), places = new_array(op, py::dtype::of<int64_t>(), shape);
+  launch([args = TopKArgs{reinterpret_cast<const float*>(x.data), x.shape[0], x.shape[1], k,
+                          static_cast<float*>(values.mutable_data()), static_cast<int64_t*>(places.mutable_data()), 0}] {
+    TopKArgs a = args;
+    a.threads = num_threads();
+    kernels().top_k(a);
+  });
+  return py::make_tuple(values, places);
+}
+
 void check_ids(const std::vector<int64_t>& ids, int64_t rows) {
   for (const int64_t id : ids)
     if (id < 0 || id >= rows)
@@ -285,6 +304,7 @@ void bind_rows(py::module_& m) {
   m.def("softmax", softmax, py::arg("x"), py::arg("axis"), py::arg("log"));
   m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"));
   m.def("scaled_sum", scaled_sum, py::arg("x"), py::arg("scale"), py::arg("other"));
+  m.def("top_k", top_k, py::arg("x"), py::arg("k"));
   m.def("embedding", embedding, py::arg("ids"), py::arg("table"));
   m.def("rotary", rotary, py::arg("x"), py::arg("angles"), py::arg("factor"), py::arg("dim"), py::arg("interleaved"));
   m.def("rotary_angles", rotary_angles, py::arg("positions"), py::arg("frequencies"));

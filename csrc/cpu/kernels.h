@@ -260,6 +260,16 @@ struct ScaledSumArgs {
   int threads;
 };
 
+// The k largest of each row of x.
+struct TopKArgs {
+  const float* x;  // (rows, n)
+  int64_t rows, n;
+  int64_t k;        // 1 ... n
+  float* values;    // (rows, k)
+  int64_t* places;  // (rows, k)
+  int threads;
+};
+
 // y[i] = table[ids[i]].
 struct EmbeddingArgs {
   const int64_t* ids;  // checked

@@ -290,6 +290,12 @@ def scaled_sum(x: Array, scale: float, other: Array | None = None) -> Array:
     return _cpu.scaled_sum(x, scale, other)
 
 
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of each row of contiguous float32 x (rows, n) in descending order, and where they stand, both
+    (rows, k). Of equal ones the first counts as larger, a NaN as smaller than any number."""
+    return _cpu.top_k(x, k)
+
+
 # ---- attention ------------------------------------------------------------------------------------
 
 

@@ -100,7 +100,9 @@ def _sample(job: Job) -> Iterator[Array]:
             decoding.select(rows // each)
             logits = np.repeat(logits, each, axis=0)
         while True:
-            scores = job.process(ids.all, logits, rows) if job.steps else logits
+            scores = logits
+            if job.steps:  # the logits may be changed, unless they are wanted too
+                scores = job.process(ids.all, logits.copy() if "output_logits" in job.record else logits, rows)
             if job.record:
                 job.note(ids.all, logits, scores, rows)
             if o.do_sample:

@@ -32,6 +32,24 @@ def _over(scores: Array, length: int, penalty: float) -> Array:
     return divided
 
 
+def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array]:
+    """`largest` of scores (n, beams, V) + running (n, beams) over all beams and tokens, both (n, k), without adding
+    all: a beam's best are among those with its best scores, but for sums that rounding makes equal."""
+    count, beams, vocabulary = scores.shape
+    most = k + 8
+    if most < vocabulary:
+        values, tokens = (x.reshape(count, beams, most) for x in largest(scores.reshape(-1, vocabulary), most))
+        sums = values + running[:, :, None]
+        places = tokens + np.arange(beams)[:, None] * vocabulary
+        unseen = sums[:, :, -1].max(axis=1)  # none is larger
+        sums, places = sums.reshape(count, -1), places.reshape(count, -1)
+        order = np.lexsort((places, -sums))[:, :k]
+        best = np.take_along_axis(sums, order, axis=1)
+        if (best[:, -1] > unseen).all():
+            return best, np.take_along_axis(places, order, axis=1)
+    return largest((scores + running[:, :, None]).reshape(count, -1), k)
+
+
 def beam_search(job: Job) -> Any:
     """Beam search and beam sampling as in transformers since 4.50: `beams` running rows a text, of whose continuations
     the best `candidates` are looked at, and as many finished ones. Scores are sums of log-probabilities, of finished
@@ -57,14 +75,15 @@ def beam_search(job: Job) -> Any:
             scores = job.process(ids, ops.log_softmax(logits), rows)
             job.note(ids, logits, scores, rows)
             vocabulary = scores.shape[1]
-            sums = (scores.reshape(count, beams, vocabulary) + running[:, :, None]).reshape(count, beams * vocabulary)
+            of_text = scores.reshape(count, beams, vocabulary)
             if o.do_sample:
+                sums = (of_text + running[:, :, None]).reshape(count, beams * vocabulary)
                 top = np.stack(
                     [draw_several(s, candidates, streams[b]) for s, b in zip(sums, texts.tolist(), strict=True)]
                 )
                 best = np.take_along_axis(sums, top, axis=1)
             else:
-                best, top = largest(sums, candidates)
+                best, top = _best_sums(of_text, running, candidates)
             found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
             beam, token = np.divmod(top, vocabulary)
             each = np.arange(count)[:, None]
@@ -184,8 +203,8 @@ def group_search(job: Job) -> Any:
                 numbers = (texts[:, None] * size + np.arange(size)).reshape(-1)
                 scores = job.process(ids[here], log_probs[row_of[here]], numbers)
                 shown[here] = scores
-                both = scores.reshape(len(texts), size, -1) + sums[texts, g * size : (g + 1) * size, None]
-                best, top = largest(both.reshape(len(texts), -1), candidates)
+                by_text = scores.reshape(len(texts), size, -1)
+                best, top = _best_sums(by_text, sums[texts, g * size : (g + 1) * size], candidates)
                 for i, b in enumerate(texts.tolist()):
                     group, real = groups[b][g], length - int(padding[b])
                     goes_on: list[tuple[int, int, Any]] = []

@@ -297,6 +297,7 @@ class Job:
     # ---- steps that all kinds of search have ------------------------------------------------------
 
     def process(self, ids: Array, scores: Array, rows: Array) -> Array:
+        """New scores; the ones given may change."""
         return chain(self.steps, ids, scores, rows) if self.steps else scores
 
     def may_stop(self, tokens: Sequence[int], length: int) -> bool:

@@ -6,8 +6,9 @@ A processor is called with
     scores  (n, V) float32  logits, or in beam search log-probabilities
     rows    (n,)            the number of each row among those that the call began with; finished ones have left
 
-and returns new scores (n, V); it leaves those that it was given as they are. Names, order and results are those of
-transformers' generate. Numbers are float32 as there, so that a threshold falls between the same two tokens.
+and returns the new scores (n, V), which may be those that it was given, changed: few tokens of a long row are. Names,
+order and results are those of transformers' generate. Numbers are float32 as there, so that a threshold falls between
+the same two tokens.
 """
 
 from __future__ import annotations
@@ -29,30 +30,25 @@ Processor = Callable[[Array, Array, Array], Array]
 PrefixFunction = Callable[[int, Array], Sequence[int]]
 
 
-def _flags(tokens: Iterable[int], vocabulary: int) -> Array:
-    """(V,) bool: which tokens are among some; those that the head cannot make count for nothing."""
-    flags = np.zeros(vocabulary, bool)
-    flags[[token for token in tokens if token < vocabulary]] = True
-    return flags
+def _known(tokens: Iterable[int], vocabulary: int) -> list[int]:
+    """Those that the head can make; others count for nothing."""
+    return [token for token in tokens if 0 <= token < vocabulary]
 
 
-def _occurring(ids: Array, vocabulary: int) -> Array:
-    """(n, V) bool: which tokens each row has."""
-    found = np.zeros((len(ids), vocabulary + 1), bool)
-    found[np.arange(len(ids))[:, None], np.where((ids < 0) | (ids > vocabulary), vocabulary, ids)] = True
-    return found[:, :vocabulary]
+def _without(scores: Array, gone: Array) -> Array:
+    """-inf where gone (n, V) is true."""
+    scores[gone] = -np.inf
+    return scores
 
 
-def _without(scores: Array, tokens: Array) -> Array:
-    """-inf where tokens (V,) or (n, V) is true."""
-    return np.where(tokens, np.float32(-np.inf), scores)
+def _without_tokens(scores: Array, tokens: Iterable[int]) -> Array:
+    scores[:, _known(tokens, scores.shape[1])] = -np.inf
+    return scores
 
 
 def _least_of_top(scores: Array, k: int) -> Array:
     """(n, 1): the k-th largest of each row."""
-    place = scores.shape[1] - min(k, scores.shape[1])
-    least: Array = np.partition(scores, place, axis=1)[:, place, None]
-    return least
+    return largest(scores, k)[0][:, -1:]
 
 
 def _only(scores: Array, tokens: Iterable[int], name: str) -> Array:
@@ -86,18 +82,19 @@ class SequenceBias:
                 f"generate: {self.name}: {self.largest} is not among the {scores.shape[1]} tokens that the model makes"
             )
         tokens, values = self.single
-        if not self.longer:
-            changed = scores.copy()
-            changed[:, tokens] += values
-            return changed
-        bias = np.zeros_like(scores)
-        bias[:, tokens] = values
+        places = [(np.arange(len(scores))[:, None] * scores.shape[1] + tokens).reshape(-1)]
+        biases = [np.tile(values, len(scores))]
         for beginnings, last, values in self.longer:
             length = beginnings.shape[1]
             if length <= ids.shape[1]:
                 row, which = np.nonzero((ids[:, None, -length:] == beginnings).all(axis=2))
-                np.add.at(bias, (row, last[which]), values[which])
-        return scores + bias
+                places.append(row * scores.shape[1] + last[which])
+                biases.append(values[which])
+        place, first = np.unique(np.concatenate(places), return_inverse=True)
+        bias = np.zeros(len(place), np.float32)
+        np.add.at(bias, first, np.concatenate(biases))
+        scores.reshape(-1)[place] += bias
+        return scores
 
 
 def bad_words(words: Sequence[Sequence[int]], eos: Sequence[int]) -> SequenceBias:
@@ -114,18 +111,22 @@ class HammingDiversity:
     chosen: Array = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        counts = np.zeros_like(scores)
         row = np.repeat(np.arange(len(self.chosen)), self.chosen.shape[1])
         token = self.chosen.reshape(-1)
         made = token < scores.shape[1]
-        np.add.at(counts, (row[made], token[made]), 1)
-        return scores - np.float32(self.penalty) * counts
+        place, counts = np.unique(row[made] * scores.shape[1] + token[made], return_counts=True)
+        scores.reshape(-1)[place] -= np.float32(self.penalty) * counts.astype(np.float32)
+        return scores
 
 
-def _penalised(scores: Array, tokens: Array, penalty: float) -> Array:
-    """Divided by the penalty where positive, multiplied where negative (Keskar et al. 2019, arXiv:1909.05858)."""
-    p = np.float32(penalty)
-    return np.where(tokens, np.where(scores < 0, scores * p, scores / p), scores)
+def _penalised(scores: Array, row: Array, token: Array, penalty: float) -> Array:
+    """scores[row, token] divided by the penalty where positive, multiplied where negative (Keskar et al. 2019,
+    arXiv:1909.05858). Tokens that the head cannot make count for nothing."""
+    made = (token >= 0) & (token < scores.shape[1])
+    row, token, p = row[made], token[made], np.float32(penalty)
+    old = scores[row, token]
+    scores[row, token] = np.where(old < 0, old * p, old / p)
+    return scores
 
 
 @dataclass
@@ -139,8 +140,9 @@ class EncoderRepetition:
     per_text: int
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        found = np.stack([_flags(self.sources[text].tolist(), scores.shape[1]) for text in rows // self.per_text])
-        return _penalised(scores, found, 1 / self.penalty)
+        sources = [self.sources[text] for text in (rows // self.per_text).tolist()]
+        row = np.repeat(np.arange(len(scores)), [len(source) for source in sources])
+        return _penalised(scores, row, np.concatenate(sources), 1 / self.penalty)
 
 
 @dataclass
@@ -150,7 +152,8 @@ class Repetition:
     penalty: float
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        return _penalised(scores, _occurring(ids, scores.shape[1]), self.penalty)
+        row = np.repeat(np.arange(len(ids)), ids.shape[1])
+        return _penalised(scores, row, ids.reshape(-1), self.penalty)
 
 
 @dataclass
@@ -164,8 +167,11 @@ class NoRepeatNgram:
         if ids.shape[1] < n:
             return scores
         windows = np.lib.stride_tricks.sliding_window_view(ids, n, axis=1)  # (n, L - n + 1, n)
-        same = (windows[..., :-1] == ids[:, None, ids.shape[1] - n + 1 :]).all(axis=2)
-        return _without(scores, _occurring(np.where(same, windows[..., -1], -1), scores.shape[1]))
+        row, place = np.nonzero((windows[..., :-1] == ids[:, None, ids.shape[1] - n + 1 :]).all(axis=2))
+        token = ids[row, place + n - 1]
+        made = (token >= 0) & (token < scores.shape[1])
+        scores[row[made], token[made]] = -np.inf
+        return scores
 
 
 class EncoderNoRepeatNgram:
@@ -182,14 +188,13 @@ class EncoderNoRepeatNgram:
             self.following.append(following)
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        result = scores.copy()
         start = ids.shape[1] - self.size + 1
         if start >= 0:
             for of_row, row, text in zip(
-                result, ids[:, start:].tolist(), (rows // self.per_text).tolist(), strict=True
+                scores, ids[:, start:].tolist(), (rows // self.per_text).tolist(), strict=True
             ):
-                of_row[_flags(self.following[text].get(tuple(row), ()), len(of_row))] = -np.inf
-        return result
+                of_row[_known(self.following[text].get(tuple(row), ()), len(of_row))] = -np.inf
+        return scores
 
 
 @dataclass
@@ -200,7 +205,7 @@ class LeastLength:
     eos: Sequence[int]
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        return _without(scores, _flags(self.eos, scores.shape[1])) if ids.shape[1] < self.length else scores
+        return _without_tokens(scores, self.eos) if ids.shape[1] < self.length else scores
 
 
 @dataclass
@@ -275,9 +280,10 @@ class ExponentialDecay:
         beyond = ids.shape[1] - self.start
         if beyond <= 0:
             return scores
-        eos = _flags(self.eos, scores.shape[1])
-        more = np.abs(scores) * np.float32(self.factor**beyond - 1)
-        return np.where(eos & np.isfinite(scores), scores + more, scores)
+        eos = sorted(set(_known(self.eos, scores.shape[1])))
+        old = scores[:, eos]
+        scores[:, eos] = np.where(np.isfinite(old), old + np.abs(old) * np.float32(self.factor**beyond - 1), old)
+        return scores
 
 
 @dataclass
@@ -290,7 +296,7 @@ class Suppressed:
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         if self.at is not None and ids.shape[1] != self.at:
             return scores
-        return _without(scores, _flags(self.tokens, scores.shape[1]))
+        return _without_tokens(scores, self.tokens)
 
 
 # ---- for sampling: filters of the distribution. keep: that many of the likeliest always stay -------------------------
@@ -322,8 +328,7 @@ class TopH:
     h: float
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        order = np.argsort(-scores, axis=1, kind="stable")[:, :100]
-        top = np.take_along_axis(scores, order, axis=1)
+        top, order = largest(scores, 100)
         p = ops.softmax(top)
         with np.errstate(divide="ignore", invalid="ignore"):
             terms = -p * np.log(p)
@@ -344,9 +349,7 @@ class TopK:
         return _without(scores, scores < _least_of_top(scores, self.k))
 
 
-def _cumulative(scores: Array) -> Array:
-    """Probabilities added up along each row, in float64 and rounded, as torch does."""
-    return np.cumsum(ops.softmax(scores), axis=1, dtype=np.float64).astype(np.float32)
+FEW = 256  # among so many of the best is the end of most filters
 
 
 @dataclass
@@ -358,12 +361,25 @@ class TopP:
     keep: int = 1
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        order = np.argsort(scores, axis=1, kind="stable")
-        going = _cumulative(np.take_along_axis(scores, order, axis=1)) <= np.float32(1 - self.p)
-        going[:, -self.keep :] = False
-        gone = np.empty(scores.shape, bool)
-        np.put_along_axis(gone, order, going, axis=1)
-        return _without(scores, gone)
+        probabilities = ops.softmax(scores)
+        whole = probabilities.sum(axis=1, keepdims=True, dtype=np.float64)
+        looked_at = FEW
+        while True:
+            best, where = largest(scores, looked_at)
+            theirs = np.take_along_axis(probabilities, where, axis=1).astype(np.float64)
+            # the sum of a token and all that are less likely, in float64 and rounded, as torch has it
+            stay = (whole - np.cumsum(theirs, axis=1) + theirs).astype(np.float32) > np.float32(1 - self.p)
+            if best.shape[1] == scores.shape[1] or not stay[:, -1].any():
+                break
+            looked_at *= 8
+        counts = np.minimum(np.maximum(stay.sum(axis=1), self.keep), best.shape[1])
+        for row, count, of_row in zip(scores, counts.tolist(), best, strict=True):
+            least = of_row[count - 1]
+            equal = np.flatnonzero(row == least)  # the first of these go first
+            kept = equal[len(equal) - (count - int((of_row > least).sum())) :]
+            row[~(row > least)] = -np.inf
+            row[kept] = least
+        return scores
 
 
 @dataclass
@@ -376,8 +392,7 @@ class MinP:
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         probabilities = ops.softmax(scores)
         gone = probabilities < np.float32(self.p) * probabilities.max(axis=1, keepdims=True)
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, : self.keep]
-        np.put_along_axis(gone, best, False, axis=1)
+        np.put_along_axis(gone, largest(probabilities, self.keep)[1], False, axis=1)
         return _without(scores, gone)
 
 
@@ -393,15 +408,19 @@ class Typical:
         log = ops.log_softmax(scores)
         with np.errstate(invalid="ignore"):
             entropy = -np.nansum(log * np.exp(log), axis=1, keepdims=True)
-        distance = np.abs(-log - entropy)
-        order = np.argsort(distance, axis=1, kind="stable")
-        distance = np.take_along_axis(distance, order, axis=1)
-        cumulative = _cumulative(np.take_along_axis(scores, order, axis=1))
-        last = np.minimum((cumulative < np.float32(self.p)).sum(axis=1, keepdims=True), scores.shape[1] - 1)
-        going = distance > np.take_along_axis(distance, last, axis=1)
-        going[:, : self.keep] = False
-        gone = np.empty(scores.shape, bool)
-        np.put_along_axis(gone, order, going, axis=1)
+        nearness = -np.abs(-log - entropy)
+        probabilities = ops.softmax(scores)
+        looked_at = FEW
+        while True:
+            nearest, where = largest(nearness, looked_at)
+            theirs = np.take_along_axis(probabilities, where, axis=1)
+            before = np.cumsum(theirs, axis=1, dtype=np.float64).astype(np.float32) < np.float32(self.p)
+            if nearest.shape[1] == scores.shape[1] or not before[:, -1].any():
+                break
+            looked_at *= 8
+        last = np.minimum(before.sum(axis=1, keepdims=True), nearest.shape[1] - 1)
+        gone = nearness < np.take_along_axis(nearest, last, axis=1)
+        np.put_along_axis(gone, where[:, : self.keep], False, axis=1)
         return _without(scores, gone)
 
 
@@ -522,20 +541,7 @@ def chain(steps: Sequence[Processor], ids: Array, scores: Array, rows: Array) ->
 def largest(scores: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row (n, m) in descending order, and where they stand, both (n, k); of equal ones the first
     counts as larger."""
-    n, m = scores.shape
-    k = min(k, m)
-    where = np.empty((n, k), np.int64)
-    columns = max(256, 8 * k)
-    if m < 4 * columns:
-        for row, out in zip(scores, where, strict=True):
-            out[:] = np.argsort(-row, kind="stable")[:k]
-    else:  # sort only what may be among them: at least k scores are not below the k-th largest of many maxima
-        maxima = scores[:, : m // columns * columns].reshape(n, -1, columns).max(axis=1)
-        least = np.partition(maxima, columns - k, axis=1)[:, columns - k]
-        for row, bound, out in zip(scores, least, where, strict=True):
-            candidates = np.flatnonzero(~(row < bound))
-            out[:] = candidates[np.argsort(-row[candidates], kind="stable")[:k]]
-    return np.take_along_axis(scores, where, axis=1), where
+    return ops.top_k(np.ascontiguousarray(scores), min(k, scores.shape[1]))
 
 
 def draw(scores: Array, stream: Any) -> int:
@@ -544,17 +550,17 @@ def draw(scores: Array, stream: Any) -> int:
     best = scores.max()
     if not np.isfinite(best):
         raise ValueError(f"generate: there is no token to draw, as the largest score is {best}")
-    weights = np.exp(scores.astype(np.float64) - best)
-    cumulative = np.cumsum(weights)
+    places = np.flatnonzero(scores > best - 700)  # others have no chance in float64
+    cumulative = np.cumsum(np.exp(scores[places].astype(np.float64) - best))
     place = int(np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right"))
-    return min(place, int(np.flatnonzero(weights)[-1]))  # rounding may have led past the last
+    return int(places[min(place, len(places) - 1)])  # rounding may have led past the last
 
 
 def draw_several(scores: Array, k: int, stream: Any) -> Array:
     """k different places of one row (m,), drawn from softmax(scores) without replacement, best first: the k largest
     scores after Gumbel noise (Kool et al. 2019, arXiv:1903.06059)."""
     noise = -np.log(-np.log(np.maximum(stream.random(len(scores)), 1e-300)))
-    _, (places,) = largest((scores + noise)[None], k)
+    _, (places,) = largest((scores + noise.astype(np.float32))[None], k)
     order = np.argsort(-scores[places], kind="stable")
     chosen: Array = places[order]
     return chosen
