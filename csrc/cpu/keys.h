@@ -249,6 +249,14 @@ static __attribute__((noinline)) void add_value_rows(const FlashRows& f, const f
 // two rows of dv floats.
 static inline void load_value_pairs(float* values, const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t dv,
                                     float* rows) {
+  const bf16* at[kKeyBlock + 1];
+  memset(rows, 0, (size_t)dv * 2);
+  if (value_rows(at, s, key, begin, end, dv, (const bf16*)rows)) {
+    for (int64_t j = begin / 2 * 2; j < end; j += 2)
+      for (int64_t i = 0; i < dv; i += kPanel)
+        store(values + i * (kKeyBlock / 2) + j / 2 * kPanel, pairs_of(at[j] + i, at[j + 1] + i), Full{});
+    return;
+  }
   for (int64_t j = begin / 2 * 2; j < end; j += 2) {
     const int64_t from = j < begin ? begin : j, to = j + 2 < end ? j + 2 : end;
     const float* two[2] = {rows, rows + dv};
