@@ -74,9 +74,10 @@ void gemm(const GemmArgs& g) {
           }
           Ahead next = {(uintptr_t)b, 0, b_panel * 4};
           if (g.packed) {
-            const float* const after = q + group < count ? b + group * b_panel
-                                       : k + kc < g.k    ? b + kc * kPanel - q * b_panel
-                                                         : nullptr;
+            const float* const after = q + group < count        ? b + group * b_panel
+                                       : k + kc < g.k           ? b + kc * kPanel - q * b_panel
+                                       : panel + count < panels ? g.packed + (panel + count) * b_panel
+                                                                : nullptr;
             next = ahead_of(b, after, group, b_panel * 4, tiles_of(m));
           }
           for (int64_t i = 0; i < m;) {

@@ -303,10 +303,11 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
             from.b_panel = panel_rows * Tile::Dot::kParts * kPanelRowBytes;
           }
           const int64_t steps = panel_rows * (unpacked ? Tile::Dot::kParts : 1);  // of each tile
-          // A row has memory to wait for at the border of chunks too.
-          const char* const after = q + group < (m == 1 ? panels - panel : count) ? packed + group * all.b_panel
-                                    : k + kc < k_all ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
-                                                     : nullptr;
+          // At the border of chunks too: without it 32 rows took 1.12 to 1.22 of the time (512x1536 to 512x58101, int8).
+          const char* const after = q + group < count        ? packed + group * all.b_panel
+                                    : k + kc < k_all         ? packed + panel_rows * kPanelRowBytes - q * all.b_panel
+                                    : panel + count < panels ? all.b + (panel + count) * all.b_panel
+                                                             : nullptr;
           const bool row_too = all.offset || group * all.b_panel <= kFarPanels;
           Ahead next = ahead_of(packed, after, group, all.b_panel, tiles_of(m) * (unpacked ? Tile::Dot::kParts : 1), row_too);
           for (int64_t i = 0; i < m;) {
