@@ -105,6 +105,8 @@ class _CapturedStep:
         if isinstance(self.memory, MemoryRows):
             if not isinstance(run.memory, MemoryRows) or run.memory.blocks is not self.memory.blocks:
                 return False
+            if not np.array_equal(run.memory.borders, self.memory.borders):
+                return False
             self.memory.tables[...] = run.memory.tables
             self.memory.lengths[...] = run.memory.lengths
         elif run.memory is not self.memory:

@@ -96,13 +96,16 @@ class MemoryBlocks:
 
 
 class MemoryRows:
-    """A choice of a memory's rows. What attention finds there has the same bits as in the memory itself."""
+    """A choice of a memory's rows. What attention finds there has the same bits as in the memory itself. Neighbours
+    that look at the same row, beams of a text, are one sequence to it, which reads each key once for all of them."""
 
     def __init__(self, blocks: MemoryBlocks, rows: Array):
         self.blocks = blocks
         self.chosen = rows
-        self.tables = blocks.tables[rows]
-        self.lengths = blocks.lengths[rows]
+        # where the neighbours begin, and the end, (G + 1,)
+        self.borders = np.array([*np.flatnonzero(np.diff(rows, prepend=-1)), len(rows)])
+        self.tables = blocks.tables[rows[self.borders[:-1]]]
+        self.lengths = blocks.lengths[rows[self.borders[:-1]]]
 
     def copy(self) -> MemoryRows:
         """The same choice, in tables and lengths of its own."""
@@ -110,9 +113,10 @@ class MemoryRows:
 
     def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, *, precision: str, **options: Any) -> Any:
         k, v = self.blocks.of(layer, kv, q.shape[1], q.shape[2], precision)
-        return ops.attention_paged(
-            q, k, v, self.tables, self.lengths, cu_seqlens_q=cu_seqlens, precision=precision, **options
-        )
+        tables, lengths, starts = self.tables, self.lengths, cu_seqlens[self.borders]
+        if options.get("return_weights"):  # of each row
+            tables, lengths, starts = self.blocks.tables[self.chosen], self.blocks.lengths[self.chosen], cu_seqlens
+        return ops.attention_paged(q, k, v, tables, lengths, cu_seqlens_q=starts, precision=precision, **options)
 
 
 @dataclass
