@@ -66,10 +66,68 @@ static void quantize_row(const float* x, int64_t k, char* to, RowStats* stats) {
   *stats = {u.scale, (int32_t)(-128 * (int64_t)sum), (int32_t)shift};
 }
 
+#if defined(QKV_AVX512)
+// Lane i: f of all lanes of row i of rows (16, 16).
+template <class F>
+QKV_INLINE Vec across(const float* rows, F&& f) {
+  Vec column[kLanes];
+  transpose(rows, kLanes, column);
+  for (int64_t n = kLanes / 2; n > 0; n /= 2)
+    for (int64_t i = 0; i < n; ++i) column[i] = f(column[i], column[i + n]);
+  return column[0];
+}
+
+// 16 groups of 32, side by side: one by one they wait for sums, extremes and divisions. False if some number is not finite: then
+// the result is of no use.
+template <bool kOffset>
+static bool quantize_16_groups(const float* x, char* to, GroupStats* stats) {
+  constexpr int64_t kGroup = 2 * kLanes;
+  alignas(64) float rows[kLanes * kLanes], top[kLanes], pre[kLanes], inverse[kLanes], scale[kLanes], sum[kLanes];
+  Vec check = zero();
+  for (int64_t g = 0; g < kLanes; ++g) {
+    const Vec a = load(x + g * kGroup, Full{}), b = load(x + g * kGroup + kLanes, Full{});
+    check = fma(b, zero(), fma(a, zero(), check));
+    store(rows + g * kLanes, max(abs(a), abs(b)), Full{});
+  }
+  if (reduce_add(check) != 0) return false;
+  store(top, across(rows, [](Vec a, Vec b) QKV_ALWAYS { return max(a, b); }), Full{});
+  for (int64_t g = 0; g < kLanes; ++g) {  // Rounding, as the compiler makes vectors of it
+    const double t = top[g], p = t < 0x1p-60 ? 0x1p64 : t > 0x1p60 ? 0x1p-64 : 1, q = 127 / (t * p);
+    pre[g] = (float)p;
+    inverse[g] = t > 0 ? (float)q : 0.0f;
+    scale[g] = (float)(t / 127);
+  }
+  for (int64_t g = 0; g < kLanes; ++g) {
+    Vec v[2];
+    for (int64_t i = 0; i < 2; ++i) {
+      v[i] = round(mul(mul(load(x + g * kGroup + i * kLanes, Full{}), set(pre[g])), set(inverse[g])));
+      store_units(to + g * kGroup + i * kLanes, v[i], Units::i8x4);
+    }
+    store(rows + g * kLanes, add(v[0], v[1]), Full{});
+  }
+  store(sum, across(rows, [](Vec a, Vec b) QKV_ALWAYS { return add(a, b); }), Full{});  // exact
+  for (int64_t g = 0; g < kLanes; ++g) {
+    stats[g].scale = scale[g];
+    if (kOffset)
+      stats[g].sum = scale[g] * sum[g];
+    else
+      stats[g].minus = (int32_t)(-128 * sum[g]);
+  }
+  return true;
+}
+#endif
+
 template <class Dot, bool kOffset>
 static void quantize_groups(const float* x, int64_t k, int64_t group, char* to, GroupStats* stats) {
   bool all_finite = true;
-  for (int64_t at = 0, g = 0; at < k; at += group, ++g) {
+  int64_t first = 0;
+#if defined(QKV_AVX512)
+  if (Dot::units == Units::i8x4)
+    while (group == 2 * kLanes && first + kLanes * group <= k &&
+           quantize_16_groups<kOffset>(x + first, to + first, stats + first / group))
+      first += kLanes * group;
+#endif
+  for (int64_t at = first, g = first / group; at < k; at += group, ++g) {
     const int64_t n = k - at < group ? k - at : group;
     float low, high;
     const bool finite = range_of(x + at, n, &low, &high);
