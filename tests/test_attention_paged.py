@@ -214,8 +214,9 @@ def test_blocks_that_follow_one_another_are_read_in_place(precision: str, rng: n
 
 
 @pytest.mark.skipif("avx512_bf16" not in qkv.isas(), reason="no products of bfloat16 here")
-@pytest.mark.parametrize("width", [1, 7, 16, 33, 64, 80])
-def test_where_products_are_of_bfloat16_caches_may_be(width: int, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("heads", [2, 4, 6, 8])  # few rows read values of bfloat16 where they lie
+@pytest.mark.parametrize("width", [1, 7, 16, 33, 64, 80, 112])
+def test_where_products_are_of_bfloat16_caches_may_be(width: int, heads: int, rng: np.random.Generator) -> None:
     """Keys and values that were rounded when they were stored: the same bits as rounded at every look."""
     lengths, queries, kv_heads = [333, 16, 5], [1, 3, 5], 2
     total = sum(lengths)
@@ -224,13 +225,14 @@ def test_where_products_are_of_bfloat16_caches_may_be(width: int, rng: np.random
     slots = np.concatenate([table[t // 16] * 16 + t % 16 for table, t in zip(tables, token, strict=True)])
     k, v = (3 * normal(rng, (total, kv_heads, width)) for _ in range(2))
     k[7], k[8], v[9], v[10] = 1e-39, 3.3e38, np.inf, 1e-39
-    q, starts = normal(rng, (sum(queries), 4, width)), starts_of(queries)
+    k[320], v[320] = 3.3e38, np.inf  # in the window: a score of -inf excludes it
+    q, starts = normal(rng, (sum(queries), heads, width)), starts_of(queries)
     with use_isa("avx512_bf16"):
         for options in (
             {},
             {"window": (37, 0)},
             {"softcap": 5.0, "scale": 0.3},
-            {"sinks": normal(rng, (4,)), "alibi_slopes": qkv.alibi_slopes(4).astype(np.float32)},
+            {"sinks": normal(rng, (heads,)), "alibi_slopes": qkv.alibi_slopes(heads).astype(np.float32)},
         ):
             seen = []
             for dtype in (FLOAT32, BFLOAT16):

@@ -56,9 +56,12 @@ def test_sizes(shape: tuple[int, int, int], kind: str, group: int | None, rng: n
 
 @pytest.mark.parametrize("kind, group", TYPES)
 @pytest.mark.parametrize("scale", [1e-42, 1e-30, 1e-3, 1e4, 1e30])
-def test_scales_of_activations(scale: float, kind: str, group: int | None, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("width", [160, 1050])
+def test_scales_of_activations(
+    width: int, scale: float, kind: str, group: int | None, rng: np.random.Generator
+) -> None:
     """Rows of any magnitude, of one sign, constant, zero, with outliers."""
-    x = normal(rng, (8, 160))
+    x = normal(rng, (8, width))
     x[1] = np.abs(x[1])
     x[2] = -np.abs(x[2]) - 3
     x[3] = 7
@@ -67,7 +70,7 @@ def test_scales_of_activations(scale: float, kind: str, group: int | None, rng: 
     x[6, ::2] = 0
     if kind == "bfloat16" and scale < 1e-38:
         scale = 1e-32  # vdpbf16ps takes denormal products for zero
-    check((x * scale).astype(np.float32), normal(rng, (40, 160), scale=0.05), kind, group, f"{scale}")
+    check((x * scale).astype(np.float32), normal(rng, (40, width), scale=0.05), kind, group, f"{scale}")
 
 
 @pytest.mark.parametrize("kind, group", INTEGERS)
@@ -151,11 +154,11 @@ def test_strided_activations_and_weights(kind: str, group: int | None, rng: np.r
 @pytest.mark.parametrize("kind, group", INTEGERS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_row_that_is_not_finite_is_nan(bad: float, kind: str, group: int | None, rng: np.random.Generator) -> None:
-    x, w = normal(rng, (5, 200)), normal(rng, (40, 200))
+    x, w = normal(rng, (5, 1100)), normal(rng, (40, 1100))
     for _ in each_isa():
         packed = qkv.pack_weight(w, kind, group)
         whole = qkv.linear(x, packed)
-        for place in (0, 37, 199):
+        for place in (0, 37, 700, 1099):
             y = x.copy()
             y[2, place] = bad
             got = qkv.linear(y, packed)

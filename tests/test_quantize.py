@@ -10,6 +10,7 @@ import qkv
 from checks import DTYPES, each_isa, normal, same_bits
 from ml_dtypes import bfloat16
 from qkv import reference
+from qkv.ops import _cpu
 from test_gemm_quantized import INTEGERS, TYPES
 
 
@@ -174,3 +175,21 @@ def test_nothing_is_allocated_for_parts_that_do_not_fit() -> None:
     assert qkv.ops._cpu.buffer_stats() == before
     with pytest.raises(ValueError, match="scale and no offset"):
         make("int8", 32, 4, np.zeros((1, 4), np.int8), np.ones((1, 1), np.float16), np.ones((1, 1), np.float16))
+
+
+def test_weights_come_and_go_in_any_order(rng: np.random.Generator) -> None:
+    """Small ones share memory, which is given back with the last of them; large ones have their own."""
+    matrices = [normal(rng, shape) for shape in ((0, 5), (1, 1), (40, 33), (300, 700), (700, 1500), (1500, 1500))]
+    kept: dict[int, tuple[int, Any]] = {}
+    before = _cpu.buffer_stats()["lasting_bytes"]
+    for step in range(600):
+        which = int(rng.integers(len(matrices)))
+        kept[int(rng.integers(60))] = which, qkv.pack_weight(matrices[which])  # in another's place
+        if step % 97 == 0:
+            for index, packed in kept.values():
+                np.testing.assert_array_equal(packed.dequantize(), matrices[index])
+    most = sum(packed.nbytes for _, packed in kept.values())
+    assert most > 60 << 20
+    assert _cpu.buffer_stats()["lasting_bytes"] > before
+    kept.clear()
+    assert _cpu.buffer_stats()["lasting_bytes"] <= before

@@ -75,6 +75,7 @@ void bind_runtime(py::module_& m) {
     py::dict d;
     d["cached_bytes"] = s.cached_bytes;
     d["limit_bytes"] = s.limit_bytes;
+    d["lasting_bytes"] = s.lasting_bytes;
     return d;
   });
   m.def("set_past_caches", set_past_caches, py::arg("nbytes"));

@@ -40,6 +40,7 @@ struct Slab {
 struct Pool {
   std::mutex mutex;
   Slab* slab = nullptr;  // that is cut from, or nullptr
+  size_t slabs = 0;
   FreeLists free;
   size_t cached = 0;
   size_t limit = 0;
@@ -171,7 +172,10 @@ void* lasting_acquire(size_t bytes) {
   const size_t size = piece_bytes(bytes);
   Pool& p = pool();
   std::lock_guard<std::mutex> lock(p.mutex);
-  if (!p.slab || p.slab->used + size > kSlab) p.slab = new_slab();  // the last one has pieces, which free it
+  if (!p.slab || p.slab->used + size > kSlab) {  // the last one has pieces, which free it
+    p.slab = new_slab();
+    ++p.slabs;
+  }
   char* const data = reinterpret_cast<char*>(p.slab) + p.slab->used;
   p.slab->used += size;
   ++p.slab->pieces;
@@ -188,6 +192,7 @@ void lasting_release(void* data, size_t bytes) {
   if (--slab->pieces == 0) {
     if (slab == p.slab) p.slab = nullptr;
     munmap(begin, kSlab);
+    --p.slabs;
   } else if (static_cast<char*>(data) + piece_bytes(bytes) == begin + slab->used) {
     slab->used -= piece_bytes(bytes);  // the last one: what comes and goes takes the same place
   }
@@ -216,7 +221,7 @@ void Arena::close() { t_arena = nullptr; }
 BufferStats buffer_stats() {
   Pool& p = pool();
   std::lock_guard<std::mutex> lock(p.mutex);
-  return {p.cached, p.limit};
+  return {p.cached, p.limit, p.slabs * kSlab};
 }
 
 void buffer_trim() {

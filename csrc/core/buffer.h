@@ -17,8 +17,9 @@ void* lasting_acquire(size_t bytes);
 void lasting_release(void* data, size_t bytes);  // bytes: as acquired
 
 struct BufferStats {
-  size_t cached_bytes;  // waiting for reuse
-  size_t limit_bytes;   // most that is kept waiting
+  size_t cached_bytes;   // waiting for reuse
+  size_t limit_bytes;    // most that is kept waiting
+  size_t lasting_bytes;  // of what small lasting pieces are cut from
 };
 BufferStats buffer_stats();
 // Frees all that is cached.
