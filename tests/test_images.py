@@ -82,8 +82,12 @@ def test_every_way_in_gives_the_same(tmp_path: Path) -> None:
     path.write_bytes(data("rgb"))
     for given in (data("rgb"), path, str(path), opened("rgb"), RGB, RGB.transpose(2, 0, 1)):
         np.testing.assert_array_equal(processor(given)["pixel_values"], expected)
-    uri = "data:image/png;base64," + base64.b64encode(data("rgb")).decode()
-    np.testing.assert_array_equal(processor(uri)["pixel_values"], expected)
+    plain = base64.b64encode(data("rgb")).decode()
+    uri = "data:image/png;base64," + plain
+    for text in (plain, uri):
+        np.testing.assert_array_equal(processor(text)["pixel_values"], expected)
+    with pytest.raises(FileNotFoundError):
+        processor("a" * 63 + ".png")
 
 
 def test_lists_and_arrays_of_images() -> None:

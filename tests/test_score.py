@@ -60,7 +60,7 @@ def test_who_cannot() -> None:
     for folder, message in (("bert_masked_lm", "does not tell"), ("gpt2_base", "does not tell")):
         with pytest.raises(ValueError, match=message):
             qkv.load(GOLDEN / folder).score([[5, 6]])
-    with pytest.raises(ValueError, match="decoder_input_ids: a MarianMTModel scores them"):
+    with pytest.raises(ValueError, match="a MarianMTModel scores targets"):
         qkv.load(GOLDEN / "marian_lm").score([[5, 6]])
     with pytest.raises(ValueError, match="attention_mask is for ids"):
         qkv.load(GOLDEN / "gpt2_lm").score("text", [[1]])

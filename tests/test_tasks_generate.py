@@ -57,6 +57,26 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, list) else value
 
 
+@pytest.mark.parametrize("name", ["t5", "bart", "marian", "mbart"])
+def test_scores_of_texts_that_a_decoder_would_write(name: str, load: Callable[[str], Any]) -> None:
+    model = load(name)
+    sources, targets = ["ab cd", "a"], ["ef ab", "cd"]
+    out = model.score(sources, targets=targets)
+    for i in range(2):
+        labels = model.tokenizer(text_target=targets[i])["input_ids"][0].tolist()
+        # mBART moves the last of them, the language, to the front; others begin with a token of their own
+        first = labels[-1] if name == "mbart" else model.config["decoder_start_token_id"]
+        alone = model.score(model.tokenizer(sources[i])["input_ids"], decoder_input_ids=[[first, *labels]])
+        np.testing.assert_array_equal(out.token_scores[i, : len(labels) + 1], alone.token_scores[0])
+        assert not out.token_scores[i, len(labels) + 1 :].any() and out.scores[i] == alone.scores[0] < 0
+    with pytest.raises(ValueError, match="2 rows for 1 texts"):
+        model.score("ab", targets=targets)
+    with pytest.raises(ValueError, match="targets and decoder_input_ids are the same"):
+        model.score(sources, targets=targets, decoder_input_ids=[[1], [1]])
+    with pytest.raises(TypeError, match="targets must be a string or several"):
+        model.score(sources, targets=[[1], [2]])
+
+
 @pytest.mark.filterwarnings("ignore:task .translation. stands for", "ignore:text2text")
 @pytest.mark.parametrize("number", range(len(CASES)))
 def test_agrees_with_transformers(number: int, load: Callable[[str], Any]) -> None:

@@ -237,8 +237,8 @@ class ImageProcessor:
 
 
 def load_image(image: Any) -> Any:
-    """One of Pillow's images in RGB, turned as its EXIF data say, from a path, the bytes of a file or a data: URL; or
-    from such an image. Of several frames it is the first.
+    """One of Pillow's images in RGB, turned as its EXIF data say, from a path, the bytes of a file, these in base64
+    or a data: URL; or from such an image. Of several frames it is the first.
 
     FileNotFoundError and others: a file that cannot be read. ValueError: not an image, a broken or too large one.
     """
@@ -253,6 +253,8 @@ def load_image(image: Any) -> Any:
             opened = _open(io.BytesIO(base64.b64decode(image.partition(",")[2], validate=True)), name)
         elif isinstance(image, str) and image.startswith(("http://", "https://")):
             raise ValueError(f"{image:.99}: images are not fetched from the network; download it and pass its path")
+        elif isinstance(image, str) and (data := _base64(image)) is not None:
+            opened = _open(io.BytesIO(data), name)
         elif isinstance(image, (str, os.PathLike)):
             name = os.fspath(image)
             data = Path(image).read_bytes()  # whole, so that an error from here on is the image's
@@ -266,6 +268,16 @@ def load_image(image: Any) -> Any:
         raise ValueError(f"image: {error} in a data: URL") from None
     with _reading(name, "the image is broken"):
         return ImageOps.exif_transpose(opened).convert("RGB")
+
+
+def _base64(text: str) -> bytes | None:
+    """What a text holds that is no file's name; None: it is one."""
+    if len(text) < 64 or os.path.exists(text):  # no image is so small
+        return None
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return None
 
 
 def _open(stream: io.BytesIO, name: str) -> Any:

@@ -349,7 +349,9 @@ class TopK:
         return _without(scores, scores < _least_of_top(scores, self.k))
 
 
-FEW = 256  # among so many of the best is the end of most filters
+# How many of the best a filter looks at, until it finds its end among them; None: all
+WIDER = (256, 2048, None)
+MOST = 2048  # of more, all are sorted
 
 
 @dataclass
@@ -363,15 +365,13 @@ class TopP:
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         probabilities = ops.softmax(scores)
         whole = probabilities.sum(axis=1, keepdims=True, dtype=np.float64)
-        looked_at = FEW
-        while True:
-            best, where = largest(scores, looked_at)
+        for looked_at in WIDER:
+            best, where = largest(scores, looked_at or scores.shape[1])
             theirs = np.take_along_axis(probabilities, where, axis=1).astype(np.float64)
             # the sum of a token and all that are less likely, in float64 and rounded, as torch has it
             stay = (whole - np.cumsum(theirs, axis=1) + theirs).astype(np.float32) > np.float32(1 - self.p)
-            if best.shape[1] == scores.shape[1] or not stay[:, -1].any():
+            if not stay[:, -1].any():
                 break
-            looked_at *= 8
         counts = np.minimum(np.maximum(stay.sum(axis=1), self.keep), best.shape[1])
         for row, count, of_row in zip(scores, counts.tolist(), best, strict=True):
             least = of_row[count - 1]
@@ -410,14 +410,12 @@ class Typical:
             entropy = -np.nansum(log * np.exp(log), axis=1, keepdims=True)
         nearness = -np.abs(-log - entropy)
         probabilities = ops.softmax(scores)
-        looked_at = FEW
-        while True:
-            nearest, where = largest(nearness, looked_at)
+        for looked_at in WIDER:
+            nearest, where = largest(nearness, looked_at or scores.shape[1])
             theirs = np.take_along_axis(probabilities, where, axis=1)
             before = np.cumsum(theirs, axis=1, dtype=np.float64).astype(np.float32) < np.float32(self.p)
-            if nearest.shape[1] == scores.shape[1] or not before[:, -1].any():
+            if not before[:, -1].any():
                 break
-            looked_at *= 8
         last = np.minimum(before.sum(axis=1, keepdims=True), nearest.shape[1] - 1)
         gone = nearness < np.take_along_axis(nearest, last, axis=1)
         np.put_along_axis(gone, where[:, : self.keep], False, axis=1)
@@ -541,7 +539,11 @@ def chain(steps: Sequence[Processor], ids: Array, scores: Array, rows: Array) ->
 def largest(scores: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row (n, m) in descending order, and where they stand, both (n, k); of equal ones the first
     counts as larger."""
-    return ops.top_k(np.ascontiguousarray(scores), min(k, scores.shape[1]))
+    k = min(k, scores.shape[1])
+    if k <= MOST:
+        return ops.top_k(np.ascontiguousarray(scores), k)
+    where = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, where, axis=1), where
 
 
 def draw(scores: Array, stream: Any) -> int:

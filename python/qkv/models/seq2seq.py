@@ -219,6 +219,7 @@ class EncoderDecoder(Model):
         texts: Any,
         attention_mask: Any = None,
         *,
+        targets: Any = None,
         decoder_input_ids: Any = None,
         decoder_attention_mask: Any = None,
     ) -> ModelOutput:
@@ -228,6 +229,7 @@ class EncoderDecoder(Model):
             self,
             texts,
             attention_mask,
+            targets=targets,
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
         )
