@@ -13,7 +13,7 @@ import qkv
 from calls import calls, flat, in_place_calls
 from checks import DTYPES, each_isa, eps, oracle
 from qkv import reference
-from qkv.ops import _cpu, angles, scaled_sum, top_k
+from qkv.ops import _cpu, angles, copy_blocks, scaled_sum, top_k
 
 # Kernel of csrc/cpu/kernels.inc: what reaches it.
 USED_BY = {
@@ -24,6 +24,7 @@ USED_BY = {
     "dequantize": {"embedding"},
     "attention": {"attention", "attention_varlen", "attention_paged", "scaled_dot_product_attention"},
     "paged_write": {"paged_write", "flash_attn_with_kvcache"},
+    "copy_blocks": set(),
     "additive_attention": {"additive_attention"},
     "softmax": {"softmax", "log_softmax"},
     "norm": {"layer_norm", "rms_norm"},
@@ -82,7 +83,12 @@ def check_inner() -> int:
     expected = positions.astype(np.float32)[:, None, None] * x[0]
     np.testing.assert_array_equal(angles(positions, x[0]), expected)
     np.testing.assert_array_equal(top_k(x, 7)[1], np.argsort(-x, axis=1)[:, :7])
-    return 3
+    blocks = np.arange(5 * 16 * 3, dtype=np.int16).reshape(5, 16, 3)
+    copied = blocks.copy()
+    copied[[3, 4], :7] = blocks[[1, 0], :7]
+    copy_blocks([blocks], [1, 0], [3, 4], 7)
+    np.testing.assert_array_equal(blocks, copied)
+    return 4
 
 
 def main(expected: list[str]) -> int:

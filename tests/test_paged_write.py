@@ -9,6 +9,7 @@ import pytest
 import qkv
 from checks import BFLOAT16, DTYPES, FLOAT16, FLOAT32, each_isa, normal, same_bits, strided
 from qkv import reference
+from qkv.ops import copy_blocks
 
 INT8 = np.dtype(np.int8)
 CACHES = {**DTYPES, "int8": INT8}
@@ -289,3 +290,32 @@ def test_torch_tensors_are_written_in_place(rng: np.random.Generator) -> None:
         assert qkv.paged_write(torch.from_numpy(k), torch.from_numpy(k), slots=slots, **caches) is None
         for n, c in caches.items():
             np.testing.assert_array_equal(c.to(torch.float32).numpy(), plain[n].astype(np.float32))
+
+
+def test_blocks_are_copied(rng: np.random.Generator) -> None:
+    """copy_blocks, for the first append to a shared block."""
+    shapes = [(9, 16, 2, 5), (9, 16, 3), (9, 16, 0)]
+    dtypes = [np.float32, BFLOAT16, np.int8, np.float16]
+    for _ in each_isa():
+        arrays = [normal(rng, shape).astype(dtype) for shape in shapes for dtype in dtypes]
+        expected = [x.copy() for x in arrays]
+        for filled in (0, 1, 15, 16):
+            old, new = [0, 3, 3, 8], [1, 2, 7, 4]
+            for x in expected:
+                x[new, :filled] = x[old, :filled]
+            copy_blocks(arrays, old, new, filled)
+            for x, y in zip(arrays, expected, strict=True):
+                np.testing.assert_array_equal(x, y)
+    copy_blocks([], [0], [1], 3)
+    copy_blocks(arrays, [], [], 3)
+    for old, new, filled, message in (
+        ([9], [0], 1, "no block 9"),
+        ([0], [-1], 1, "no block -1"),
+        ([0, 1], [2], 1, "one shape"),
+        ([0], [1], 17, "filled"),
+        ([0], [1], -1, "filled"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            copy_blocks(arrays, old, new, filled)
+    with pytest.raises(ValueError, match="contiguous"):
+        copy_blocks([arrays[0][:, ::2]], [0], [1], 1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import qkv
 from checks import FLOAT16, FLOAT32, assert_close, each_isa, normal, oracle, same_bits, sizes, strided
+from qkv.ops import log_softmax_parts
 from scipy import special
 
 OPS = ["softmax", "log_softmax"]
@@ -117,3 +118,21 @@ def test_long_rows_do_not_saturate() -> None:
     for _ in each_isa():
         assert qkv.softmax(x)[0, 0] == np.float32(1 / n)
         np.testing.assert_allclose(qkv.log_softmax(x)[0, -1], -np.log(n), rtol=1e-6)
+
+
+def test_parts_of_a_logarithm(rng: np.random.Generator) -> None:
+    """What log_softmax subtracts, to the bit."""
+    for width in [*sizes(65), 5000, 58_101]:
+        x = normal(rng, (6, width), scale=5)
+        x[1] -= 3e38
+        x[2, : width // 2] = -np.inf
+        x[3, 0] = np.inf
+        x[4, -1] = np.nan
+        for _ in each_isa():
+            top, total = log_softmax_parts(x)
+            with np.errstate(all="ignore"):
+                assert same_bits(x - top - total, qkv.log_softmax(x))
+    for wrong in (x[0], x[:, ::2], np.ones_like(x, np.float16), x.astype(np.float64), x[:, :0]):
+        with pytest.raises(ValueError, match="log_softmax_parts: x must be contiguous float32"):
+            log_softmax_parts(wrong)
+    assert log_softmax_parts(x[:0])[0].shape == (0, 1)

@@ -110,9 +110,38 @@ bool paged_write(py::handle k_in, py::handle v_in, py::handle k_cache_in, py::ha
   return true;
 }
 
+// The first `filled` places of blocks from[i] to blocks to[i], all different, in arrays (blocks, block_size, ...) of one cache.
+void copy_blocks(const py::list& arrays, py::handle from_in, py::handle to_in, int64_t filled) {
+  const char* op = "copy_blocks";
+  std::vector<int64_t> shape, shape_to;
+  const std::vector<int64_t> from = read_ints(op, "from", from_in, &shape), to = read_ints(op, "to", to_in, &shape_to);
+  if (shape != shape_to) fail_value("copy_blocks: from and to must have one shape");
+  std::vector<char*> data;
+  std::vector<int64_t> block, copied;
+  for (const py::handle item : arrays) {
+    if (!py::isinstance<py::array>(item)) fail_type("copy_blocks: arrays must hold arrays");
+    py::array x = py::reinterpret_borrow<py::array>(item);
+    if (x.ndim() < 2 || !(x.flags() & py::array::c_style) || !x.writeable())
+      fail_value("copy_blocks: arrays must be writeable and contiguous, (blocks, block_size, ...)");
+    if (filled < 0 || filled > x.shape(1)) fail_value("copy_blocks: filled must lie in 0 to the block size");
+    for (const std::vector<int64_t>* blocks : {&from, &to})
+      for (const int64_t b : *blocks)
+        if (b < 0 || b >= x.shape(0)) fail_value("copy_blocks: there is no block " + std::to_string(b));
+    const int64_t bytes = x.shape(0) ? x.nbytes() / x.shape(0) : 0;
+    data.push_back(static_cast<char*>(x.mutable_data()));
+    block.push_back(bytes);
+    copied.push_back(x.shape(1) ? bytes / x.shape(1) * filled : 0);
+  }
+  if (data.empty() || from.empty()) return;
+  const UnlockedOnce unlocked;
+  kernels().copy_blocks({data.data(), block.data(), copied.data(), static_cast<int64_t>(data.size()), from.data(), to.data(),
+                         static_cast<int64_t>(from.size()), num_threads()});
+}
+
 }  // namespace
 
 void bind_paged_write(py::module_& m) {
+  m.def("copy_blocks", copy_blocks, py::arg("arrays"), py::arg("from_"), py::arg("to"), py::arg("filled"));
   m.def("paged_write", paged_write, py::arg("k"), py::arg("v"), py::arg("k_cache"), py::arg("v_cache"), py::arg("slots"),
         py::arg("k_scale"), py::arg("v_scale"));
 }

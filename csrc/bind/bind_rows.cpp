@@ -44,8 +44,23 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const bool across = rows[0].step != 1 && rows[1].step != 1 && rows[0].n <= kLongest && neighbours_adjacent(rows[0]) &&
                       neighbours_adjacent(rows[1]);
   const RowScratch scratch(rows[0], rows[0].n * (across ? 16 : 1));
-  kernels().softmax({rows[0], rows[1], log, across, past, scratch.data(), scratch.threads});
+  kernels().softmax({rows[0], rows[1], log, across, past, nullptr, scratch.data(), scratch.threads});
   return std::move(out);
+}
+
+// (rows, 2): what log_softmax subtracts from a row of contiguous float32 x (rows, n), first its maximum.
+py::array log_softmax_parts(py::handle x_in) {
+  const char* op = "log_softmax_parts";
+  const Array x = read_array(op, "x", x_in);
+  if (x.is_double || x.dtype != DType::f32 || x.rank() != 2 || x.shape[1] == 0 || !(x.owner.flags() & py::array::c_style))
+    fail_value(x.where + " must be contiguous float32 (rows, n)");
+  py::array parts = new_array(op, float32_dtype(), {x.shape[0], 2});
+  if (x.shape[0] == 0) return parts;
+  const auto rows = rows_along(1, {&x});
+  const UnlockedOnce unlocked;
+  const RowScratch scratch(rows[0], 0);
+  kernels().softmax({rows[0], rows[0], true, false, false, static_cast<float*>(parts.mutable_data()), nullptr, scratch.threads});
+  return parts;
 }
 
 py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, double eps, bool rms, py::handle residual_in) {
@@ -302,6 +317,7 @@ py::array rotary_angles(py::handle positions_in, py::handle frequencies_in) {
 
 void bind_rows(py::module_& m) {
   m.def("softmax", softmax, py::arg("x"), py::arg("axis"), py::arg("log"));
+  m.def("log_softmax_parts", log_softmax_parts, py::arg("x"));
   m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"));
   m.def("scaled_sum", scaled_sum, py::arg("x"), py::arg("scale"), py::arg("other"));
   m.def("top_k", top_k, py::arg("x"), py::arg("k"));

@@ -207,6 +207,16 @@ struct PagedWriteArgs {
   int threads;
 };
 
+// The beginnings of some blocks to others, in each of several arrays of blocks.
+struct CopyBlocksArgs {
+  char* const* arrays;            // (count)
+  const int64_t *block, *copied;  // (count), bytes of a block, and those of them that are copied
+  int64_t count;
+  const int64_t *from, *to;  // (blocks)
+  int64_t blocks;
+  int threads;
+};
+
 // out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j over already projected q (B, S, A) and k (B, T, A).
 struct AdditiveAttentionArgs {
   int64_t batch, s, t, a, dv;
@@ -229,6 +239,7 @@ struct SoftmaxArgs {
   // Rows lie across memory and neighbours of the innermost grid dimension are adjacent, in both: 16 rows are worked on at once.
   bool across;
   bool past_caches;  // write y past the caches, which it would not fit into
+  float* parts;      // (rows, 2): m and ln sum of log_softmax, instead of y; nullptr: y
   float* scratch;    // n floats per thread, 16 n with `across`
   int threads;
 };

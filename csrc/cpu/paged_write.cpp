@@ -1,6 +1,8 @@
 // paged_write: new keys and values go to their slots in a paged cache, rounded to its dtype. int8, per token and head:
 //
 //   scale = max_i |x_i| / 127,  q_i = x_i / scale to the nearest even integer
+//
+// copy_blocks: what a sequence writes to and others have too becomes its own.
 #include "cpu/kernels.h"
 #include "cpu/rounding.h"
 
@@ -56,6 +58,15 @@ void paged_write(const PagedWriteArgs& a) {
       if (a.slots[token] < 0) continue;
       write_rows(a, a.k, a.d, a.k_cache, a.k_scale, token, row);
       write_rows(a, a.v, a.dv, a.v_cache, a.v_scale, token, row);
+    }
+  });
+}
+
+void copy_blocks(const CopyBlocksArgs& a) {
+  parallel(a.count * a.blocks, grain_for(a.count ? a.copied[0] / 4 : 1), a.threads, [&](int64_t begin, int64_t end, int) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t i = item / a.blocks, b = item % a.blocks;
+      memcpy(a.arrays[i] + a.to[b] * a.block[i], a.arrays[i] + a.from[b] * a.block[i], (size_t)a.copied[i]);
     }
   });
 }

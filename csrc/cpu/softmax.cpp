@@ -8,26 +8,35 @@
 namespace qkv {
 namespace QKV_ISA {
 
-// e: room for n floats that stay in the cache between the passes; x, e and y may be the same row. next: what is read after this
-// row, or nullptr.
-template <class T>
-static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarithm, bool past, const T* next) {
-  const Vec top = fold(
+static float top_of(const float* x, int64_t n) {
+  return reduce_max(fold(
       n, set(-__builtin_inff()),
       [&](Vec so_far, int64_t i, auto count) { return max(so_far, within(count, load(x + i, count), so_far)); },
-      [](Vec a, Vec b) { return max(a, b); });
-  const Vec m = set(reduce_max(top));
+      [](Vec a, Vec b) { return max(a, b); }));
+}
+
+// The sum of all e^(x - m); with `keep` they are kept in e. next: what is read after this row, or nullptr.
+template <class T>
+static double total_of(const float* x, int64_t n, Vec m, float* e, bool keep, const T* next) {
   double total = 0;
   each_block(n, [&](int64_t from, int64_t length) {
     Pair sum = zero();
     each_pair(length, [&](int64_t i, auto count) {
       if (next) fetch(next + from + i, count);
       const auto v = exp_down(sub(load(x + from + i, count), m));
-      if (!logarithm) store(e + from + i, v, count);
+      if (keep) store(e + from + i, v, count);
       sum = add_to(sum, within(count, v, zero()));
     });
     total += reduce_add(add(sum.a, sum.b));
   });
+  return total;
+}
+
+// e: room for n floats that stay in the cache between the passes; x, e and y may be the same row.
+template <class T>
+static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarithm, bool past, const T* next) {
+  const Vec m = set(top_of(x, n));
+  const double total = total_of(x, n, m, e, !logarithm, next);
   if (logarithm) {
     const Vec ln = set((float)::log(total));
     write_each(y, n, past, [&](int64_t i, auto count) { return sub(sub(load(x + i, count), m), ln); });
@@ -71,7 +80,10 @@ void softmax(const SoftmaxArgs& a) {
     float* const buffer = a.scratch + thread * a.x.n;
     for (int64_t r = begin; r < end; ++r) {
       const float* x = read_row(a.x, r, buffer);
-      if (a.y.step != 1) {
+      if (a.parts) {
+        a.parts[2 * r] = top_of(x, a.x.n);
+        a.parts[2 * r + 1] = (float)::log(total_of(x, a.x.n, set(a.parts[2 * r]), buffer, false, (const float*)nullptr));
+      } else if (a.y.step != 1) {
         softmax_row(x, buffer, buffer, a.x.n, a.log, false, (const float*)nullptr);
         finish_row(a.y, r, buffer);
       } else {

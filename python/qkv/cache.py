@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .ops import attention_paged, paged_write
+from .ops import attention_paged, copy_blocks, paged_write
 
 Array = npt.NDArray[Any]
 Ints = npt.NDArray[np.int64]
@@ -378,9 +378,7 @@ class PagedCache:
                 slots[at : at + n] = s._blocks[token // size].astype(np.int64) * size + token % size
             at += n
         if old:
-            for group in self._groups():
-                for x in group:
-                    x[new, :filled] = x[old, :filled]
+            copy_blocks([x for group in self._groups() for x in group], old, new, filled)
             self._release(old)
         return slots
 

@@ -290,10 +290,22 @@ def scaled_sum(x: Array, scale: float, other: Array | None = None) -> Array:
     return _cpu.scaled_sum(x, scale, other)
 
 
+def log_softmax_parts(x: Array) -> tuple[Array, Array]:
+    """m and l, both (rows, 1): log_softmax(x) is (x - m) - l, to the bit, for contiguous float32 x (rows, n)."""
+    parts = _cpu.log_softmax_parts(x)
+    return parts[:, :1], parts[:, 1:]
+
+
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row of contiguous float32 x (rows, n) in descending order, and where they stand, both
     (rows, k). Of equal ones the first counts as larger, a NaN as smaller than any number."""
     return _cpu.top_k(x, k)
+
+
+def copy_blocks(arrays: list[Array], sources: list[int], targets: list[int], filled: int) -> None:
+    """The first `filled` places of some blocks to others, all different, in arrays (blocks, block_size, ...) of one
+    cache."""
+    _cpu.copy_blocks(arrays, np.array(sources, np.int64), np.array(targets, np.int64), filled)
 
 
 # ---- attention ------------------------------------------------------------------------------------

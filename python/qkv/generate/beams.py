@@ -11,7 +11,7 @@ import numpy as np
 from .. import ops
 from ..layers import Array
 from .call import Job
-from .logits import draw_several, largest
+from .logits import draw_several, largest, only_masks
 from .options import Options
 
 LOST = np.float32(-1e9)  # below every real score; what transformers has for it, as sums with it are rounded
@@ -32,14 +32,22 @@ def _over(scores: Array, length: int, penalty: float) -> Array:
     return divided
 
 
-def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array]:
+def _best_sums(scores: Array, running: Array, k: int, parts: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
     """`largest` of scores (n, beams, V) + running (n, beams) over all beams and tokens, both (n, k), without adding
-    all: a beam's best are among those with its best scores, but for sums that rounding makes equal."""
+    all: a beam's best are among those with its best scores, but for sums that rounding makes equal. parts: of
+    log_softmax, where the scores are logits still."""
     count, beams, vocabulary = scores.shape
+
+    def sums_of(scores: Array) -> Array:
+        if parts is not None:
+            top, total = (x.reshape(count, beams, 1) for x in parts)
+            scores = scores - top - total
+        return scores + running[:, :, None]
+
     most = k + 8
     if most < vocabulary:
         values, tokens = (x.reshape(count, beams, most) for x in largest(scores.reshape(-1, vocabulary), most))
-        sums = values + running[:, :, None]
+        sums = sums_of(values)
         places = tokens + np.arange(beams)[:, None] * vocabulary
         unseen = sums[:, :, -1].max(axis=1)  # none is larger
         sums, places = sums.reshape(count, -1), places.reshape(count, -1)
@@ -47,7 +55,7 @@ def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array]:
         best = np.take_along_axis(sums, order, axis=1)
         if (best[:, -1] > unseen).all():
             return best, np.take_along_axis(places, order, axis=1)
-    return largest((scores + running[:, :, None]).reshape(count, -1), k)
+    return largest(sums_of(scores).reshape(count, -1), k)
 
 
 def beam_search(job: Job) -> Any:
@@ -66,13 +74,19 @@ def beam_search(job: Job) -> Any:
     parents = np.zeros((job.texts, beams, 0), np.int64)
     running = np.full((job.texts, beams), LOST)
     running[:, 0] = 0
+    watched = bool(o.do_sample or job.record or job.criteria)  # whether anyone looks at all of the scores
     try:
         logits = np.repeat(decoding.start(job.rows), beams, axis=0)
         row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`, which has one a text at first
         while True:
             count, length = len(texts), ids.shape[1] + 1
             rows = (texts[:, None] * beams + np.arange(beams)).reshape(-1)
-            scores = job.process(ids, ops.log_softmax(logits), rows)
+            parts = None
+            if not watched and only_masks(job.steps, ids.shape[1]):  # logits will do as well
+                parts = ops.log_softmax_parts(logits)
+                scores = job.process(ids, logits, rows)
+            else:
+                scores = job.process(ids, ops.log_softmax(logits), rows)
             job.note(ids, logits, scores, rows)
             vocabulary = scores.shape[1]
             of_text = scores.reshape(count, beams, vocabulary)
@@ -83,7 +97,7 @@ def beam_search(job: Job) -> Any:
                 )
                 best = np.take_along_axis(sums, top, axis=1)
             else:
-                best, top = _best_sums(of_text, running, candidates)
+                best, top = _best_sums(of_text, running, candidates, parts)
             found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
             beam, token = np.divmod(top, vocabulary)
             each = np.arange(count)[:, None]

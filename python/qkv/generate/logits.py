@@ -30,6 +30,18 @@ Processor = Callable[[Array, Array, Array], Array]
 PrefixFunction = Callable[[int, Array], Sequence[int]]
 
 
+class Mask:
+    """One that does no more than take tokens away, from logits as from log-probabilities."""
+
+    def masks(self, length: int) -> bool:
+        """Whether that is so for rows of this length."""
+        return True
+
+
+def only_masks(steps: Sequence[Processor], length: int) -> bool:
+    return all(isinstance(step, Mask) and step.masks(length) for step in steps)
+
+
 def _known(tokens: Iterable[int], vocabulary: int) -> list[int]:
     """Those that the head can make; others count for nothing."""
     return [token for token in tokens if 0 <= token < vocabulary]
@@ -61,12 +73,13 @@ def _only(scores: Array, tokens: Iterable[int], name: str) -> Array:
     return result
 
 
-class SequenceBias:
+class SequenceBias(Mask):
     """score += bias of a token that completes a sequence: every bias whose sequence, but for its last token, ends the
     row. biases: sequence -> bias. ValueError at the first call: a token is beyond the vocabulary."""
 
     def __init__(self, biases: Mapping[tuple[int, ...], float], name: str = "sequence_bias"):
         self.name = name
+        self.excludes = all(bias == -np.inf for bias in biases.values())
         self.largest = max((max(sequence) for sequence in biases), default=-1)
         single = {sequence[0]: bias for sequence, bias in biases.items() if len(sequence) == 1}
         self.single = np.array(list(single), np.int64), np.array(list(single.values()), np.float32)
@@ -75,6 +88,9 @@ class SequenceBias:
             group = [(sequence, bias) for sequence, bias in biases.items() if len(sequence) == length]
             sequences = np.array([sequence for sequence, _ in group], np.int64)
             self.longer.append((sequences[:, :-1], sequences[:, -1], np.array([b for _, b in group], np.float32)))
+
+    def masks(self, length: int) -> bool:
+        return self.excludes
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         if self.largest >= scores.shape[1]:
@@ -157,7 +173,7 @@ class Repetition:
 
 
 @dataclass
-class NoRepeatNgram:
+class NoRepeatNgram(Mask):
     """No token that completes an n-gram which the row has already."""
 
     size: int
@@ -174,7 +190,7 @@ class NoRepeatNgram:
         return scores
 
 
-class EncoderNoRepeatNgram:
+class EncoderNoRepeatNgram(Mask):
     """No token that completes an n-gram of the source, or of the prompt."""
 
     def __init__(self, size: int, sources: Sequence[Array], per_text: int):
@@ -198,7 +214,7 @@ class EncoderNoRepeatNgram:
 
 
 @dataclass
-class LeastLength:
+class LeastLength(Mask):
     """No eos before the row has `length` tokens, counted as transformers counts: padding and prompt included."""
 
     length: int
@@ -243,21 +259,27 @@ class AllowedPrefix:
 
 
 @dataclass
-class ForcedFirst:
+class ForcedFirst(Mask):
     """The token `first` behind a single one: a language, or BART's bos."""
 
     first: int
+
+    def masks(self, length: int) -> bool:
+        return length != 1
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         return _only(scores, [self.first], "forced_bos_token_id") if ids.shape[1] == 1 else scores
 
 
 @dataclass
-class ForcedLast:
+class ForcedLast(Mask):
     """One of some tokens where the longest row would otherwise be cut off."""
 
     last: Sequence[int]
     max_length: int
+
+    def masks(self, length: int) -> bool:
+        return length != self.max_length - 1
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         return _only(scores, self.last, "forced_eos_token_id") if ids.shape[1] == self.max_length - 1 else scores
@@ -287,7 +309,7 @@ class ExponentialDecay:
 
 
 @dataclass
-class Suppressed:
+class Suppressed(Mask):
     """None of some tokens; only at a length of `at`, if that is given."""
 
     tokens: Sequence[int]
