@@ -188,6 +188,5 @@ def test_weights_come_and_go_in_any_order(rng: np.random.Generator) -> None:
         if step % 97 == 0:
             for index in kept:
                 np.testing.assert_array_equal(kept[index][1].dequantize(), matrices[kept[index][0]])
-    assert _cpu.buffer_stats()["lasting_bytes"] > before
     kept.clear()
     assert _cpu.buffer_stats()["lasting_bytes"] <= before

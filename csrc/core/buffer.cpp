@@ -31,7 +31,12 @@ struct Header {
 using FreeLists = std::vector<void*>[kClasses];
 
 // Memory that pieces are cut from one after another; stands at its beginning. Freed with its last piece.
-constexpr size_t kSlab = size_t{32} << 20, kLargestPiece = kSlab / 4;
+constexpr size_t kSlab = size_t{32} << 20;
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kLargestPiece = 0;  // a read beyond a piece is to be noticed
+#else
+constexpr size_t kLargestPiece = kSlab / 4;
+#endif
 struct Slab {
   size_t used;  // bytes from the beginning
   size_t pieces;
@@ -96,7 +101,7 @@ Slab* new_slab() {
   return new (begin + before) Slab{kAlignment, 0};
 }
 
-size_t piece_bytes(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t piece_bytes(size_t bytes) { return bytes ? (bytes + kAlignment - 1) / kAlignment * kAlignment : kAlignment; }
 
 }  // namespace
 
