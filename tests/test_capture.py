@@ -135,6 +135,12 @@ def test_as_many_tokens_as_rows_but_not_one_each() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+def go_on(model: Any, captured: CapturedSteps, cache: Any, row: Any, token: int) -> np.ndarray:
+    """As generation does: once more where that is enough."""
+    found = captured.again([row], [token])
+    return (model.extend(cache, [row], [[token]], forward=captured) if found is None else found).copy()
+
+
 def test_between_steps_sequences_may_change() -> None:
     """They are as long as in the step before, in other blocks."""
     model = qkv.load(GOLDEN / "llama_lm")
@@ -143,19 +149,59 @@ def test_between_steps_sequences_may_change() -> None:
     prompts = [list(range(4, 20)), list(range(5, 19))]
     model.extend(cache, [a, b], prompts)
     for token in (7, 8, 9):
-        model.extend(cache, [a], [[token]], forward=captured)
+        go_on(model, captured, cache, a, token)
     for _ in range(2):
         cache.truncate(a, 16)
         model.extend(cache, [b], [[3] * 20])  # takes the block that a gave back
         kept = model.extend(cache, [b], [[2]]).copy()
         cache.truncate(b, len(b) - 1)
         model.extend(cache, [a], [[7, 8, 9]])
-        ours = model.extend(cache, [a], [[11]], forward=captured).copy()
+        ours = go_on(model, captured, cache, a, 11)
         cache.truncate(a, 19)
         np.testing.assert_array_equal(ours, model.extend(cache, [a], [[11]]))
         cache.truncate(a, 19)
         np.testing.assert_array_equal(kept, model.extend(cache, [b], [[2]]))  # no one wrote there
         cache.truncate(b, 14)
+
+
+def test_what_happens_to_a_cache_between_steps_is_noticed() -> None:
+    """Forks, truncations and freezing of the row and of others, in any order, beside steps that count on."""
+    model, rng = qkv.load(GOLDEN / "llama_lm"), np.random.default_rng(0)
+    captured, cache = CapturedSteps(model.forward), model.new_cache()
+    row, other = cache.sequence(), cache.sequence()
+    tokens = rng.integers(4, 30, 10).tolist()
+    model.extend(cache, [row, other], [tokens, [5] * 13])
+    twins = []
+    for step in range(60):
+        what = step % 6 if step < 30 else int(rng.integers(6))
+        if what == 1:  # the last block is shared: the next token goes to a copy of it
+            twins.append((cache.fork(row), list(tokens)))
+        elif what == 2 and len(tokens) > 6:
+            cache.truncate(row, len(tokens) - 3)
+            del tokens[-3:]
+        elif what == 3:
+            model.extend(cache, [other], [[7, 8, 9]])
+        elif what == 4 and len(twins) > 3:
+            cache.free(twins.pop(0)[0])
+        tokens.append(int(rng.integers(4, 30)))
+        ours = go_on(model, captured, cache, row, tokens[-1])
+        alone = Packed.from_lists([tokens])
+        np.testing.assert_array_equal(ours[0], model.forward(alone)[-1], err_msg=f"{step} {what}")
+    for twin, theirs in twins:  # no one wrote into what they share
+        found = model.extend(cache, [twin], [[9]])
+        np.testing.assert_array_equal(found[0], model.forward(Packed.from_lists([[*theirs, 9]]))[-1])
+    cache.freeze(row)
+    with pytest.raises(ValueError, match="frozen"):
+        go_on(model, captured, cache, row, 5)
+
+
+def test_as_many_tokens_as_sequences() -> None:
+    rows = rows_of(qkv.load(GOLDEN / "gpt2_lm"), captured=True)
+    rows.start(PROMPTS)
+    for _ in range(3):
+        rows.step([4, 5, 6])
+    with pytest.raises(ValueError, match="1 counts for 3 sequences"):
+        rows.step([4])
 
 
 def test_a_step_that_failed_is_not_gone_on_from() -> None:

@@ -20,6 +20,8 @@ from golden_checks import GOLDEN, close
 from qkv import generate as generation
 from qkv.capture import CapturedSteps
 from qkv.generate import logits
+from qkv.generate.beams import _best_sums
+from qkv.ops import log_softmax_parts
 from qkv.packing import Packed
 from scipy import stats
 
@@ -715,3 +717,117 @@ def test_a_finished_row_may_be_beaten_until_its_text_leaves() -> None:
 def test_generation_is_documented() -> None:
     for name in ("seed", "generation_config", "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"):
         assert name in (generation.generate.__doc__ or "")
+
+
+# ---- a vocabulary of thousands -------------------------------------------------------------------------
+
+WIDE = 5000
+
+
+def wide_scores(rng: np.random.Generator, kind: str) -> np.ndarray:
+    x = rng.standard_normal((3, WIDE)).astype(np.float32)
+    if kind == "steep":
+        x *= 6
+    elif kind == "ties":
+        x = np.round(2 * x)
+    elif kind == "filtered":
+        x[:, rng.permutation(WIDE)[40:]] = -np.inf
+    elif kind == "ascending":
+        x.sort(axis=1)
+    elif kind == "one":
+        x[:, 77] = 90
+    return np.ascontiguousarray(x, np.float32)
+
+
+def sorted_away(scores: np.ndarray, p: float, keep: int) -> np.ndarray:
+    """TopP by a sort of everything, with sums in float64."""
+    result = scores.copy()
+    for row in result:
+        order = np.argsort(row, kind="stable")
+        e = np.exp(row[order].astype(np.float64) - row.max())
+        gone = np.cumsum(e / e.sum()) <= 1 - p
+        gone[-keep:] = False
+        row[order[gone]] = -np.inf
+    return result
+
+
+KINDS = ["flat", "steep", "ties", "filtered", "ascending", "one"]
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+@pytest.mark.parametrize("p", [0.05, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("kind", KINDS)
+def test_top_p_of_many(kind: str, p: float, keep: int, rng: np.random.Generator) -> None:
+    scores = wide_scores(rng, kind)
+    expected = sorted_away(scores, p, keep)
+    found = logits.TopP(p, keep)(np.zeros((3, 1), np.int64), scores.copy(), np.arange(3))
+    # a sum in float32 may fall on the other side of the border
+    assert (np.isneginf(found) != np.isneginf(expected)).sum() <= 3
+    stayed = ~np.isneginf(found)
+    np.testing.assert_array_equal(found[stayed], scores[stayed])
+
+
+@pytest.mark.parametrize("p", [0.2, 0.9, 0.999])
+@pytest.mark.parametrize("kind", KINDS)
+def test_typical_of_many(kind: str, p: float, rng: np.random.Generator) -> None:
+    scores = wide_scores(rng, kind)
+    found = logits.Typical(p)(np.zeros((3, 1), np.int64), scores.copy(), np.arange(3))
+    for row, ours in zip(scores, found, strict=True):
+        e = np.exp(row.astype(np.float64) - row.max())
+        prob = e / e.sum()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            surprise = -np.log(prob)
+            entropy = np.nansum(prob * surprise)
+        distance = np.abs(surprise - entropy)
+        order = np.argsort(distance, kind="stable")
+        last = min(int((np.cumsum(prob[order]) < p).sum()), WIDE - 1)
+        border = distance[order[last]]
+        clear = np.abs(distance - border) > 1e-4 * (1 + border)  # float32 may order its neighbours otherwise
+        np.testing.assert_array_equal(np.isneginf(ours[clear]), np.isneginf(row[clear]) | (distance[clear] > border))
+
+
+@pytest.mark.parametrize("k", [1, 50, 256, 257, 3000, 9999])
+@pytest.mark.parametrize("kind", KINDS)
+def test_top_k_of_many(kind: str, k: int, rng: np.random.Generator) -> None:
+    scores = wide_scores(rng, kind)
+    least = np.sort(scores, axis=1)[:, ::-1][:, min(k, WIDE) - 1, None]
+    expected = np.where(scores < least, np.float32(-np.inf), scores)
+    found = logits.TopK(k)(np.zeros((3, 1), np.int64), scores.copy(), np.arange(3))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_filters_do_not_hide_what_is_wrong(bad: float, rng: np.random.Generator) -> None:
+    for make in (logits.TopP, logits.MinP, logits.Typical, logits.Epsilon, logits.Eta):
+        scores = wide_scores(rng, "steep")
+        scores[1, 33] = bad
+        with np.errstate(all="ignore"):
+            found = make(0.5)(np.zeros((3, 1), np.int64), scores, np.arange(3))
+        logits.draw(found[0], np.random.default_rng(0))
+        with pytest.raises(ValueError, match="no token to draw"):
+            logits.draw(found[1], np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_best_sums_of_many(kind: str, rng: np.random.Generator) -> None:
+    """Of all beams and tokens, equal ones in order; by log-probabilities, and by logits with what to subtract."""
+    scores = wide_scores(rng, kind).reshape(1, 3, WIDE)
+    for running in (np.zeros((1, 3)), np.array([[0, -1e9, -1e9]]), np.array([[-3.25, -2.5, -40]])):
+        start = running.astype(np.float32)
+        log = qkv.log_softmax(scores)
+        for given, parts in ((log, None), (scores, log_softmax_parts(scores[0]))):
+            best, places = _best_sums(given.copy(), start, 8, parts)
+            sums = (log + start[:, :, None]).reshape(1, -1)
+            order = np.argsort(-sums, axis=1, kind="stable")[:, :8]
+            np.testing.assert_array_equal(places, order)
+            np.testing.assert_array_equal(best, np.take_along_axis(sums, order, axis=1))
+
+
+def test_what_a_stream_yields_is_the_callers() -> None:
+    model = load("gpt2_lm")
+    ids, mask = padded(texts("gpt2_lm", (4, 2)))
+    arguments = {"max_new_tokens": 8, **NEVER, "no_repeat_ngram_size": 2}
+    expected = model.generate(ids, mask, **arguments)[:, 4:]
+    for step, tokens in enumerate(model.stream(ids, mask, **arguments)):
+        np.testing.assert_array_equal(tokens, expected[:, step])
+        tokens[...] = 1

@@ -84,10 +84,11 @@ def test_every_way_in_gives_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(processor(given)["pixel_values"], expected)
     plain = base64.b64encode(data("rgb")).decode()
     uri = "data:image/png;base64," + plain
-    for text in (plain, uri):
+    for text in (plain, uri, base64.encodebytes(data("rgb")).decode()):
         np.testing.assert_array_equal(processor(text)["pixel_values"], expected)
-    with pytest.raises(FileNotFoundError):
-        processor("a" * 63 + ".png")
+    for name in ("a" * 63 + ".png", "some/folder" * 8):
+        with pytest.raises(FileNotFoundError):
+            processor(name)
 
 
 def test_lists_and_arrays_of_images() -> None:

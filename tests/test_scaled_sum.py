@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from checks import each_isa, normal, same_bits, sizes
-from qkv.ops import scaled_sum
+from qkv.ops import divided, scaled_sum
 
 
 @pytest.mark.parametrize("width", [0, *sizes()])
@@ -14,6 +14,7 @@ def test_sizes(width: int, rng: np.random.Generator) -> None:
     scale = np.float32(0.3)
     for _ in each_isa():
         assert same_bits(scaled_sum(x, 0.3), x * scale)
+        assert same_bits(divided(x, 0.3), x / scale)
         assert same_bits(scaled_sum(x, 0.3, whole), x * scale + whole)
         assert same_bits(scaled_sum(x, 0.3, row), x * scale + row)
         assert same_bits(scaled_sum(x[0], 1, row), x[0] + row)

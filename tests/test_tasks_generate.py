@@ -71,7 +71,7 @@ def test_scores_of_texts_that_a_decoder_would_write(name: str, load: Callable[[s
         assert not out.token_scores[i, len(labels) + 1 :].any() and out.scores[i] == alone.scores[0] < 0
     with pytest.raises(ValueError, match="2 rows for 1 texts"):
         model.score("ab", targets=targets)
-    with pytest.raises(ValueError, match="targets and decoder_input_ids are the same"):
+    with pytest.raises(ValueError, match="not both"):
         model.score(sources, targets=targets, decoder_input_ids=[[1], [1]])
     with pytest.raises(TypeError, match="targets must be a string or several"):
         model.score(sources, targets=[[1], [2]])

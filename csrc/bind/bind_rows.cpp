@@ -152,8 +152,8 @@ py::object activation(const char* op, py::handle x_in, Activation a) {
   return std::move(out);
 }
 
-// scale x, or scale x + other. float32; x (..., n) contiguous, other (n) or of x's shape; made so by qkv.ops.
-py::array scaled_sum(py::handle x_in, double scale, py::handle other_in) {
+// scale x, or x / scale, and + other. float32; x (..., n) contiguous, other (n) or of x's shape; made so by qkv.ops.
+py::array scaled_sum(py::handle x_in, double scale, py::handle other_in, bool divide) {
   const char* op = "scaled_sum";
   const Array x = read_array(op, "x", x_in), other = read_optional(op, "other", other_in);
   for (const Array* p : {&x, &other})
@@ -166,8 +166,8 @@ py::array scaled_sum(py::handle x_in, double scale, py::handle other_in) {
   py::array out = new_array(op, float32_dtype(), x.shape);
   if (out.size() == 0) return out;
   const auto floats = [](const Array& a) { return reinterpret_cast<const float*>(a.data); };
-  ScaledSumArgs args{floats(x), nullptr, static_cast<float*>(out.mutable_data()), static_cast<float>(scale), x.size() / n, n,
-                     0,         0};
+  ScaledSumArgs args{
+      floats(x), nullptr, static_cast<float*>(out.mutable_data()), static_cast<float>(scale), divide, x.size() / n, n, 0, 0};
   if (other) {
     args.other = floats(other);
     args.other_row = other.rank() == x.rank() ? n : 0;
@@ -319,7 +319,7 @@ void bind_rows(py::module_& m) {
   m.def("softmax", softmax, py::arg("x"), py::arg("axis"), py::arg("log"));
   m.def("log_softmax_parts", log_softmax_parts, py::arg("x"));
   m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"));
-  m.def("scaled_sum", scaled_sum, py::arg("x"), py::arg("scale"), py::arg("other"));
+  m.def("scaled_sum", scaled_sum, py::arg("x"), py::arg("scale"), py::arg("other"), py::arg("divide"));
   m.def("top_k", top_k, py::arg("x"), py::arg("k"));
   m.def("embedding", embedding, py::arg("ids"), py::arg("table"));
   m.def("rotary", rotary, py::arg("x"), py::arg("angles"), py::arg("factor"), py::arg("dim"), py::arg("interleaved"));

@@ -2,9 +2,9 @@
 //
 // While a thread records, each of its kernel calls is made and noted, with its arguments. They are made again over the same
 // memory: whoever records keeps the arrays alive that the calls read and write, and changes what is in them between two replays.
-// Of integers, ids, positions, slots, kv_lengths and block tables are read again (LiveInts in array.h); all other arguments stay what they
-// were. What NumPy does meanwhile is not seen. What a call allocates comes from an arena (core/buffer.h) that lives as long as
-// the recording.
+// Of integers, ids, positions, slots, kv_lengths and block tables are read again (LiveInts in array.h); all other arguments stay
+// what they were. What NumPy does meanwhile is not seen. What a call allocates comes from an arena (core/buffer.h) that lives as
+// long as the recording.
 #pragma once
 #include <functional>
 #include <utility>

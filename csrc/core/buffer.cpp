@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <map>
 #include <mutex>
 #include <new>
 #include <vector>
@@ -31,7 +32,7 @@ struct Header {
 using FreeLists = std::vector<void*>[kClasses];
 
 // Memory that pieces are cut from one after another; stands at its beginning. Freed with its last piece.
-constexpr size_t kSlab = size_t{32} << 20;
+constexpr size_t kSlab = size_t{16} << 20;
 #if defined(__SANITIZE_ADDRESS__)
 constexpr size_t kLargestPiece = 0;  // a read beyond a piece is to be noticed
 #else
@@ -44,7 +45,8 @@ struct Slab {
 
 struct Pool {
   std::mutex mutex;
-  Slab* slab = nullptr;  // that is cut from, or nullptr
+  Slab* slab = nullptr;                        // that is cut from, or nullptr
+  std::map<size_t, std::vector<char*>> holes;  // pieces that were given back, by their size
   size_t slabs = 0;
   FreeLists free;
   size_t cached = 0;
@@ -92,7 +94,7 @@ void advise_huge([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
 
 Slab* new_slab() {
   void* const found = mmap(nullptr, 2 * kSlab, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (found == MAP_FAILED) throw std::bad_alloc();
+  if (found == MAP_FAILED) return nullptr;
   char* const begin = static_cast<char*>(found);
   const size_t before = -reinterpret_cast<uintptr_t>(begin) % kSlab;
   if (before) munmap(begin, before);
@@ -100,6 +102,8 @@ Slab* new_slab() {
   advise_huge(begin + before, kSlab);
   return new (begin + before) Slab{kAlignment, 0};
 }
+
+Slab* slab_of(char* data) { return reinterpret_cast<Slab*>(data - reinterpret_cast<uintptr_t>(data) % kSlab); }
 
 size_t piece_bytes(size_t bytes) { return bytes ? (bytes + kAlignment - 1) / kAlignment * kAlignment : kAlignment; }
 
@@ -176,14 +180,28 @@ void* lasting_acquire(size_t bytes) {
   if (bytes > kLargestPiece) return buffer_acquire(bytes);
   const size_t size = piece_bytes(bytes);
   Pool& p = pool();
-  std::lock_guard<std::mutex> lock(p.mutex);
-  if (!p.slab || p.slab->used + size > kSlab) {  // the last one has pieces, which free it
-    p.slab = new_slab();
+  std::unique_lock<std::mutex> lock(p.mutex);
+  if (p.holes[size].empty() && (!p.slab || p.slab->used + size > kSlab)) {
+    Slab* made = new_slab();
+    if (!made) {  // what is cached may be just what is missing
+      lock.unlock();
+      buffer_trim();
+      lock.lock();
+      made = new_slab();
+      if (!made) throw std::bad_alloc();
+    }
+    p.slab = made;  // the last one has pieces, which free it
     ++p.slabs;
   }
-  char* const data = reinterpret_cast<char*>(p.slab) + p.slab->used;
-  p.slab->used += size;
-  ++p.slab->pieces;
+  char* data;
+  if (!p.holes[size].empty()) {
+    data = p.holes[size].back();
+    p.holes[size].pop_back();
+  } else {
+    data = reinterpret_cast<char*>(p.slab) + p.slab->used;
+    p.slab->used += size;
+  }
+  ++slab_of(data)->pieces;
   return data;
 }
 
@@ -192,15 +210,18 @@ void lasting_release(void* data, size_t bytes) {
   if (!data) return;
   Pool& p = pool();
   std::lock_guard<std::mutex> lock(p.mutex);
-  char* const begin = static_cast<char*>(data) - reinterpret_cast<uintptr_t>(data) % kSlab;
-  Slab* const slab = reinterpret_cast<Slab*>(begin);
-  if (--slab->pieces == 0) {
-    if (slab == p.slab) p.slab = nullptr;
-    munmap(begin, kSlab);
-    --p.slabs;
-  } else if (static_cast<char*>(data) + piece_bytes(bytes) == begin + slab->used) {
-    slab->used -= piece_bytes(bytes);  // the last one: what comes and goes takes the same place
+  Slab* const slab = slab_of(static_cast<char*>(data));
+  if (--slab->pieces > 0) {
+    p.holes[piece_bytes(bytes)].push_back(static_cast<char*>(data));
+    return;
   }
+  for (auto& of_size : p.holes) {
+    std::vector<char*>& v = of_size.second;
+    v.erase(std::remove_if(v.begin(), v.end(), [&](char* hole) { return slab_of(hole) == slab; }), v.end());
+  }
+  if (slab == p.slab) p.slab = nullptr;
+  munmap(slab, kSlab);
+  --p.slabs;
 }
 
 Arena::Arena() : blocks_(new ArenaBlocks) {}
@@ -237,6 +258,13 @@ void buffer_trim() {
     std::vector<void*>().swap(list);
   }
   p.cached = 0;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGE_SIZE));
+  for (auto& of_size : p.holes)  // whole pages inside of them; their addresses stay
+    for (char* hole : of_size.second) {
+      const uintptr_t from = (reinterpret_cast<uintptr_t>(hole) + page - 1) / page * page;
+      const uintptr_t to = (reinterpret_cast<uintptr_t>(hole) + of_size.first) / page * page;
+      if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
+    }
 }
 
 }  // namespace qkv

@@ -22,7 +22,7 @@ struct BufferStats {
   size_t lasting_bytes;  // of what small lasting pieces are cut from
 };
 BufferStats buffer_stats();
-// Frees all that is cached.
+// Frees all that is cached, and what of slabs is not in use.
 void buffer_trim();
 
 // While it is open in a thread, what the thread acquires is the arena's: given back, it waits there and nowhere else, until the

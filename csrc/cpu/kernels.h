@@ -262,11 +262,12 @@ struct ActivationArgs {
   int threads;
 };
 
-// y = scale x + other
+// y = scale x + other, or x / scale + other
 struct ScaledSumArgs {
   const float *x, *other;  // (rows, n); other == nullptr: none
   float* y;
   float scale;
+  bool divide;
   int64_t rows, n, other_row;  // other's rows lie so far apart
   int threads;
 };

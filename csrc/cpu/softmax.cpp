@@ -77,9 +77,9 @@ static void softmax_across(const SoftmaxArgs& a) {
 void softmax(const SoftmaxArgs& a) {
   if (a.across) return softmax_across(a);
   parallel(a.x.rows, grain_for(a.x.n * 4, a.x.rows, a.threads), a.threads, [&](int64_t begin, int64_t end, int thread) {
-    float* const buffer = a.scratch + thread * a.x.n;
+    float* const buffer = a.parts ? nullptr : a.scratch + thread * a.x.n;
     for (int64_t r = begin; r < end; ++r) {
-      const float* x = read_row(a.x, r, buffer);
+      const float* x = a.parts ? (const float*)row_ptr(a.x, r) : read_row(a.x, r, buffer);  // contiguous floats
       if (a.parts) {
         a.parts[2 * r] = top_of(x, a.x.n);
         a.parts[2 * r + 1] = (float)::log(total_of(x, a.x.n, set(a.parts[2 * r]), buffer, false, (const float*)nullptr));

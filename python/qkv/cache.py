@@ -81,9 +81,9 @@ class Step:
         self.changes = cache.changes
         self.room = min((-s._length % cache.block_size for s in sequences), default=0)
 
-    def advance(self) -> bool:
-        """One more token of each of its sequences, as long as there is room in their last blocks and nothing else has
-        happened to the cache: the slots and lengths of that step are larger by one. Else nothing is changed, and
+    def grow(self) -> bool:
+        """One more token for each of its sequences, as long as there is room in their last blocks and nothing else has
+        happened to the cache; slots and lengths are the caller's to raise by one. Else nothing is changed, and
         False."""
         if not self.room or self.cache.changes != self.changes:
             return False
@@ -150,7 +150,7 @@ class PagedCache:
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"PagedCache: max_tokens must not be negative, got {max_tokens}")
         self.block_size, self.dtype, self.version = block_size, dtype, 0
-        self.changes = 0  # calls so far that changed a sequence; not counted: steps that advanced
+        self.changes = 0  # calls so far that changed a sequence; not counted: steps that grew
         self.max_blocks = None if max_tokens is None else -(-max_tokens // block_size)
         blocks = -(-max(initial_tokens, 0) // block_size)
         if self.max_blocks is not None:

@@ -51,10 +51,12 @@ class CapturedSteps:
         last = self.last
         if last is None or not last.counts or memory is not last.given or sequences != last.step.sequences:
             return None
-        if not last.step.advance():
+        if len(tokens) != len(sequences):
+            return None
+        last.packed.ids[...] = tokens
+        if not last.step.grow():
             return None
         self.last = None  # as above
-        last.packed.ids[...] = tokens
         last.counters += 1
         last.derive(last.packed)
         last.recording.replay()

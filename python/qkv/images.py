@@ -270,14 +270,19 @@ def load_image(image: Any) -> Any:
         return ImageOps.exif_transpose(opened).convert("RGB")
 
 
+# How files begin: PNG, JPEG, GIF, BMP, WebP, TIFF
+MAGIC = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")
+
+
 def _base64(text: str) -> bytes | None:
-    """What a text holds that is no file's name; None: it is one."""
-    if len(text) < 64 or os.path.exists(text):  # no image is so small
+    """The bytes of an image that a text holds; None: it is a file's name."""
+    if len(text) < 64:  # no image is so small
         return None
     try:
-        return base64.b64decode(text, validate=True)
+        data = base64.b64decode("".join(text.split()), validate=True)
     except ValueError:
         return None
+    return data if data.startswith(MAGIC) else None
 
 
 def _open(stream: io.BytesIO, name: str) -> Any:

@@ -287,7 +287,12 @@ def angles(positions: Array, frequencies: Array) -> Array:
 def scaled_sum(x: Array, scale: float, other: Array | None = None) -> Array:
     """scale x + other, each operation rounded by itself; what models do beside kernels, as a kernel, so that a step can
     be recorded. Contiguous float32: x (..., C), other of x's shape or (C,)."""
-    return _cpu.scaled_sum(x, scale, other)
+    return _cpu.scaled_sum(x, scale, other, False)
+
+
+def divided(x: Array, by: float) -> Array:
+    """x / by, likewise."""
+    return _cpu.scaled_sum(x, by, None, True)
 
 
 def log_softmax_parts(x: Array) -> tuple[Array, Array]:

@@ -29,9 +29,9 @@ def score(
     padding; scores (B,), their sums.
 
     texts: a string or several, for which the model needs a tokenizer, or ids (B, S) with attention_mask. A model of
-    two stacks reads them and scores what its decoder is to write: targets, a string or several, or ids, which begin
-    with its start token, as decoder_input_ids (B, S). ValueError: the model has no head that makes tokens, or sees what
-    follows a token; a text is longer than it takes.
+    two stacks reads them and scores what its decoder is to write: either targets, a string or several, or
+    decoder_input_ids (B, S), the start token and what follows. ValueError: the model has no head that makes tokens, or
+    sees what follows a token; a text is longer than it takes.
     """
     if model.cache is None or not hasattr(model.head, "logits"):
         raise ValueError(f"score: a {model.architecture} does not tell what the next token is")
@@ -45,7 +45,7 @@ def score(
     if hasattr(model, "decoder"):
         if targets is not None:
             if decoder_input_ids is not None or decoder_attention_mask is not None:
-                raise ValueError("score: targets and decoder_input_ids are the same")
+                raise ValueError("score: give targets or decoder_input_ids, not both")
             decoder_input_ids, decoder_attention_mask = _decoder_ids(model, targets)
         if decoder_input_ids is None:
             raise ValueError(f"score: a {model.architecture} scores targets, or decoder_input_ids; there is no default")
@@ -76,6 +76,8 @@ def _is_text(value: Any) -> bool:
 
 def _decoder_ids(model: Any, targets: Any) -> tuple[Array, Array]:
     """What a decoder is fed while it writes texts, with the last of its tokens, and a mask, both (B, S)."""
+    if isinstance(targets, np.ndarray) and targets.dtype.kind in "UO":
+        targets = targets.tolist()
     if not _is_text(targets):
         raise TypeError(f"score: targets must be a string or several; got {type(targets).__name__}")
     batch = model.tokenizer(text_target=[targets] if isinstance(targets, str) else list(targets), truncation=False)
@@ -89,7 +91,7 @@ def _decoder_ids(model: Any, targets: Any) -> tuple[Array, Array]:
     ids = np.zeros((len(rows), max(map(len, rows)) + 1), np.int64)
     mask = np.zeros(ids.shape, bool)
     for fed, real, row in zip(ids, mask, rows, strict=True):
-        # mBART's begin with what ends them, others with a token for all
+        # as transformers makes them of labels: mBART's begin with what ends them
         fed[:1] = start if model.shift is None else model.shift(row[None])[0, :1]
         fed[1 : len(row) + 1] = row
         real[: len(row) + 1] = True

@@ -41,7 +41,8 @@ def _best_sums(scores: Array, running: Array, k: int, parts: tuple[Array, Array]
     def sums_of(scores: Array) -> Array:
         if parts is not None:
             top, total = (x.reshape(count, beams, 1) for x in parts)
-            scores = scores - top - total
+            with np.errstate(invalid="ignore"):  # of rows that are not finite
+                scores = scores - top - total
         return scores + running[:, :, None]
 
     most = k + 8

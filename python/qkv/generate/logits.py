@@ -60,7 +60,11 @@ def _without_tokens(scores: Array, tokens: Iterable[int]) -> Array:
 
 def _least_of_top(scores: Array, k: int) -> Array:
     """(n, 1): the k-th largest of each row."""
-    return largest(scores, k)[0][:, -1:]
+    if k <= MOST:
+        return largest(scores, k)[0][:, -1:]
+    place = scores.shape[1] - min(k, scores.shape[1])
+    least: Array = np.partition(scores, place, axis=1)[:, place, None]
+    return least
 
 
 def _only(scores: Array, tokens: Iterable[int], name: str) -> Array:
@@ -371,9 +375,8 @@ class TopK:
         return _without(scores, scores < _least_of_top(scores, self.k))
 
 
-# How many of the best a filter looks at, until it finds its end among them; None: all
-WIDER = (256, 2048, None)
-MOST = 2048  # of more, all are sorted
+MOST = 256  # of more, all are sorted
+WIDER = (MOST, None)  # how many of the best a filter looks at, until it finds its end among them; None: all
 
 
 @dataclass
@@ -395,7 +398,9 @@ class TopP:
             if not stay[:, -1].any():
                 break
         counts = np.minimum(np.maximum(stay.sum(axis=1), self.keep), best.shape[1])
-        for row, count, of_row in zip(scores, counts.tolist(), best, strict=True):
+        for row, count, of_row, total in zip(scores, counts.tolist(), best, whole.tolist(), strict=True):
+            if not np.isfinite(total[0]):  # it is not for a filter to hide what is wrong with a row
+                continue
             least = of_row[count - 1]
             equal = np.flatnonzero(row == least)  # the first of these go first
             kept = equal[len(equal) - (count - int((of_row > least).sum())) :]

@@ -161,7 +161,7 @@ class LMHead:
         """(n, C) -> (n, V)"""
         z = self.decoder(x if self.scale is None else ops.scaled_sum(x, self.scale))
         if self.softcap is not None:
-            z = ops.scaled_sum(ops.tanh(ops.scaled_sum(z, 1 / self.softcap)), self.softcap)
+            z = ops.scaled_sum(ops.tanh(ops.divided(z, self.softcap)), self.softcap)
         return z
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
