@@ -812,7 +812,7 @@ def test_filters_do_not_hide_what_is_wrong(bad: float, rng: np.random.Generator)
 def test_best_sums_of_many(kind: str, rng: np.random.Generator) -> None:
     """Of all beams and tokens, equal ones in order; by log-probabilities, and by logits with what to subtract."""
     scores = wide_scores(rng, kind).reshape(1, 3, WIDE)
-    rounded = np.full((1, 3), -1e6)  # by sums of this size, different scores become equal ones
+    rounded = np.full((1, 3), -1e8)  # by sums of this size, different scores become equal ones
     for running in (np.zeros((1, 3)), np.array([[0, -1e9, -1e9]]), np.array([[-3.25, -2.5, -40]]), rounded):
         start = running.astype(np.float32)
         log = qkv.log_softmax(scores)
