@@ -211,7 +211,7 @@ static __attribute__((noinline)) void add_value_rows(const FlashRows& f, const f
                                                      int64_t to) {
   constexpr int kMost = 4;
   for (int64_t i = 0; i < f.dv; i += kMost * kPanel) {
-    const auto part = [&](auto panels) QKV_ALWAYS {
+    const auto part = [&](auto, auto panels) QKV_ALWAYS {
       constexpr int P = decltype(panels)::value;
       Vec sum[R][P];
       clear<DotBf16>(sum);
@@ -229,19 +229,8 @@ static __attribute__((noinline)) void add_value_rows(const FlashRows& f, const f
       }
       store_sums(sum, f.sums + i, f.dv_padded, P * kPanel, false, Addends{});
     };
-    switch ((f.dv - i) / kPanel) {
-      case 1:
-        part(Int<1>{});
-        break;
-      case 2:
-        part(Int<2>{});
-        break;
-      case 3:
-        part(Int<3>{});
-        break;
-      default:
-        part(Int<kMost>{});
-    }
+    const int64_t left = (f.dv - i) / kPanel;
+    with_panels<R, kMost>(left < kMost ? (int)left : kMost, part);
   }
 }
 

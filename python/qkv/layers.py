@@ -230,8 +230,9 @@ class Rotary:
                 angles, factor = self._angles(np.array([position]))
             if not np.isfinite([factor, *angles.flat]).all():
                 raise ValueError("rotary: the scaling makes numbers that are not finite")
+        # whether the next token's angles are worked out of the next position alone
         self.counts = rope_type(scaling) not in LENGTH_DEPENDENT
-        if self.counts:  # the same for all lengths
+        if self.counts:
             frequencies, self.factor = rotary_frequencies(self.dim, base, scaling)
             self.frequencies = frequencies.astype(np.float32)
 

@@ -110,9 +110,9 @@ class SequenceBias(Mask):
                 row, which = np.nonzero((ids[:, None, -length:] == beginnings).all(axis=2))
                 places.append(row * scores.shape[1] + last[which])
                 biases.append(values[which])
-        place, first = np.unique(np.concatenate(places), return_inverse=True)
+        place, inverse = np.unique(np.concatenate(places), return_inverse=True)
         bias = np.zeros(len(place), np.float32)
-        np.add.at(bias, first, np.concatenate(biases))
+        np.add.at(bias, inverse, np.concatenate(biases))
         scores.reshape(-1)[place] += bias
         return scores
 
