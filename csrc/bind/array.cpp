@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "bind/int_checks.h"
 #include "bind/recording.h"
 
 namespace qkv {
@@ -68,27 +69,6 @@ Array read(const char* op, const char* name, py::handle object, bool int8) {
 
 }  // namespace
 
-void fail_value(const std::string& message) { throw py::value_error(message); }
-void fail_type(const std::string& message) { throw py::type_error(message); }
-
-int64_t Array::size() const {
-  int64_t n = 1;
-  for (const int64_t d : shape) n *= d;
-  return n;
-}
-
-std::string shape_text(const std::vector<int64_t>& shape) {
-  std::string s = "(";
-  for (size_t i = 0; i < shape.size(); ++i) s += (i ? ", " : "") + std::to_string(shape[i]);
-  return s + (shape.size() == 1 ? ",)" : ")");
-}
-
-std::string dtype_name(const Array& x) {
-  if (x.is_double) return "float64";
-  if (x.is_int8) return "int8";
-  return x.dtype == DType::f32 ? "float32" : x.dtype == DType::f16 ? "float16" : "bfloat16";
-}
-
 Array read_array(const char* op, const char* name, py::handle object) { return read(op, name, object, false); }
 
 Array read_cache(const char* op, const char* name, py::handle object, bool writeable) {
@@ -123,19 +103,8 @@ Array read_optional(const char* op, const char* name, py::handle object) {
 }
 
 std::vector<int64_t> read_ints(const char* op, const char* name, py::handle object, std::vector<int64_t>* shape) {
-  const std::string where = std::string(op) + ": " + name;
-  if (!py::isinstance<py::array>(object)) fail_type(where + " must be an integer array, got " + type_name(object));
-  const py::array array = py::reinterpret_borrow<py::array>(object);
-  const char kind = array.dtype().kind();
-  if (kind != 'i' && kind != 'u') fail_type(where + " must hold integers, got " + py::str(array.dtype()).cast<std::string>());
-  // uint64 values beyond int64 would wrap into negative ones, which every caller refuses.
-  const auto ints = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-  if (!ints) throw std::bad_alloc();  // any integer array converts
-
-  if (shape) {
-    shape->clear();
-    for (py::ssize_t d = 0; d < array.ndim(); ++d) shape->push_back(array.shape(d));
-  }
+  const auto ints = read_int_array(op, name, object);
+  if (shape) shape->assign(ints.shape(), ints.shape() + ints.ndim());
   return std::vector<int64_t>(ints.data(), ints.data() + ints.size());
 }
 
@@ -145,27 +114,6 @@ LiveInts::LiveInts(py::handle object) {
     data_ = py::reinterpret_borrow<Contiguous>(object).data();
   else
     unrecorded();
-}
-
-bool check_dtypes(const char* op, const std::vector<const Array*>& arrays) {
-  const Array* first = nullptr;
-  for (const Array* x : arrays)
-    if (*x && x->is_double) return true;
-  for (const Array* x : arrays) {
-    if (!*x) continue;
-    if (!first) first = x;
-    if (x->dtype != first->dtype)
-      fail_type(x->where + " is " + dtype_name(*x) + " but " + first->where.substr(std::strlen(op) + 2) + " is " +
-                dtype_name(*first));
-  }
-  return false;
-}
-
-void check_parameter_dtype(const Array& x, const Array& parameter) {
-  if (!parameter || parameter.is_double || x.is_double) return;
-  if (parameter.dtype != x.dtype && parameter.dtype != DType::f32)
-    fail_type(parameter.where + " is " + dtype_name(parameter) + "; beside " + dtype_name(x) + " it may be " + dtype_name(x) +
-              " or float32");
 }
 
 const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep) {
@@ -178,21 +126,6 @@ const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep) {
   keep->emplace_back(floats.data(), floats.data() + floats.size());
   if (keep->back().empty()) keep->back().push_back(0);  // a pointer that is not null
   return keep->back().data();
-}
-
-void check_length(const char* op, const char* name, int64_t n) {
-  if (n >= int64_t{1} << 40) fail_value(std::string(op) + ": " + name + " of " + std::to_string(n) + " is too large");
-}
-
-int64_t checked_size(const char* op, const std::vector<int64_t>& shape) {
-  int64_t n = 1;
-  bool overflow = false;
-  for (const int64_t d : shape) overflow = __builtin_mul_overflow(n, d > 1 ? d : 1, &n) || overflow;
-  if (overflow || n > int64_t{1} << 56)
-    fail_value(std::string(op) + ": an array of shape " + shape_text(shape) + " cannot exist");
-  n = 1;
-  for (const int64_t d : shape) n *= d;
-  return n;
 }
 
 py::array new_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape,
@@ -215,93 +148,6 @@ Array view_of(const py::array& array, DType dtype) {
   x.strides.assign(array.strides(), array.strides() + array.ndim());
   for (int64_t& stride : x.strides) stride /= size_of(dtype);
   return x;
-}
-
-std::vector<Rows> rows_along(int axis, std::initializer_list<const Array*> arrays) {
-  const Array& lead = **arrays.begin();
-  struct Dim {
-    int64_t size;
-    std::vector<int64_t> strides;
-  };
-  std::vector<Dim> grid;  // innermost first
-  for (int d = lead.rank() - 1; d >= 0; --d) {
-    if (d == axis || lead.shape[static_cast<size_t>(d)] == 1) continue;
-    Dim dim{lead.shape[static_cast<size_t>(d)], {}};
-    bool merges = !grid.empty();
-    size_t i = 0;
-    for (const Array* x : arrays) {
-      const int64_t stride = *x ? x->strides[static_cast<size_t>(d)] : 0;
-      dim.strides.push_back(stride);
-      if (merges && stride != grid.back().strides[i] * grid.back().size) merges = false;
-      ++i;
-    }
-    if (merges)
-      grid.back().size *= dim.size;
-    else
-      grid.push_back(dim);
-  }
-  if (grid.size() > kMaxRank)
-    fail_value(lead.where + " has " + std::to_string(grid.size()) + " dimensions that cannot be merged; at most " +
-               std::to_string(kMaxRank) + " are supported");
-  std::vector<Rows> all;
-  size_t i = 0;
-  for (const Array* x : arrays) {
-    Rows r;
-    r.data = x->data;
-    r.dtype = x->dtype;
-    r.n = axis < 0 ? 1 : lead.shape[static_cast<size_t>(axis)];
-    r.step = axis < 0 || !*x ? 1 : x->strides[static_cast<size_t>(axis)];
-    if (r.n <= 1) r.step = 1;
-    r.rows = 1;
-    r.rank = static_cast<int>(grid.size());
-    for (int d = 0; d < r.rank; ++d) {
-      const Dim& dim = grid[grid.size() - 1 - static_cast<size_t>(d)];
-      r.shape[d] = dim.size;
-      r.strides[d] = dim.strides[i];
-      r.rows *= dim.size;
-    }
-    all.push_back(r);
-    ++i;
-  }
-  return all;
-}
-
-int check_axis(const char* op, const Array& x, int64_t axis) {
-  if (axis < -x.rank() || axis >= x.rank())
-    fail_value(std::string(op) + ": axis " + std::to_string(axis) + " is out of range for x of shape " + shape_text(x.shape));
-  return static_cast<int>(axis < 0 ? axis + x.rank() : axis);
-}
-
-Array broadcast(const Array& x, const std::vector<int64_t>& shape) {
-  Array y = x;
-  y.shape = shape;
-  y.strides.assign(shape.size(), 0);
-  const size_t lead = shape.size() - x.shape.size();
-  bool fits = x.shape.size() <= shape.size();
-  for (size_t d = 0; fits && d < x.shape.size(); ++d) {
-    if (x.shape[d] == shape[lead + d])
-      y.strides[lead + d] = x.strides[d];
-    else
-      fits = x.shape[d] == 1;
-  }
-  if (!fits) fail_value(x.where + " of shape " + shape_text(x.shape) + " does not broadcast to " + shape_text(shape));
-  return y;
-}
-
-bool overlap(const Array& x, const Array& y) {
-  const auto extent = [](const Array& a, const char** low, const char** high) {
-    *low = a.data;
-    *high = a.data + a.owner.itemsize();
-    for (size_t d = 0; d < a.shape.size(); ++d) {
-      const int64_t reach = (a.shape[d] - 1) * a.strides[d] * a.owner.itemsize();
-      (reach < 0 ? *low : *high) += reach;
-    }
-  };
-  if (x.size() == 0 || y.size() == 0) return false;
-  const char *x_low, *x_high, *y_low, *y_high;
-  extent(x, &x_low, &x_high);
-  extent(y, &y_low, &y_high);
-  return x_low < y_high && y_low < x_high;
 }
 
 Output::Output(const char* op, py::handle given, const Array& like, const std::vector<int64_t>& shape,

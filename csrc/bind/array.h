@@ -1,5 +1,5 @@
-// NumPy arrays as checked views, and fresh arrays on pooled memory. With dlpack.cpp the only place that knows how arrays look to
-// Python.
+// NumPy arrays as checked views, and fresh arrays on pooled memory. With dlpack.cpp the only place that knows how NumPy's arrays
+// look to Python.
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "bind/view.h"
 #include "core/buffer.h"
-#include "cpu/kernels.h"
 
 namespace qkv {
 
@@ -17,19 +17,9 @@ namespace py = pybind11;
 // A null reference: py::array's own default is a new NumPy array, which takes longer than a small kernel.
 inline py::array no_array() { return py::reinterpret_steal<py::array>(py::handle()); }
 
-// A floating-point argument that passed the dtype check. Strides in elements; `owner` keeps the memory alive.
-struct Array {
+// A floating-point argument that passed the dtype check; `owner` keeps the memory alive.
+struct Array : View {
   py::array owner = no_array();
-  std::string where;  // "softmax: x", the start of every message about it
-  char* data = nullptr;
-  DType dtype = DType::f32;
-  bool is_double = false;  // float64: checked like the others, then served by qkv.reference
-  bool is_int8 = false;    // of a cache only; dtype means nothing then
-  std::vector<int64_t> shape, strides;
-
-  int rank() const { return static_cast<int>(shape.size()); }
-  int64_t size() const;
-  explicit operator bool() const { return data != nullptr; }
 };
 
 // Raises TypeError unless `object` is a NumPy array of float32, float16, bfloat16 or float64 in native byte order.
@@ -60,18 +50,6 @@ class LiveInts {
   const int64_t* data_ = nullptr;
 };
 
-// x's dtype, written out.
-std::string dtype_name(const Array& x);
-std::string shape_text(const std::vector<int64_t>& shape);
-[[noreturn]] void fail_value(const std::string& message);
-[[noreturn]] void fail_type(const std::string& message);
-
-// TypeError unless all arrays share a dtype; absent ones are passed over. True if any is float64: the call then belongs to the
-// reference, after all other checks.
-bool check_dtypes(const char* op, const std::vector<const Array*>& arrays);
-// A parameter (norm weight, bias vector ...) may also be float32 beside half-width x.
-void check_parameter_dtype(const Array& x, const Array& parameter);
-
 // A parameter as contiguous floats, in place where it is that; nullptr if absent. `keep` holds converted copies.
 const float* as_floats(const Array& x, std::vector<std::vector<float>>* keep);
 
@@ -80,24 +58,6 @@ py::array new_array(const char* op, const py::dtype& dtype, const std::vector<in
                     const std::vector<int64_t>* strides = nullptr);
 // The view of an array that we made or checked.
 Array view_of(const py::array& array, DType dtype);
-// Product of dimensions; ValueError if it cannot be an array's size.
-int64_t checked_size(const char* op, const std::vector<int64_t>& shape);
-
-// ValueError unless a length that the work is cut along is below 2^40: arrays of zero stride can claim any.
-void check_length(const char* op, const char* name, int64_t n);
-
-// The same grid of rows over several arrays: `axis` of each becomes the row, all other dimensions are merged where every
-// array allows. Arrays that are absent give Rows with data == nullptr. All must have the shape of the first.
-std::vector<Rows> rows_along(int axis, std::initializer_list<const Array*> arrays);
-// -rank <= axis < rank, made non-negative; ValueError otherwise.
-int check_axis(const char* op, const Array& x, int64_t axis);
-
-// Whether the memory from the first to the last byte of two arrays has anything in common.
-bool overlap(const Array& x, const Array& y);
-
-// x as if it had `shape`, by NumPy's broadcasting rules; ValueError otherwise.
-Array broadcast(const Array& x, const std::vector<int64_t>& shape);
-
 py::dtype float32_dtype();
 
 // The array a call writes to: `given`, checked against dtype and shape, or a new one. A given array that shares memory with

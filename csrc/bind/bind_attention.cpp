@@ -6,7 +6,9 @@
 #include <numeric>
 
 #include "bind/array.h"
+#include "bind/attention_checks.h"
 #include "bind/bind.h"
+#include "bind/int_checks.h"
 #include "bind/recording.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
@@ -14,94 +16,28 @@
 namespace qkv {
 namespace {
 
-using Shape = std::vector<int64_t>;
-
 // What both attention functions share. Python hands over keyword arguments by name; see qkv.ops for their meaning.
 struct Options {
   Array relative_bias, alibi, sinks;
   std::vector<std::vector<float>> keep;
 };
 
-std::string heads_text(int64_t n) { return std::to_string(n) + (n == 1 ? " head" : " heads"); }
-
-// q (..., H, ..., D), k, v: head counts and widths at the given axes.
-void check_heads(const char* op, const Array& q, const Array& k, const Array& v, size_t head_axis, size_t token_axis,
-                 AttentionArgs* a) {
-  const std::string o(op);
-  a->heads = q.shape[head_axis];
-  a->kv_heads = k.shape[head_axis];
-  a->d = q.shape.back();
-  a->dv = v.shape.back();
-  check_length(op, "q's width", a->d);
-  check_length(op, "v's width", a->dv);
-  check_length(op, "k's length", k.shape[token_axis]);
-  if (v.shape[head_axis] != a->kv_heads)
-    fail_value(o + ": v has " + heads_text(v.shape[head_axis]) + ", k has " + std::to_string(a->kv_heads));
-  if (a->heads > 0 && (a->kv_heads == 0 || a->heads % a->kv_heads != 0))
-    fail_value(o + ": k has " + heads_text(a->kv_heads) + ", which does not divide q's " + std::to_string(a->heads));
-  if (a->heads == 0 && a->kv_heads != 0) fail_value(o + ": q has 0 heads, k has " + std::to_string(a->kv_heads));
-  if (k.shape.back() != a->d)
-    fail_value(o + ": k has width " + std::to_string(k.shape.back()) + ", q has " + std::to_string(a->d));
-  if (v.shape[token_axis] != k.shape[token_axis])
-    fail_value(o + ": v has " + std::to_string(v.shape[token_axis]) + " keys, k has " + std::to_string(k.shape[token_axis]));
-}
-
-void read_window(const char* op, const py::object& left, const py::object& right, AttentionArgs* a) {
-  const auto side = [op](const py::object& w, const char* name) {
-    if (w.is_none()) return kUnbounded;
-    const int64_t n = w.cast<int64_t>();  // qkv.ops clips it to 62 bits
-    if (n < 0)
-      fail_value(std::string(op) + ": window's " + name + " side must be None or not negative, got " + std::to_string(n));
-    return n < kUnbounded ? n : kUnbounded;
-  };
-  a->window_left = side(left, "left");
-  a->window_right = side(right, "right");
-}
-
 // scale, softcap, relative_bias, alibi_slopes, sinks: checked and stored. True if one of them is float64.
 bool read_common(const char* op, const Array& q, const py::object& relative_bias, const py::object& alibi,
                  const py::object& sinks, const py::object& scale, const py::object& softcap, int64_t batch, Options* o,
                  AttentionArgs* a) {
-  const std::string name(op);
   a->batch = batch;
-  a->scale =
-      static_cast<float>(scale.is_none() ? 1.0 / std::sqrt(static_cast<double>(a->d > 0 ? a->d : 1)) : scale.cast<double>());
-  if (!softcap.is_none()) {
-    const double c = softcap.cast<double>();
-    a->softcap = static_cast<float>(c);
-    if (!(c > 0)) fail_value(name + ": softcap must be positive or None, got " + py::repr(softcap).cast<std::string>());
-    if (!std::isfinite(a->softcap) || !std::isfinite(1 / a->softcap)) fail_value(name + ": softcap is out of float32's range");
-  }
-  if (!std::isfinite(a->scale) && !scale.is_none() && std::isfinite(scale.cast<double>()))
-    fail_value(name + ": scale is out of float32's range");
+  read_scale(op, scale, softcap, a);
   o->relative_bias = read_optional(op, "relative_bias", relative_bias);
   o->alibi = read_optional(op, "alibi_slopes", alibi);
   o->sinks = read_optional(op, "sinks", sinks);
-  bool serve_double = false;
-  for (const Array* p : {&o->relative_bias, &o->alibi, &o->sinks}) {
-    check_parameter_dtype(q, *p);
-    serve_double = serve_double || (*p && p->is_double);
-  }
   const Array &r = o->relative_bias, &s = o->alibi;
-  if (r && (r.rank() != 2 || r.shape[0] != a->heads || r.shape[1] % 2 == 0))
-    fail_value(name + ": relative_bias must be (" + std::to_string(a->heads) + ", 2 R + 1), got " + shape_text(r.shape));
-  if (s && s.shape != Shape{a->heads} && s.shape != Shape{batch, a->heads})
-    fail_value(name + ": alibi_slopes must be " + shape_text({a->heads}) + " or " + shape_text({batch, a->heads}) + ", got " +
-               shape_text(s.shape));
-  if (o->sinks && o->sinks.shape != Shape{a->heads})
-    fail_value(name + ": sinks must be " + shape_text({a->heads}) + ", got " + shape_text(o->sinks.shape));
+  check_score_parameters(op, q, r, s, o->sinks, a);
+  const bool serve_double = r.is_double || s.is_double || o->sinks.is_double;
   a->relative_bias = as_floats(r, &o->keep);
-  if (r) a->max_distance = (r.shape[1] - 1) / 2;
   a->alibi = as_floats(s, &o->keep);
-  if (s) a->alibi_b = s.rank() == 2 ? a->heads : 0;
   a->sinks = as_floats(o->sinks, &o->keep);
   return serve_double;
-}
-
-Causal causal_of(const char* op, const py::object& causal) {
-  if (py::isinstance<py::bool_>(causal)) return causal.cast<bool>() ? Causal::bottom_right : Causal::none;
-  if (py::isinstance<py::str>(causal) && causal.cast<std::string>() == "top_left") return Causal::top_left;
-  fail_value(std::string(op) + ": causal must be False, True or 'top_left', got " + py::repr(causal).cast<std::string>());
 }
 
 // Tiles, scratch and the call itself. `rows` of batch entry b: rows[b].
@@ -122,13 +58,6 @@ void run(AttentionArgs* a, const std::vector<int64_t>& rows) {
   kernels().attention(*a);
 }
 
-py::object results(const py::array& out, const py::object& lse, const py::object& weights) {
-  if (lse.is_none() && weights.is_none()) return out;
-  if (weights.is_none()) return py::make_tuple(out, lse);
-  if (lse.is_none()) return py::make_tuple(out, weights);
-  return py::make_tuple(out, lse, weights);
-}
-
 py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py::object& causal, py::handle mask_in,
                      py::handle bias_in, const py::object& relative_bias, const py::object& alibi, const py::object& scale,
                      const py::object& softcap, const py::object& left, const py::object& right, const py::object& sinks,
@@ -136,12 +65,7 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   const char* op = "attention";
   const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
   bool serve_double = check_dtypes(op, {&q, &k, &v});
-  for (const Array* x : {&q, &k, &v})
-    if (x->rank() != 4)
-      fail_value(x->where + " must be " + (bshd ? "(B, S, H, D)" : "(B, H, S, D)") + ", got shape " + shape_text(x->shape));
-  for (const Array* x : {&k, &v})
-    if (x->shape[0] != q.shape[0])
-      fail_value(x->where + " has batch size " + std::to_string(x->shape[0]) + ", q has " + std::to_string(q.shape[0]));
+  check_dense(q, k, v, bshd);
   AttentionArgs a{};
   a.bf16 = bf16;
   const size_t h = bshd ? 2 : 1, s = bshd ? 1 : 2;
@@ -181,10 +105,7 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   if (!kv_lengths_in.is_none()) {
     Shape shape;
     kv_lengths = read_ints(op, "kv_lengths", kv_lengths_in, &shape);
-    if (shape != Shape{batch}) fail_value("attention: kv_lengths must be " + shape_text({batch}) + ", got " + shape_text(shape));
-    for (const int64_t n : kv_lengths)
-      if (n < 0 || n > a.t)
-        fail_value("attention: kv_lengths must lie in 0 to " + std::to_string(a.t) + ", got " + std::to_string(n));
+    check_kv_lengths(op, kv_lengths, shape, batch, a.t);
     a.kv_lengths = kv_lengths.data();
   }
   Shape out_shape = q.shape;
@@ -226,17 +147,10 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   return results(out.finish(), lse, weights);
 }
 
-// cu_seqlens (B + 1): from 0 to total, never falling.
 std::vector<int64_t> read_cu_seqlens(const char* op, const char* name, py::handle object, int64_t total) {
   Shape shape;
-  const std::vector<int64_t> cu = read_ints(op, name, object, &shape);
-  const std::string where = std::string(op) + ": " + name;
-  if (shape.size() != 1 || shape[0] < 1) fail_value(where + " must be (B + 1,), got " + shape_text(shape));
-  if (cu.front() != 0) fail_value(where + " must start with 0, got " + std::to_string(cu.front()));
-  for (size_t i = 1; i < cu.size(); ++i)
-    if (cu[i] < cu[i - 1]) fail_value(where + " falls from " + std::to_string(cu[i - 1]) + " to " + std::to_string(cu[i]));
-  if (cu.back() != total)
-    fail_value(where + " ends with " + std::to_string(cu.back()) + ", the tokens are " + std::to_string(total));
+  std::vector<int64_t> cu = read_ints(op, name, object, &shape);
+  check_cu_seqlens(op, name, cu, shape, total);
   return cu;
 }
 
@@ -247,8 +161,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
   const char* op = "attention_varlen";
   const Array q = read_array(op, "q", q_in), k = read_array(op, "k", k_in), v = read_array(op, "v", v_in);
   bool serve_double = check_dtypes(op, {&q, &k, &v});
-  for (const Array* x : {&q, &k, &v})
-    if (x->rank() != 3) fail_value(x->where + " must be (tokens, H, D), got shape " + shape_text(x->shape));
+  check_packed(q, k, v);
   AttentionArgs a{};
   a.bf16 = bf16;
   check_heads(op, q, k, v, 1, 0, &a);

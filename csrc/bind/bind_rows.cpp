@@ -6,6 +6,7 @@
 #include "bind/bind.h"
 #include "bind/packed_weight.h"
 #include "bind/recording.h"
+#include "bind/row_checks.h"
 #include "core/last_cache.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
@@ -68,16 +69,7 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
   const Array x = read_array(op, "x", x_in), weight = read_optional(op, "weight", weight_in),
               bias = read_optional(op, "bias", bias_in), residual = read_optional(op, "residual", residual_in);
   const bool serve_double = check_dtypes(op, {&x, &residual}) || (weight && weight.is_double) || (bias && bias.is_double);
-  check_parameter_dtype(x, weight);
-  check_parameter_dtype(x, bias);
-  if (x.rank() == 0) fail_value(x.where + " must have at least 1 dimension");
-  const int64_t n = x.shape.back();
-  for (const Array* p : {&weight, &bias})
-    if (*p && p->shape != std::vector<int64_t>{n})
-      fail_value(p->where + " must be " + shape_text({n}) + ", got " + shape_text(p->shape));
-  if (residual && residual.shape != x.shape)
-    fail_value(residual.where + " must have x's shape " + shape_text(x.shape) + ", got " + shape_text(residual.shape));
-  if (!(eps >= 0)) fail_value(std::string(op) + ": eps must not be negative, got " + std::to_string(eps));
+  check_norm(op, x, weight, bias, residual, eps);
   if (serve_double) return py::none();
 
   py::array out = new_array(op, x.owner.dtype(), x.shape), total;
@@ -90,11 +82,17 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
     const Array y = view_of(out, x.dtype);
     const auto rows = rows_along(x.rank() - 1, {&x, &y, &residual, &sum});
     const auto keep = std::make_shared<std::vector<std::vector<float>>>();
-    // An eps below the smallest float still keeps a row of zeros from dividing by zero.
-    const float e = eps > 0 && static_cast<float>(eps) == 0 ? 1e-45f : static_cast<float>(eps);
-    const NormArgs args{
-        rows[0], rows[1],          rows[2], rows[3], as_floats(weight, keep.get()), as_floats(bias, keep.get()), e,
-        rms,     past_caches(out), nullptr, 0};
+    const NormArgs args{rows[0],
+                        rows[1],
+                        rows[2],
+                        rows[3],
+                        as_floats(weight, keep.get()),
+                        as_floats(bias, keep.get()),
+                        smallest_eps(eps),
+                        rms,
+                        past_caches(out),
+                        nullptr,
+                        0};
     launch([args, keep] {
       NormArgs a = args;
       const RowScratch scratch(a.x, 2 * a.x.n);
@@ -105,26 +103,6 @@ py::object norm(py::handle x_in, py::handle weight_in, py::handle bias_in, doubl
   }
   if (residual) return py::make_tuple(out, total);
   return std::move(out);
-}
-
-// Whether x's elements fill one stretch of memory without gaps, in whatever order of its dimensions.
-bool dense(const Array& x) {
-  int64_t reach = 1;
-  for (size_t d = 0; d < x.shape.size(); ++d) {
-    if (x.strides[d] <= 0 && x.shape[d] > 1) return false;
-    reach += (x.shape[d] - 1) * x.strides[d];
-  }
-  if (reach != x.size()) return false;
-  std::vector<size_t> order;  // innermost first
-  for (size_t d = 0; d < x.shape.size(); ++d)
-    if (x.shape[d] > 1) order.push_back(d);
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return x.strides[a] < x.strides[b]; });
-  int64_t expected = 1;
-  for (const size_t d : order) {
-    if (x.strides[d] != expected) return false;
-    expected *= x.shape[d];
-  }
-  return true;
 }
 
 void run(ActivationArgs a) {

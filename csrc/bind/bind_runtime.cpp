@@ -86,7 +86,7 @@ void bind_runtime(py::module_& m) {
         std::vector<Array> arrays;
         for (const auto& item : named)
           arrays.push_back(read_array(op.c_str(), item.first.cast<std::string>().c_str(), item.second));
-        std::vector<const Array*> pointers;
+        std::vector<const View*> pointers;
         for (const Array& x : arrays) pointers.push_back(&x);
         return check_dtypes(op.c_str(), pointers);
       },
