@@ -8,11 +8,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import on_device
 import pytest
 import qkv
 from checks import DTYPES, use_isa
 from qkv.ops import _cpu
 from task_checks import tiny as tiny
+
+if on_device.ENABLED:
+    on_device.install()
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes online
 

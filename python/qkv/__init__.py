@@ -37,12 +37,14 @@ from .ops import (
 from .runtime import get_num_threads, isas, set_isa, set_num_threads, show_config, trim
 
 if TYPE_CHECKING:
+    from .cuda import CudaError
     from .models import from_weights, load
     from .tasks import pipeline
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CudaError",
     "PackedWeight",
     "additive_attention",
     "alibi_slopes",
@@ -80,13 +82,13 @@ __all__ = [
     "trim",
 ]
 
-_LAZY = {"from_weights": "models", "load": "models", "pipeline": "tasks"}  # name: module
+_LAZY = {"CudaError": "cuda", "from_weights": "models", "load": "models", "pipeline": "tasks"}  # name: module
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY or name == "models":
+    if name in _LAZY or name in ("cuda", "models"):
         module = importlib.import_module(f".{_LAZY.get(name, name)}", __name__)
-        value = module if name == "models" else getattr(module, name)
+        value = getattr(module, name) if name in _LAZY else module
         globals()[name] = value
         return value
     raise AttributeError(f"module 'qkv' has no attribute {name!r}")

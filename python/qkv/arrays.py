@@ -20,6 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _CPU_DEVICE = 1  # kDLCPU
+_GPUS = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 
 def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -44,6 +45,10 @@ def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Cal
             else:
                 if "out" not in kwargs:
                     return function(*args, **kwargs)
+            if any(on_gpu(args[i] if i < len(args) else kwargs.get(name)) for i, name in where):
+                from . import cuda_ops
+
+                return cuda_ops.call(function, tuple(name for _, name in where), args, kwargs)
             origin: Any = None
             values = list(args)
             out = kwargs.get("out")
@@ -62,7 +67,7 @@ def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Cal
                 elif dtype is None and array.dtype.kind in "fV":
                     dtype = array.dtype
                 if origin is None and not isinstance(given, (np.ndarray, np.generic)):
-                    origin = _exporter(given)
+                    origin = exporter(given)
                 if i < len(values):
                     values[i] = array
                 else:
@@ -106,6 +111,18 @@ def as_numpy(op: str, name: str, given: Any, in_place: bool = False) -> Any:
     raise TypeError(f"{op}: {name} must be an array, got {type(given).__name__}")
 
 
+def on_gpu(given: Any) -> bool:
+    """Whether an argument is an array in a GPU's memory."""
+    if given is None or isinstance(given, (np.ndarray, np.generic, list, tuple, int, float, _cpu.PackedWeight)):
+        return False
+    if not hasattr(given, "__dlpack_device__"):
+        return False
+    try:
+        return int(given.__dlpack_device__()[0]) in _GPUS
+    except (BufferError, RuntimeError, TypeError, ValueError):  # torch: sparse, meta ...: as_numpy has the words for it
+        return False
+
+
 class _Exported:
     """A NumPy array under the DLPack protocol, for bfloat16 too (NumPy's own exporter refuses it)."""
 
@@ -119,7 +136,7 @@ class _Exported:
         return (_CPU_DEVICE, 0)
 
 
-def _exporter(given: Any) -> Callable[[Any], Any] | None:
+def exporter(given: Any) -> Callable[[Any], Any] | None:
     """from_dlpack of the library that `given` comes from, if it has one."""
     if not hasattr(given, "__dlpack__"):
         return None

@@ -1,0 +1,200 @@
+// attention: out_i = sum_j p_ij v_j with p_i = softmax_j(softcap(scale q_i.k_j) + bias_ij + relative_bias[j - i] - slope |i - j|)
+//
+// The plan: which kernel, which tile of rows, and into how many splits the keys go where there are fewer tiles than the GPU has
+// room for (flash-decoding). What the splits have summed, attention_merge merges in order.
+//
+// Results depend neither on the tile nor on the rows beside a row; they do depend on the splits. With batch_invariant these are
+// chunks at fixed keys, so that a row's sums are the same in any batch: where tiles abound, or the workspace would not stay
+// linear in the length, a block takes its chunks one after the other and merges as it goes.
+#include "cuda/attention_launch.cuh"
+#include "cuda/attention_softmax.cuh"
+#include "cuda/attention_spoiled.cuh"
+
+namespace qkv::cuda {
+namespace {
+
+constexpr int kMostSplits = 128;
+constexpr int kMergeThreads = 128;
+constexpr int64_t kLeastSplitKeys = 256;  // below, a merge costs more than it saves
+constexpr int64_t kMostPartBytes = 256 << 20;
+
+// One row of the output, a block each, from the sums of its splits.
+template <class T>
+__global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_constant__ Problem p) {
+  __shared__ RowState parts[kMostSplits];
+  __shared__ float2 merges[kMostSplits];  // factors of the sums before a part and of its own
+  __shared__ float weights[kMergeThreads];
+  const int64_t index = blockIdx.x, token = index / p.a.heads;
+  int64_t b = p.a.s ? token / p.a.s : 0;
+  if (p.a.cu_q.data) {
+    int64_t end = p.a.batch;
+    b = 0;
+    while (end - b > 1) {
+      const int64_t middle = (b + end) / 2;
+      (read_int(p.a.cu_q, middle) <= token ? b : end) = middle;
+    }
+  }
+  const Entry e = entry_of(p, b);
+  const int head = static_cast<int>(index - token * p.a.heads), kv_head = head / p.group;
+  const int query = static_cast<int>(token - e.token0);
+  if (query < 0 || query >= e.s) return;  // a token that cu_seqlens give to nobody
+  const Row row = row_of(p, e, kv_head, query * p.group + head % p.group);
+
+  for (int i = threadIdx.x; i < p.splits; i += kMergeThreads) parts[i] = p.parts[i * p.rows + index];
+  __syncthreads();
+  RowState state = {kMinusInfinity, 0, 0, 0};
+#pragma unroll 4
+  for (int i = 0; i < p.splits; ++i) {
+    const Merge m = merge(state, parts[i]);
+    state = m.state;
+    if (threadIdx.x == 0) merges[i] = {m.earlier, m.later};
+  }
+  __syncthreads();
+  const End end = end_of(p, head, state);
+  if (threadIdx.x == 0) {
+    if (p.a.lse) *lse_of(p, e, row) = end.lse;
+    if (p.row_state) p.row_state[index] = end.state;
+  }
+  T* const out = out_row<T>(p, e, row);
+  for (int64_t column = threadIdx.x; column < p.a.dv; column += kMergeThreads) {
+    constexpr int kAtOnce = 8;  // loads under way
+    float sum = 0;
+    for (int i = 0; i < p.splits; i += kAtOnce) {
+      float value[kAtOnce];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        value[j] = i + j < p.splits && parts[i + j].total != 0 ? p.sums[((i + j) * p.rows + index) * p.sum_width + column] : 0;
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j)
+        if (i + j < p.splits) sum = merge_sums(sum, merges[i + j].x, value[j], merges[i + j].y);
+    }
+    out[column] = from_float<T>(sum * end.factor);
+  }
+  if (!state.spoiled) return;
+  __syncthreads();
+  restore_row<T, kMergeThreads>(p, e, kv_head, row, end.state, weights);
+}
+
+int attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "attention");
+  check(cudaDeviceGetAttribute(&value, which, device), "attention");
+  return value;
+}
+
+struct Plan {
+  Problem p;
+  bool mma, large;
+  int64_t blocks;
+  size_t part_bytes, row_state_bytes;
+};
+
+bool chunks_aligned(const Strided4& x, int64_t b, int64_t h, int64_t s) {
+  const auto whole = [](int64_t n, int64_t stride) { return n <= 1 || stride % 8 == 0; };
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && whole(b, x.b) && whole(h, x.h) && whole(s, x.s);
+}
+
+// Blocks that a large GPU's multiprocessor holds: by shared memory, of which it has some 200 KB, and registers.
+int64_t blocks_at_once(const Plan& plan, int width) {
+  if (!plan.mma) return 2;
+  const int64_t keys = width <= 128 ? 64 : 32, bytes = (plan.p.tile_rows + 4 * keys) * width * 2;
+  return bytes <= 200 * 1024 / 3 ? 3 : 2;
+}
+
+int clip_window(int64_t side) { return static_cast<int>(side < kMostTokens - 1 ? side : kMostTokens - 1); }
+
+Plan plan_of(const AttentionArgs& a) {
+  Plan plan = {};
+  Problem& p = plan.p;
+  const bool packed = a.cu_q.data;
+  p.a = a;
+  p.group = static_cast<int>(a.heads / a.kv_heads);
+  if (a.s > kMostTokens / p.group || a.t > kMostTokens || a.max_distance > kMostTokens || a.d > kMostTokens || a.dv > kMostTokens)
+    throw Error(cudaErrorInvalidValue, "attention: more than 2^30 tokens, or rows of one key head, in a call");
+  p.left = clip_window(a.window_left);
+  p.right = a.causal == Causal::none ? clip_window(a.window_right) : 0;
+  if (a.softcap > 0 || a.bias.data || a.mask.data || a.relative_bias || a.alibi || !(a.scale > 0)) p.adjusted = true;
+  const int64_t q_b = packed ? 1 : a.batch, most = a.d > a.dv ? a.d : a.dv;
+  p.aligned = a.d % 8 == 0 && a.dv % 8 == 0 && chunks_aligned(a.q, q_b, a.heads, a.s) && chunks_aligned(a.k, q_b, a.kv_heads, a.t) &&
+              chunks_aligned(a.v, q_b, a.kv_heads, a.t) && chunks_aligned(a.out, q_b, a.heads, a.s);
+  p.rows = (packed ? 1 : a.batch) * a.s * a.heads;
+  p.sum_width = static_cast<int>((a.dv + 3) / 4 * 4);
+
+  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t head_rows = a.s * p.group;                              // of a batch entry and key head; packed: of all entries
+  const int64_t usual_rows = packed ? head_rows / a.batch : head_rows;  // of one entry
+  const int64_t usual_keys = packed ? ceil_div(a.t, a.batch) : a.t;
+  const auto tiles = [&](int64_t rows) { return packed ? head_rows / rows + a.batch : ceil_div(head_rows, rows); };
+  const auto blocks = [&](int64_t rows) { return tiles(rows) * a.kv_heads * (packed ? 1 : a.batch); };
+
+  plan.mma = a.q.dtype != DType::f32 && most <= kMostMmaWidth;
+  const int width = mma_width(most);
+  if (plan.mma) {
+    plan.large = !p.adjusted && p.aligned && usual_rows > mma_rows(false, width) &&
+                 blocks(mma_rows(true, width)) * 2 >= multiprocessors;
+    p.tile_rows = mma_rows(plan.large, width);
+  } else {
+    p.tile_rows = kSimtRows;
+  }
+  p.row_tiles = tiles(p.tile_rows);
+  plan.blocks = blocks(p.tile_rows);
+  if (plan.blocks > INT32_MAX) throw Error(cudaErrorInvalidValue, "attention: more than 2^31 tiles of queries in a call");
+
+  const int64_t room = multiprocessors * blocks_at_once(plan, width), part_row = p.rows * (p.sum_width * 4 + sizeof(RowState));
+  p.splits = 1;
+  if (a.batch_invariant) {
+    const int64_t chunks = ceil_div(a.t, int64_t{kChunkKeys});
+    p.chunks = chunks > 1;
+    p.fold = p.chunks && (plan.blocks * 2 > room || chunks > kMostSplits || chunks * part_row > kMostPartBytes);
+    if (p.chunks) p.splits = p.fold ? 2 : static_cast<int>(chunks);  // fold: any number that is not 1
+  } else {
+    const int64_t useful = usual_keys / kLeastSplitKeys, most_splits = kMostPartBytes / (part_row + 1);
+    int64_t chosen = room / plan.blocks;
+    for (int64_t limit : {useful, most_splits, int64_t{kMostSplits}}) chosen = chosen < limit ? chosen : limit;
+    if (chosen > 1) p.splits = static_cast<int>(chosen);
+  }
+  if (p.splits > 1) plan.part_bytes = static_cast<size_t>((p.fold ? 1 : p.splits) * part_row);
+  if (a.weights) plan.row_state_bytes = static_cast<size_t>(p.rows) * sizeof(RowState);
+  return plan;
+}
+
+bool nothing_to_do(const AttentionArgs& a) { return a.batch * a.heads * a.s == 0; }
+
+}  // namespace
+
+size_t attention_workspace(const AttentionArgs& a) {
+  if (nothing_to_do(a)) return 0;
+  const Plan plan = plan_of(a);
+  return plan.part_bytes + plan.row_state_bytes;
+}
+
+void attention(const AttentionArgs& a, Stream on) {
+  if (nothing_to_do(a)) return;
+  Plan plan = plan_of(a);
+  Problem& p = plan.p;
+  const auto stream = static_cast<cudaStream_t>(on);
+  char* const workspace = static_cast<char*>(a.workspace);
+  if (a.weights) p.row_state = reinterpret_cast<RowState*>(workspace);
+  if (p.splits > 1) {
+    p.parts = reinterpret_cast<RowState*>(workspace + plan.row_state_bytes);
+    p.sums = reinterpret_cast<float*>(p.parts + p.rows * (p.fold ? 1 : p.splits));
+  }
+  if (!plan.mma)
+    launch_simt(p, plan.blocks, stream);
+  else if (a.q.dtype == DType::f16)
+    launch_mma<__half>(p, plan.large, plan.blocks, stream);
+  else
+    launch_mma<__nv_bfloat16>(p, plan.large, plan.blocks, stream);
+  if (p.splits > 1 && !p.fold)
+    with_dtype(a.q.dtype, [&](auto t) {
+      attention_merge<decltype(t)><<<static_cast<unsigned>(p.rows), kMergeThreads, 0, stream>>>(p);
+      check_launch("attention");
+    });
+  if (a.weights) {
+    p.tile_rows = kSimtRows;
+    p.row_tiles = a.cu_q.data ? a.s * p.group / kSimtRows + a.batch : ceil_div(a.s * p.group, int64_t{kSimtRows});
+    launch_weights(p, p.row_tiles * a.kv_heads * (a.cu_q.data ? 1 : a.batch), stream);
+  }
+}
+
+}  // namespace qkv::cuda

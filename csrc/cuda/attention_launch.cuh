@@ -1,0 +1,24 @@
+// What the files of attention launch for each other.
+#pragma once
+#include "cuda/attention_problem.cuh"
+#include "cuda/launch.cuh"
+
+namespace qkv::cuda {
+
+constexpr int64_t kMostMmaWidth = 256;
+constexpr int mma_width(int64_t most) { return most <= 32 ? 32 : most <= 64 ? 64 : most <= 128 ? 128 : 256; }
+
+// Rows of attention_mma's tiles. The large one is for many rows and plain problems: nothing adjusted, everything aligned.
+constexpr int mma_rows(bool large, int width) { return large && width <= 128 ? 128 : 64; }
+
+constexpr int kSimtRows = 64;
+
+// `blocks`: tiles of rows of all key heads. T is __half or __nv_bfloat16, in attention_f16.cu and attention_bf16.cu.
+template <class T>
+void launch_mma(const Problem& p, bool large, int64_t blocks, cudaStream_t stream);
+// Any width and dtype; attention_f32.cu.
+void launch_simt(const Problem& p, int64_t blocks, cudaStream_t stream);
+// Probabilities, of the row states that the kernels above left.
+void launch_weights(const Problem& p, int64_t blocks, cudaStream_t stream);
+
+}  // namespace qkv::cuda

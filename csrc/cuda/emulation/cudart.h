@@ -1,0 +1,55 @@
+// Shared by the files that stand in for the CUDA runtime: what a stream is, where errors go, and the one lock.
+//
+// Work is done when it is issued, in the order in which it is issued: one of the orders that streams allow. So streams, events
+// and synchronisation keep no queue; a stream only knows whether it is being captured, and into which graph.
+#pragma once
+#include <cuda_runtime_api.h>
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "cuda/emulation/emulator.h"
+
+namespace qkv::emulation {
+
+using Work = std::function<cudaError_t()>;
+
+// A captured graph: the calls, and what they hold.
+struct Graph {
+  std::vector<Work> work;
+  std::vector<void*> freed;  // by cudaFreeAsync while capturing: freed with the graph
+  bool valid = true;         // false once something was called that cannot be captured
+  ~Graph();
+};
+
+struct Stream {
+  bool non_blocking = false;
+  std::shared_ptr<Graph> capturing;  // nullptr: not capturing
+  bool origin = false;               // of the capture: where it must end
+};
+
+// The stream behind a handle; nullptr: no such stream.
+Stream* find_stream(cudaStream_t);
+
+// Does `work` now, or puts it into the graph that `stream` is capturing into.
+cudaError_t issue(cudaStream_t stream, Work work);
+
+// For calls that wait or work on everything: not allowed while this thread captures. Invalidates the capture.
+bool forbidden_by_capture();
+
+// Remembers an error for cudaGetLastError, and hands it on.
+cudaError_t report(cudaError_t);
+// What cudaGetErrorString(cudaErrorLaunchFailure) says from now on.
+void set_fault_text(const std::string&);
+
+// What the emulated device is.
+struct Device {
+  int major, minor, multiprocessors;
+  size_t shared_per_block;  // opt-in
+};
+Device device();
+
+}  // namespace qkv::emulation

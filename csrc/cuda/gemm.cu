@@ -1,0 +1,214 @@
+// c = act(a b + bias) * gate + residual: which kernel, how the product is cut into blocks, and the sums of the splits of k added
+// up. The kernels: gemm_tensor.cu, gemm_skinny.cu, gemm_float.cu.
+#include <algorithm>
+
+#include "cuda/epilogue.cuh"
+#include "cuda/gemm_plan.h"
+#include "cuda/launch.cuh"
+
+namespace qkv::cuda {
+namespace {
+
+// A tile that a block can make, and what that takes on an SM of Hopper, in cycles: a step along k of all the blocks that share
+// the SM takes as long as their work, but never less than what one step must wait for. Estimates, not measured yet: large and
+// medium tiles are bound by mma.sync at 6.4 cycles, small ones by shared memory, float32 by its 128 multiply-adds a cycle.
+struct Tile {
+  GemmKernel kernel;
+  int64_t m, n, k;  // of c, and of k in a step
+  int64_t blocks;   // on an SM
+  double step_cycles;
+};
+constexpr Tile kTensorTiles[] = {
+    {GemmKernel::tensor_large, 128, 256, 32, 1, 830},
+    {GemmKernel::tensor_medium, 128, 128, 32, 2, 440},
+    {GemmKernel::tensor_small, 64, 64, 32, 4, 200},
+};
+constexpr Tile kAnyTile = {GemmKernel::tensor_any, 64, 64, 32, 2, 1000};
+constexpr Tile kFloatTiles[] = {
+    {GemmKernel::float_large, 128, 128, 8, 2, 1150},
+    {GemmKernel::float_small, 64, 64, 16, 4, 650},
+};
+constexpr double kLeastStepCycles = 350;  // latency: shared memory, mma, barrier
+constexpr double kBlockCycles = 2500;     // filling the ring, epilogue
+// A second kernel, and a float written and read for each sum and split.
+constexpr double kMergeCycles = 5000, kMergeBytesPerCycle = 1500;
+constexpr int64_t kLeastSplit = 256;  // of k
+constexpr int64_t kMostSplits = 16;
+constexpr uint32_t kTileGroup = 16;
+
+bool aligned(const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % bytes == 0; }
+
+// Whether rows (of `count`), `stride` apart, and the matrices of the batch begin at multiples of `unit` elements.
+bool rows_aligned(const Strided4& x, int64_t batch, int64_t count, int64_t stride, int64_t unit) {
+  return aligned(x.data, unit * size_of(x.dtype)) && (count <= 1 || stride % unit == 0) && (batch <= 1 || x.b % unit == 0);
+}
+
+int64_t up_to(int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; }
+
+void set_splits(const GemmArgs& g, GemmPlan* p, int64_t splits, int64_t k_unit) {
+  p->k_split = std::max(up_to(ceil_div(g.k, splits), k_unit), k_unit);
+  p->splits = static_cast<uint32_t>(std::max(ceil_div(g.k, p->k_split), int64_t{1}));
+  p->pitch = up_to(g.n, 8);
+}
+
+double cycles(const GemmArgs& g, const Tile& tile, int64_t splits, int64_t multiprocessors) {
+  const int64_t blocks = ceil_div(g.m, tile.m) * ceil_div(g.n, tile.n) * g.batch * splits;
+  const int64_t on_one = ceil_div(blocks, multiprocessors);  // blocks on the SM that has most
+  const double steps = static_cast<double>(ceil_div(ceil_div(g.k, splits), tile.k));
+  const auto round = [&](int64_t together) {
+    return together ? steps * std::max(static_cast<double>(together) * tile.step_cycles, kLeastStepCycles) + kBlockCycles : 0;
+  };
+  double all = static_cast<double>(on_one / tile.blocks) * round(tile.blocks) + round(on_one % tile.blocks);
+  if (splits > 1) all += kMergeCycles + static_cast<double>(splits * g.batch * g.m * up_to(g.n, 8)) * 8 / kMergeBytesPerCycle;
+  return all;
+}
+
+void choose_tile(const GemmArgs& g, const Tile* tiles, size_t count, int64_t multiprocessors, GemmPlan* p) {
+  const int64_t most = g.batch_invariant ? 1 : std::min(kMostSplits, std::max(g.k / kLeastSplit, int64_t{1}));
+  double best = 0;
+  for (size_t i = 0; i < count; ++i) {
+    for (int64_t splits = 1; splits <= most; ++splits) {
+      const double c = cycles(g, tiles[i], splits, multiprocessors);
+      if (best != 0 && c >= best) continue;
+      best = c;
+      p->kernel = tiles[i].kernel;
+      p->tiles_m = static_cast<uint32_t>(ceil_div(g.m, tiles[i].m));
+      p->tiles_n = static_cast<uint32_t>(ceil_div(g.n, tiles[i].n));
+      set_splits(g, p, splits, tiles[i].k);
+    }
+  }
+}
+
+// Few rows. a and b must be such that lanes can load 16 bytes of b (8 or 4 of a) without looking.
+bool skinny_fits(const GemmArgs& g, const GemmPlan& p) {
+  const bool is_float = g.c.dtype == DType::f32;
+  if (g.batch_invariant || !p.a_by_k || g.k == 0 || g.m > (is_float ? kSkinnyFloatRows : kSkinnyRows)) return false;
+  const int64_t unit = is_float ? 4 : 8;
+  if (p.b_by_k)
+    return g.k % unit == 0 && rows_aligned(g.a, g.batch, g.m, g.a.s, unit) && rows_aligned(g.b, g.batch, g.n, g.b.d, unit);
+  return g.n % unit == 0 && rows_aligned(g.b, g.batch, g.k, g.b.s, unit) &&
+         (is_float || (g.k % 4 == 0 && rows_aligned(g.a, g.batch, g.m, g.a.s, 4)));
+}
+
+// All but the number of blocks depends on n and k alone.
+void plan_skinny(const GemmArgs& g, int64_t multiprocessors, GemmPlan* p) {
+  const SkinnyTile tile = skinny_tile(g, p->b_by_k);
+  p->kernel = GemmKernel::skinny;
+  p->tiles_m = static_cast<uint32_t>(ceil_div(g.m, tile.rows));
+  p->tiles_n = static_cast<uint32_t>(ceil_div(g.n, tile.columns));
+  // A block keeps enough of b under way for its SM. So k is split only where blocks are fewer than SMs, and where each still has
+  // 128 KB to read, to be worth a second kernel.
+  const int64_t bytes = tile.columns * g.k * size_of(g.c.dtype);
+  const int64_t splits = std::min(multiprocessors / (int64_t{p->tiles_n} * g.batch), bytes / (128 << 10));
+  set_splits(g, p, std::clamp(splits, int64_t{1}, kMostSplits), tile.k_step);
+  p->threads = static_cast<uint32_t>(32 * skinny_warps(p->k_split, tile.k_step));
+}
+
+// c from the float sums of the splits, added in their order: a thread a piece of a row.
+template <class T>
+__global__ void __launch_bounds__(128) gemm_merge(const __grid_constant__ GemmArgs g, const __grid_constant__ GemmPlan p) {
+  const uint32_t pieces = static_cast<uint32_t>((g.n + kPiece<T> - 1) / kPiece<T>);
+  const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, row_of_all = i / pieces;
+  const int64_t column = int64_t{i % pieces} * kPiece<T>;
+  const uint32_t batch = row_of_all / static_cast<uint32_t>(g.m), row = row_of_all % static_cast<uint32_t>(g.m);
+  if (batch >= g.batch) return;
+  float v[kPiece<T>] = {};
+#pragma unroll 4
+  for (uint32_t split = 0; split < p.splits; ++split) {
+    const float4* const from = reinterpret_cast<const float4*>(partial_sums(g, p, split, batch, row) + column);
+#pragma unroll
+    for (int j = 0; j < kPiece<T>; j += 4) {
+      const float4 more = from[j / 4];
+      v[j] += more.x;
+      v[j + 1] += more.y;
+      v[j + 2] += more.z;
+      v[j + 3] += more.w;
+    }
+  }
+  alignas(16) float bias[kPiece<T>];
+  const int count = static_cast<int>(min(g.n - column, int64_t{kPiece<T>}));
+  if (g.bias.data) {
+#pragma unroll
+    for (int j = 0; j < kPiece<T>; ++j) bias[j] = j < count ? load_float(g.bias.data, g.bias.dtype, column + j) : 0.0f;
+  }
+  finish<T>(g, v, bias, batch, row, column, count, reinterpret_cast<T*>(g.c.data) + batch * g.c.b + row * g.c.s + column);
+}
+
+int multiprocessors_here() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "matmul");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "matmul");
+  return count;
+}
+
+}  // namespace
+
+GemmPlan plan_gemm(const GemmArgs& g, int multiprocessors) {
+  GemmPlan p{};
+  p.a_by_k = g.a.d == 1;
+  p.b_by_k = g.b.s == 1;
+  p.group = kTileGroup;
+  if (skinny_fits(g, p)) {
+    plan_skinny(g, multiprocessors, &p);
+    return p;
+  }
+  const Tile* tiles = kTensorTiles;
+  size_t count = std::size(kTensorTiles);
+  if (g.c.dtype == DType::f32) {
+    tiles = kFloatTiles;
+    count = std::size(kFloatTiles);
+  } else if (!(rows_aligned(g.a, g.batch, p.a_by_k ? g.m : g.k, p.a_by_k ? g.a.s : g.a.d, 8) &&
+               rows_aligned(g.b, g.batch, p.b_by_k ? g.n : g.k, p.b_by_k ? g.b.d : g.b.s, 8))) {
+    tiles = &kAnyTile;
+    count = 1;
+  }
+  if (!p.a_by_k && count > 1) {  // rare: there is one shape of tiles for it
+    ++tiles;
+    count = 1;
+  }
+  choose_tile(g, tiles, count, multiprocessors, &p);
+  return p;
+}
+
+size_t gemm_workspace(const GemmArgs& g, const GemmPlan& p) {
+  return p.splits > 1 ? p.splits * g.batch * g.m * p.pitch * sizeof(float) : 0;
+}
+
+void gemm(const GemmArgs& args, const GemmPlan& p, Stream stream_in) {
+  // Strides along what there is one of may be anything, and loads that read nothing still want an aligned address.
+  GemmArgs g = args;
+  if (g.m == 1) g.a.s = 0;
+  if (g.n == 1) g.b.d = 0;
+  if (g.k == 1) g.a.d = g.b.s = 0;
+  if (g.batch == 1) g.a.b = g.b.b = 0;
+  switch (p.kernel) {
+    case GemmKernel::skinny:
+      gemm_skinny(g, p, stream_in);
+      break;
+    case GemmKernel::float_large:
+    case GemmKernel::float_small:
+      gemm_float(g, p, stream_in);
+      break;
+    default:
+      gemm_tensor(g, p, stream_in);
+  }
+  if (p.splits == 1) return;
+  with_dtype(g.c.dtype, [&](auto t) {
+    using T = decltype(t);
+    const int64_t pieces = g.batch * g.m * ceil_div(g.n, int64_t{kPiece<T>});
+    gemm_merge<T><<<static_cast<unsigned>(ceil_div(pieces, int64_t{128})), 128, 0, static_cast<cudaStream_t>(stream_in)>>>(g, p);
+    check_launch("matmul");
+  });
+}
+
+size_t gemm_workspace(const GemmArgs& g) {
+  if (g.batch == 0 || g.m == 0 || g.n == 0) return 0;
+  return gemm_workspace(g, plan_gemm(g, multiprocessors_here()));
+}
+
+void gemm(const GemmArgs& g, Stream stream) {
+  if (g.batch == 0 || g.m == 0 || g.n == 0) return;
+  gemm(g, plan_gemm(g, multiprocessors_here()), stream);
+}
+
+}  // namespace qkv::cuda

@@ -1,0 +1,47 @@
+// What the blocks of all GEMM kernels do alike: find their place in c, and hand over their sums.
+#pragma once
+#include "cuda/epilogue.cuh"
+#include "cuda/gemm_plan.h"
+
+namespace qkv::cuda {
+
+struct BlockPlace {
+  uint32_t tile_m, tile_n, split, batch;
+};
+
+QKV_DEVICE BlockPlace block_place(const GemmPlan& p) {
+  BlockPlace at;
+  uint32_t i = blockIdx.x;
+  const uint32_t tiles = p.tiles_m * p.tiles_n;
+  uint32_t tile = i % tiles;
+  i /= tiles;
+  at.split = i % p.splits;
+  at.batch = i / p.splits;
+  // Down the columns of `group` rows of tiles, group after group.
+  const uint32_t in_group = p.group * p.tiles_n, first = tile / in_group * p.group;
+  tile %= in_group;
+  const uint32_t rows = min(p.group, p.tiles_m - first);
+  at.tile_m = first + tile % rows;
+  at.tile_n = tile / rows;
+  return at;
+}
+
+// v: the sums of a piece of row `row` from `column` on, as many as are inside of c, go to c or to the workspace. bias: of the
+// piece, if there is one.
+template <class T>
+QKV_DEVICE void hand_over(const GemmArgs& g, const GemmPlan& p, const BlockPlace& at, float (&v)[kPiece<T>], const float* bias,
+                          int64_t row, int64_t column) {
+  if (row >= g.m || column >= g.n) return;
+  if (p.splits > 1) {
+    float* const to = partial_sums(g, p, at.split, at.batch, row) + column;
+#pragma unroll
+    for (int i = 0; i < kPiece<T>; i += 4)
+      store16_whole(to + i, bit_cast<uint4>(make_float4(v[i], v[i + 1], v[i + 2], v[i + 3])));
+  } else {
+    const int count = static_cast<int>(min(g.n - column, int64_t{kPiece<T>}));
+    T* const c = reinterpret_cast<T*>(g.c.data) + at.batch * g.c.b + row * g.c.s + column;
+    finish<T>(g, v, bias, at.batch, row, column, count, c);
+  }
+}
+
+}  // namespace qkv::cuda

@@ -1,0 +1,53 @@
+// How gemm.cu cuts a product into the blocks of one of three kernels, and what it calls them by.
+#pragma once
+#include <stdint.h>
+
+#include "cuda/kernels.h"
+
+namespace qkv::cuda {
+
+enum class GemmKernel : uint8_t {
+  tensor_large,   // 128 x 256 of c a block, by mma: gemm_tensor.cu
+  tensor_medium,  // 128 x 128
+  tensor_small,   // 64 x 64
+  tensor_any,     // 64 x 64 of matrices that are not aligned to 16 bytes
+  skinny,         // few rows, at the speed at which b can be read; 16 bits and float32: gemm_skinny.cu
+  float_large,    // float32, 128 x 128: gemm_float.cu
+  float_small,    // 64 x 64
+};
+
+// Blocks are counted along x: tiles of c fastest, then splits of k, then the batch.
+struct GemmPlan {
+  GemmKernel kernel;
+  bool a_by_k, b_by_k;        // whether k is the adjacent dimension; if not, the other one is
+  uint32_t tiles_m, tiles_n;  // of c
+  uint32_t group;             // tile rows that are worked on together: what they share of b is still in the L2 cache
+  uint32_t splits;            // of k. From 2 on blocks leave float sums in the workspace, which a second kernel adds in order
+  int64_t k_split;            // of k that a split takes; the last one the rest
+  int64_t pitch;              // of a row of the workspace: (splits, batch, m, pitch)
+  uint32_t threads;           // of a block; skinny only
+};
+
+// `multiprocessors` of the GPU.
+GemmPlan plan_gemm(const GemmArgs&, int multiprocessors);
+size_t gemm_workspace(const GemmArgs&, const GemmPlan&);
+void gemm(const GemmArgs&, const GemmPlan&, Stream);
+
+// The sums that split `split` leaves for row `row` of batch entry `batch`.
+__host__ __device__ inline float* partial_sums(const GemmArgs& g, const GemmPlan& p, uint32_t split, uint32_t batch,
+                                               int64_t row) {
+  return static_cast<float*>(g.workspace) + ((split * g.batch + batch) * g.m + row) * p.pitch;
+}
+
+void gemm_tensor(const GemmArgs&, const GemmPlan&, Stream);
+void gemm_float(const GemmArgs&, const GemmPlan&, Stream);
+void gemm_skinny(const GemmArgs&, const GemmPlan&, Stream);
+
+constexpr int64_t kSkinnyRows = 32, kSkinnyFloatRows = 8;  // of c: from where on tiles are faster
+struct SkinnyTile {
+  int64_t rows, columns, k_step;  // of c for a block, and of k for a step of one of its warps
+};
+SkinnyTile skinny_tile(const GemmArgs&, bool b_by_k);
+int skinny_warps(int64_t k_split, int64_t k_step);  // of a block
+
+}  // namespace qkv::cuda

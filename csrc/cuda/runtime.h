@@ -1,0 +1,65 @@
+// Memory, streams and devices of the GPU, as bind/ uses them: every failure is a cuda::Error that says in words what is missing.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include <string>
+
+#include "cuda/error.h"
+#include "cuda/kernels.h"
+
+namespace qkv::cuda {
+
+// Devices that can be used. Error where there is no driver, too old a one, or no device.
+int device_count();
+// What device_count would throw, or nothing.
+std::string why_not();
+std::string device_name(int device);
+int current_device();
+void set_device(int device);
+
+// Makes `device` current for the calling thread, and the one before again at the end.
+class OnDevice {
+ public:
+  explicit OnDevice(int device);
+  ~OnDevice();
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
+// Stream-ordered memory of the current device: usable in `stream` from here on, and taken back in its order. It comes from a pool
+// that keeps what is released, up to set_cache_limit.
+void* allocate(size_t bytes, Stream stream);
+// Once what is enqueued in `others` by now is done, too.
+void release(void* data, int device, Stream stream, const Stream* others, size_t count) noexcept;
+
+struct MemoryInfo {
+  size_t used, cached;  // by qkv: in arrays, and waiting for reuse
+  size_t free, total;   // of the device
+};
+MemoryInfo memory_info();
+// Bytes that the current device's pool keeps for reuse; at first a quarter of the device's memory.
+void set_cache_limit(size_t bytes);
+// Gives what waits for reuse back to the device.
+void trim();
+
+// Host memory to the device; `from` may be changed once this returns.
+void upload(void* to, const void* from, size_t bytes, Stream stream);
+// Device memory to the host; waits until it is there.
+void download(void* to, const void* from, size_t bytes, Stream stream);
+void copy_bytes(void* to, const void* from, size_t bytes, Stream stream);
+void fill_bytes(void* to, int value, size_t bytes, Stream stream);
+
+Stream create_stream();
+void destroy_stream(Stream stream);
+void synchronize(Stream stream);
+// What is enqueued in `waiter` from here on runs after what is in `other` now; nobody waits on the host.
+void wait_for(Stream waiter, Stream other);
+
+// The device that a pointer belongs to; Error for memory that no device knows.
+int device_of(const void* data);
+
+}  // namespace qkv::cuda

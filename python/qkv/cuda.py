@@ -1,0 +1,289 @@
+"""Arrays on a GPU, streams and devices: what the ops of `qkv` take beside NumPy's arrays.
+
+    x = qkv.cuda.array(numpy_array)          # to the device
+    y = qkv.softmax(x)                       # stays there; nothing waits for it
+    y.numpy()                                # back, once it is done
+
+The ops also take CUDA tensors of torch, CuPy arrays and whatever else speaks DLPack, in the stream that is current in
+that library, and give back what came in.
+
+Nothing here waits for the device unless it says so. An op runs in the caller's stream: that of `stream()`, or torch's or
+CuPy's current one for their arrays. Work in another stream that made an argument is waited for on the device.
+With QKV_CUDA=emulated in the environment the kernels run on the CPU, in an emulator that checks every access (for tests
+of the kernels, on builds that have it); QKV_CUDA=off hides the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ._cpu import PackedWeight as HostPackedWeight
+from .arrays import on_gpu
+
+__all__ = [
+    "Array",
+    "CudaError",
+    "PackedWeight",
+    "Stream",
+    "array",
+    "current_stream",
+    "device_count",
+    "device_name",
+    "empty",
+    "from_dlpack",
+    "is_available",
+    "memory_info",
+    "set_batch_invariant",
+    "set_cache_limit",
+    "stream",
+    "synchronize",
+    "trim",
+    "why_not",
+]
+
+_MISSING = "this build of qkv has no CUDA kernels: build it where nvcc is found"
+
+
+def _load() -> tuple[ModuleType | None, str]:
+    """The extension module that QKV_CUDA names, or why there is none."""
+    wanted = os.environ.get("QKV_CUDA", "") or "on"
+    if wanted not in ("on", "off", "emulated"):
+        raise ValueError(f"QKV_CUDA must be 'on', 'off' or 'emulated', got {wanted!r}")
+    if wanted == "off":
+        return None, "QKV_CUDA=off hides the GPU"
+    try:
+        if wanted == "emulated":
+            from . import _cuda_emulated as module
+        else:
+            from . import _cuda as module  # type: ignore[no-redef]
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError):
+            return None, f"the extension module does not load: {error}"
+        if wanted == "emulated":
+            return None, "this build of qkv has no CUDA emulator: build it with QKV_BUILD_CUDA_EMULATION=ON"
+        return None, _MISSING
+    return module, ""
+
+
+_module, _reason = _load()
+
+
+class _NoCudaError(RuntimeError):
+    """What the CUDA runtime refused, in its words, or that there is none; `.code` is its number."""
+
+    code = 0
+
+
+_NoCudaError.__name__ = _NoCudaError.__qualname__ = "CudaError"
+CudaError: type[RuntimeError] = _NoCudaError if _module is None else _module.CudaError
+
+
+class _NoArray:
+    """Arrays of a build without CUDA: there are none."""
+
+
+Array: Any = _NoArray if _module is None else _module.Array
+PackedWeight: Any = _NoArray if _module is None else _module.PackedWeight
+
+
+def module() -> Any:
+    """The extension module; CudaError where there is none."""
+    if _module is None:
+        raise CudaError(f"qkv.cuda: {_reason}")
+    return _module
+
+
+# ---- devices ---------------------------------------------------------------------------------------
+
+
+def is_available() -> bool:
+    """Whether arrays can be put on a GPU: a build with CUDA, a driver that is new enough, and a device."""
+    return why_not() == ""
+
+
+def why_not() -> str:
+    """What is missing where `is_available` is False, else nothing."""
+    return _reason if _module is None else str(_module.why_not())
+
+
+def is_emulated() -> bool:
+    return _module is not None and bool(_module.emulated)
+
+
+def device_count() -> int:
+    """CUDA devices; CudaError says what is missing where there is no driver, too old a one, or no device."""
+    return int(module().device_count())
+
+
+def device_name(device: int = 0) -> str:
+    return str(module().device_name(device))
+
+
+def memory_info() -> dict[str, int]:
+    """Bytes of the current device: used_bytes in qkv's arrays, cached_bytes that wait for reuse, free_bytes and
+    total_bytes."""
+    return dict(module().memory_info())
+
+
+def set_cache_limit(nbytes: int) -> None:
+    """How much freed memory of the current device is kept for reuse (a quarter of the device's at first)."""
+    module().set_cache_limit(nbytes)
+
+
+def trim() -> None:
+    """Gives the memory that waits for reuse back to the device."""
+    module().trim()
+
+
+def set_batch_invariant(on: bool) -> None:
+    """Whether a row's result must not depend, to the bit, on what else is in its batch. Costs speed for few rows."""
+    module().set_batch_invariant(bool(on))
+
+
+# ---- streams ---------------------------------------------------------------------------------------
+
+_local = threading.local()
+
+
+class Stream:
+    """A stream of the current device. `handle` is the cudaStream_t as an integer."""
+
+    def __init__(self) -> None:
+        self._module = module()
+        self.handle: int = self._module.create_stream()
+
+    def synchronize(self) -> None:
+        """Waits until all its work is done."""
+        self._module.synchronize(self.handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", 0):
+            self._module.destroy_stream(self.handle)
+
+
+def current_stream() -> int:
+    """The calling thread's: that of the innermost `stream`, else 0, the legacy default stream."""
+    return getattr(_local, "stream", 0)
+
+
+@contextlib.contextmanager
+def stream(of: Stream | int) -> Iterator[None]:
+    """Ops of this thread on qkv's own arrays run in that stream, a `Stream` or the integer of a cudaStream_t."""
+    before = current_stream()
+    _local.stream = of.handle if isinstance(of, Stream) else int(of)
+    try:
+        yield
+    finally:
+        _local.stream = before
+
+
+def synchronize() -> None:
+    """Waits until the work of the current stream is done."""
+    module().synchronize(current_stream())
+
+
+def stream_of(arrays: Sequence[Any]) -> int:
+    """The stream that an op on these arguments runs in: torch's or CuPy's current one for their arrays."""
+    for given in arrays:
+        if isinstance(given, Array):
+            continue
+        library = type(given).__module__.partition(".")[0]
+        if library == "torch" and "torch" in sys.modules:
+            return int(sys.modules["torch"].cuda.current_stream(given.device).cuda_stream)
+        if library == "cupy" and "cupy" in sys.modules:
+            return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+    return current_stream()
+
+
+# ---- arrays ----------------------------------------------------------------------------------------
+
+
+def array(x: Any) -> Any:
+    """A copy of x on the current device: an array for what NumPy makes an array of, a packed weight for a
+    `qkv.PackedWeight`. x may be changed or freed at once."""
+    if isinstance(x, HostPackedWeight):
+        return _packed(x)
+    if isinstance(x, (Array, PackedWeight)):
+        return x
+    return module().array(np.asarray(x), current_stream())
+
+
+def _packed(weight: HostPackedWeight) -> Any:
+    dtype, group, width, values, scale, offset = weight.parts()
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        values = values.view(ml_dtypes.bfloat16)
+    if dtype == "int4":  # two a byte, the first in the lower half
+        values = np.stack([values & 15, values >> 4], -1).reshape(len(values), -1)[:, :width]
+    return module().weight_from_parts(
+        dtype, group, width, np.ascontiguousarray(values), scale, offset, current_stream()
+    )
+
+
+def empty(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
+    """An uninitialised array on the current device."""
+    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    return module().empty(shape, np.dtype(dtype), current_stream())
+
+
+def on_device(given: Any) -> bool:
+    """Whether this is an array (or a packed weight) in a GPU's memory."""
+    return isinstance(given, PackedWeight) or on_gpu(given)
+
+
+def from_dlpack(x: Any, stream: int | None = None) -> Any:
+    """The array in place, of any object that speaks DLPack on a GPU, usable in `stream` (the current one)."""
+    if isinstance(x, Array):
+        return x
+    here = current_stream() if stream is None else stream
+    return module().from_dlpack(x.__dlpack__(stream=here or 1), here)
+
+
+def _numpy(self: Any) -> Any:
+    """A copy in host memory, once the array's contents are made: waits for them."""
+    return self._numpy(current_stream())
+
+
+def _astype(self: Any, dtype: Any) -> Any:
+    """Converted to float32, float16 or bfloat16, rounded to nearest even; a contiguous copy."""
+    return self._astype(np.dtype(dtype), current_stream())
+
+
+def _copy(self: Any) -> Any:
+    """A contiguous copy."""
+    return self._astype(self.dtype, current_stream())
+
+
+def _reshape(self: Any, *shape: Any) -> Any:
+    """A view of another shape; ValueError unless the array is contiguous."""
+    return self._reshaped(tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape)
+
+
+def _transpose(self: Any, *axes: Any) -> Any:
+    """The view with its axes in another order, by default in reverse."""
+    if not axes:
+        return self.T
+    return self._transposed(tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes)
+
+
+def _dequantize(self: Any) -> Any:
+    """The matrix as an array (out, in)."""
+    return self._dequantize(current_stream())
+
+
+if _module is not None:
+    Array.__module__ = PackedWeight.__module__ = "qkv.cuda"
+    for _name, _method in [
+        ("numpy", _numpy), ("astype", _astype), ("copy", _copy), ("reshape", _reshape), ("transpose", _transpose),
+    ]:  # fmt: skip
+        setattr(Array, _name, _method)
+    PackedWeight.dequantize = _dequantize

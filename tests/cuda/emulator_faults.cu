@@ -1,0 +1,265 @@
+// Kernels that do one thing wrong each, and their corrected twins, for tests/test_cuda_emulator.py. Kernels here spell out PTX
+// where CUDA C++ has no name for an instruction, so that the emulator is tested without the project's own intrinsics.
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+namespace {
+
+__device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+
+template <bool kBarrier>
+__global__ void shared_race(int* y) {
+  __shared__ int s[64];
+  s[threadIdx.x] = threadIdx.x;
+  s[63 - threadIdx.x] += 0;  // so that all of it has been written when it is read
+  if (kBarrier) __syncthreads();
+  y[threadIdx.x] = s[63 - threadIdx.x];
+}
+
+template <bool kBarrier>
+__global__ void shared_exchange(int* y) {
+  __shared__ int s[64];
+  s[threadIdx.x] = 1;
+  __syncthreads();
+  const int v = s[63 - threadIdx.x];
+  if (kBarrier) __syncthreads();
+  s[threadIdx.x] = v + 1;  // others may still read
+  y[threadIdx.x] = v;
+}
+
+__global__ void shared_uninitialised(int* y) {
+  __shared__ int s[64];
+  if (threadIdx.x < 32) s[threadIdx.x] = 1;
+  __syncthreads();
+  y[threadIdx.x] = s[threadIdx.x];
+}
+
+__global__ void shared_out_of_bounds(int* y, int n) {
+  __shared__ int a[32];
+  __shared__ int b[32];
+  a[threadIdx.x] = b[threadIdx.x] = 1;
+  __syncthreads();
+  if (threadIdx.x == 0) a[n] = 2;
+  __syncthreads();
+  y[threadIdx.x] = a[threadIdx.x] + b[threadIdx.x];
+}
+
+__global__ void dynamic_out_of_bounds(int* y, int n) {
+  extern __shared__ int s[];
+  s[threadIdx.x] = 1;
+  __syncthreads();
+  y[threadIdx.x] = s[threadIdx.x == 0 ? n : threadIdx.x];
+}
+
+__global__ void copy_ints(int* y, const int* x, int n) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < n) y[i] = x[i];
+}
+
+__global__ void misaligned(float4* y, const float* x, int offset) { y[0] = *reinterpret_cast<const float4*>(x + offset); }
+
+__global__ void named_barrier(int threads) {
+  if (threadIdx.x < 32) asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+
+__global__ void divergent_barriers(int* y) {
+  if (threadIdx.x < 32) {
+    y[threadIdx.x] = 1;
+    __syncthreads();
+  } else {
+    y[threadIdx.x] = 2;
+    __syncthreads();
+  }
+}
+
+__global__ void divergent_shuffle(int* y) {
+  int v = threadIdx.x;
+  if (threadIdx.x < 16) v += __shfl_xor_sync(0xFFFFFFFF, v, 1);
+  if (threadIdx.x >= 16) v += __shfl_xor_sync(0xFFFFFFFF, v, 2);
+  y[threadIdx.x] = v;
+}
+
+__global__ void shuffle_from_nobody(int* y) {
+  if (threadIdx.x < 16) y[threadIdx.x] = __shfl_down_sync(0xFFFF, static_cast<int>(threadIdx.x), 8);
+}
+
+// A shuffle orders no memory; __syncwarp does.
+template <bool kSync>
+__global__ void warp_order(int* y) {
+  __shared__ int s[32];
+  s[threadIdx.x] = threadIdx.x;
+  int v = __shfl_xor_sync(0xFFFFFFFF, threadIdx.x, 1);
+  if (kSync) __syncwarp();
+  y[threadIdx.x] = v + s[threadIdx.x ^ 1];
+}
+
+// 0: right; 1: no wait; 2: waits, but no barrier for the others; 3: returns without a wait
+template <int kFault>
+__global__ void async_copy(float* y, const float* x) {
+  __shared__ float4 s[32];
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(s + threadIdx.x)), "l"(x + 4 * threadIdx.x)
+               : "memory");
+  asm volatile("cp.async.commit_group;" ::: "memory");
+  if (kFault != 1 && kFault != 3) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  if (kFault == 3) return;
+  if (kFault != 2) __syncthreads();
+  y[threadIdx.x] = s[kFault == 1 ? threadIdx.x : 31 - threadIdx.x].x;
+  if (kFault == 1) asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+template <bool kBarrier>
+__global__ void global_race(int* y) {
+  y[threadIdx.x] = threadIdx.x;
+  if (kBarrier) __syncthreads();
+  const int v = y[threadIdx.x ^ 32];
+  if (kBarrier) __syncthreads();
+  y[threadIdx.x] = v;
+}
+
+__global__ void blocks_write_the_same(int* y) { y[threadIdx.x] = blockIdx.x; }
+
+// The last block adds what all have written: right if a fence stands before the atomic.
+__global__ void last_block_adds(int* y, int* parts, unsigned* arrived) {
+  __shared__ bool last;
+  if (threadIdx.x == 0) {
+    parts[blockIdx.x] = blockIdx.x + 1;
+    __threadfence();
+    last = atomicAdd(arrived, 1) == gridDim.x - 1;
+    __threadfence();
+  }
+  __syncthreads();
+  if (last && threadIdx.x == 0) {
+    int sum = 0;
+    for (unsigned i = 0; i < gridDim.x; ++i) sum += reinterpret_cast<volatile int*>(parts)[i];
+    *y = sum;
+  }
+}
+
+// A flag in shared memory passes data between two warps.
+template <bool kFence>
+__global__ void flag(int* y) {
+  __shared__ int data;
+  __shared__ int ready;
+  if (threadIdx.x == 0) ready = 0;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    // Not plain C++: the compiler would see that only 42 can be read.
+    asm volatile("st.shared.u32 [%0], 42;" ::"r"(shared_address(&data)) : "memory");
+    if (kFence) __threadfence_block();
+    atomicExch(&ready, 1);
+  } else if (threadIdx.x == 32) {
+    while (atomicAdd(&ready, 0) == 0) {
+    }
+    if (kFence) __threadfence_block();
+    *y = data;
+  }
+}
+
+__global__ void read_only_of_own(int* y) {
+  y[threadIdx.x] = 1;
+  __syncthreads();
+  y[threadIdx.x + 32] = __ldg(y + (threadIdx.x ^ 1));
+}
+
+__global__ void spins(volatile int* y) {
+  while (*y == 0) {
+  }
+}
+
+__global__ void traps(int* y) {
+  if (y[0]) __trap();
+}
+
+__global__ void all_threads(int* y) { y[threadIdx.x] = 1; }
+__global__ void __launch_bounds__(64) at_most_64(int* y) { y[threadIdx.x] = 1; }
+
+// ---- counters
+
+__global__ void shared_stride(int* y, int stride) {
+  __shared__ int s[32 * 32];
+  for (int i = threadIdx.x; i < 32 * 32; i += 32) s[i] = i;
+  __syncthreads();
+  y[threadIdx.x] = s[threadIdx.x * stride];
+}
+__global__ void shared_wide(float4* y) {
+  __shared__ float4 s[64];
+  s[threadIdx.x] = make_float4(1, 2, 3, 4);
+  __syncthreads();
+  y[threadIdx.x] = s[threadIdx.x];
+}
+__global__ void global_stride(float* y, const float* x, int stride) { y[threadIdx.x] = x[threadIdx.x * stride]; }
+
+}  // namespace
+
+extern "C" {
+void run_shared_race(int* y, int right) { right ? shared_race<true><<<1, 64>>>(y) : shared_race<false><<<1, 64>>>(y); }
+void run_shared_exchange(int* y, int right) {
+  right ? shared_exchange<true><<<1, 64>>>(y) : shared_exchange<false><<<1, 64>>>(y);
+}
+void run_shared_uninitialised(int* y) { shared_uninitialised<<<1, 64>>>(y); }
+void run_shared_out_of_bounds(int* y, int n) { shared_out_of_bounds<<<1, 32>>>(y, n); }
+void run_dynamic_out_of_bounds(int* y, int n) { dynamic_out_of_bounds<<<1, 32, 32 * sizeof(int)>>>(y, n); }
+void run_copy_ints(int* y, const int* x, int n, int threads) { copy_ints<<<1, threads>>>(y, x, n); }
+void run_misaligned(float4* y, const float* x, int offset) { misaligned<<<1, 1>>>(y, x, offset); }
+void run_named_barrier(int threads) { named_barrier<<<1, 64>>>(threads); }
+void run_divergent_barriers(int* y) { divergent_barriers<<<1, 64>>>(y); }
+void run_divergent_shuffle(int* y) { divergent_shuffle<<<1, 32>>>(y); }
+void run_shuffle_from_nobody(int* y) { shuffle_from_nobody<<<1, 32>>>(y); }
+void run_warp_order(int* y, int right) { right ? warp_order<true><<<1, 32>>>(y) : warp_order<false><<<1, 32>>>(y); }
+void run_async_copy(float* y, const float* x, int fault) {
+  if (fault == 0) async_copy<0><<<1, 32>>>(y, x);
+  if (fault == 1) async_copy<1><<<1, 32>>>(y, x);
+  if (fault == 2) async_copy<2><<<1, 32>>>(y, x);
+  if (fault == 3) async_copy<3><<<1, 32>>>(y, x);
+}
+void run_global_race(int* y, int right) { right ? global_race<true><<<1, 64>>>(y) : global_race<false><<<1, 64>>>(y); }
+void run_blocks_write_the_same(int* y) { blocks_write_the_same<<<2, 32>>>(y); }
+void run_last_block_adds(int* y, int* parts, unsigned* arrived) { last_block_adds<<<8, 32>>>(y, parts, arrived); }
+void run_flag(int* y, int right) { right ? flag<true><<<1, 64>>>(y) : flag<false><<<1, 64>>>(y); }
+void run_read_only_of_own(int* y) { read_only_of_own<<<1, 32>>>(y); }
+void run_spins(int* y) { spins<<<1, 1>>>(y); }
+void run_traps(int* y) { traps<<<1, 1>>>(y); }
+void run_all_threads(int* y, int blocks, int threads, int shared) { all_threads<<<blocks, threads, shared>>>(y); }
+void run_at_most_64(int* y, int threads) { at_most_64<<<1, threads>>>(y); }
+int allow_shared(int bytes) { return cudaFuncSetAttribute(all_threads, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); }
+void run_shared_stride(int* y, int stride) { shared_stride<<<1, 32>>>(y, stride); }
+void run_shared_wide(float4* y) { shared_wide<<<1, 64>>>(y); }
+void run_global_stride(float* y, const float* x, int stride) { global_stride<<<1, 32>>>(y, x, stride); }
+
+// y = x, captured once and replayed twice with other contents of x. Returns the first error.
+int run_graph(int* y, int* x, int n, int* nodes) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  cudaGraphExec_t executable;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  copy_ints<<<1, n, 0, stream>>>(y, x, n);
+  cudaMemcpyAsync(x, y + n, n * sizeof(int), cudaMemcpyDeviceToDevice, stream);
+  cudaError_t error = cudaStreamEndCapture(stream, &graph);
+  if (error != cudaSuccess) return error;
+  size_t count = 0;
+  cudaGraphGetNodes(graph, nullptr, &count);
+  *nodes = static_cast<int>(count);
+  error = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  for (int i = 0; i < 2 && error == cudaSuccess; ++i) error = cudaGraphLaunch(executable, stream);
+  cudaStreamSynchronize(stream);
+  cudaGraphExecDestroy(executable);
+  cudaStreamDestroy(stream);
+  return error;
+}
+
+// What is not allowed while a stream captures: 0 cudaMalloc, 1 waiting for the stream.
+int run_bad_capture(int what) {
+  cudaStream_t stream;
+  cudaGraph_t graph;
+  void* data;
+  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
+  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
+  const cudaError_t error = what == 0 ? cudaMalloc(&data, 16) : cudaStreamSynchronize(stream);
+  const cudaError_t end = cudaStreamEndCapture(stream, &graph);
+  cudaStreamDestroy(stream);
+  cudaGetLastError();
+  return error * 1000 + end;
+}
+}

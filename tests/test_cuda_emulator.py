@@ -1,0 +1,318 @@
+"""The emulator itself: every kind of fault is reported, what is right is not; counters, graphs, runtime errors."""
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_build import CudaError, Device, build, build_folder, needs_compilers
+
+pytestmark = needs_compilers
+SOURCES = Path(__file__).parent / "cuda"
+SCHEDULES = ["schedule=in_order,async=at_issue", "schedule=reverse,async=late", *(f"seed={s}" for s in range(3))]
+LAUNCH_FAILURE = "cudaErrorLaunchFailure"
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build([SOURCES / "emulator_faults.cu", SOURCES / "emulator_arithmetic.cu"], build_folder(tmp_path_factory))
+
+
+@pytest.fixture(params=SCHEDULES)
+def device(request, library):
+    device = Device(library)
+    device.configure(request.param)
+    device.report()
+    yield device
+    device.configure()
+
+
+@pytest.fixture
+def one_device(library):
+    device = Device(library)
+    device.configure()
+    device.report()
+    yield device
+    device.configure()
+
+
+def ints(device, n=64, fill=None):
+    return device.malloc(4 * n) if fill is None else device.upload(np.full(n, fill, np.int32))
+
+
+def fails(device, kind, words, name, *arguments):
+    """The launch fails with a report of this kind that contains these words, and that says where."""
+    with pytest.raises(CudaError) as error:
+        device.call(name, *arguments)
+    report = device.report()
+    assert report["failed"] == report[kind] == 1, report
+    assert words in report["first"] and report["first"] in str(error.value) and LAUNCH_FAILURE in str(error.value)
+    assert "emulator_faults.cu:" in report["first"] or kind == "deadlocks", report["first"]
+    assert "kernel " in report["first"]
+
+
+def passes(device, name, *arguments):
+    device.call(name, *arguments)
+    report = device.report()
+    assert report["launches"] == 1 and report["failed"] == 0, report
+
+
+# ---- faults
+
+
+@pytest.mark.parametrize("name", ["shared_exchange", "global_race", "warp_order"])
+def test_races(device, name):
+    passes(device, f"run_{name}", ints(device, 64, 0), 1)
+    fails(device, "races", "data race in", f"run_{name}", ints(device, 64, 0), 0)
+
+
+def test_race_of_first_use_is_a_race_or_a_read_of_nothing(device):
+    with pytest.raises(CudaError):
+        device.call("run_shared_race", ints(device), 0)
+    report = device.report()
+    assert report["races"] + report["uninitialised"] == 1
+
+
+def test_uninitialised_shared_memory(device):
+    fails(device, "uninitialised", "which nobody has written", "run_shared_uninitialised", ints(device))
+
+
+def test_uninitialised_global_memory(device):
+    x = device.malloc(4 * 32)
+    fails(device, "uninitialised", "read of global memory, at", "run_copy_ints", ints(device), x, 32, 32)
+    device.check(device.library.cudaMemset(x, 0, ctypes.c_size_t(4 * 31)))
+    fails(device, "uninitialised", "at 124 of an allocation of 128 bytes", "run_copy_ints", ints(device), x, 32, 32)
+    passes(device, "run_copy_ints", ints(device), x, 31, 32)
+    y = device.malloc(4 * 32)
+    # What is copied is as uninitialised as it was.
+    device.check(device.library.cudaMemcpy(y, x, ctypes.c_size_t(4 * 32), 3))
+    passes(device, "run_copy_ints", ints(device), y, 31, 32)
+    fails(device, "uninitialised", "at 124 of an allocation of 128 bytes", "run_copy_ints", ints(device), y, 32, 32)
+
+
+@pytest.mark.parametrize("n", [32, 33, -1])
+def test_static_shared_out_of_bounds(device, n):
+    passes(device, "run_shared_out_of_bounds", ints(device), 31)
+    fails(device, "out_of_bounds", "outside the kernel's arrays", "run_shared_out_of_bounds", ints(device), n)
+
+
+@pytest.mark.parametrize("n", [32, -1, 1 << 20])
+def test_dynamic_shared_out_of_bounds(device, n):
+    passes(device, "run_dynamic_out_of_bounds", ints(device), 31)
+    fails(device, "out_of_bounds", "outside the kernel's arrays", "run_dynamic_out_of_bounds", ints(device), n)
+
+
+def test_global_out_of_bounds(device):
+    x, y = ints(device, 32, 1), ints(device, 31)
+    passes(device, "run_copy_ints", y, x, 31, 32)
+    fails(device, "out_of_bounds", "4 bytes at 124 of an allocation of 124 bytes", "run_copy_ints", y, x, 32, 32)
+    fails(device, "out_of_bounds", "nothing is allocated there", "run_copy_ints", ctypes.c_void_p(4096), x, 32, 32)
+
+
+def test_host_memory_is_no_device_memory(device):
+    host = np.zeros(32, np.int32).ctypes.data_as(ctypes.c_void_p)
+    fails(device, "out_of_bounds", "nothing is allocated", "run_copy_ints", host, ints(device, 32, 1), 32, 32)
+
+
+def test_use_after_free(device):
+    x, y = ints(device, 32, 1), ints(device)
+    device.free(x)
+    fails(device, "out_of_bounds", "which was freed", "run_copy_ints", y, x, 32, 32)
+
+
+def test_misaligned(device):
+    x = device.upload(np.arange(64, dtype=np.float32))
+    passes(device, "run_misaligned", device.malloc(16), x, 4)
+    fails(device, "misaligned", "is not a multiple of 16", "run_misaligned", device.malloc(16), x, 1)
+
+
+def test_allocations_are_aligned_to_256_bytes_and_no_more(one_device):
+    for size in (1, 100, 1 << 20):
+        assert one_device.malloc(size).value % 512 == 256
+
+
+def test_deadlock(device):
+    passes(device, "run_named_barrier", 32)
+    fails(device, "deadlocks", "32 threads wait for a named barrier at emulator_faults.cu:", "run_named_barrier", 64)
+
+
+def test_divergent_barrier(device):
+    fails(device, "divergent", "__syncthreads in divergent code", "run_divergent_barriers", ints(device))
+
+
+def test_divergent_shuffle(device):
+    fails(device, "divergent", "lanes of a warp are at different collectives", "run_divergent_shuffle", ints(device))
+
+
+def test_shuffle_from_a_lane_that_takes_no_part(device):
+    fails(device, "divergent", "which takes no part", "run_shuffle_from_nobody", ints(device))
+
+
+def test_async_copies(device):
+    x, y = device.upload(np.arange(128, dtype=np.float32)), device.malloc(4 * 32)
+    passes(device, "run_async_copy", y, x, 0)
+    assert (device.download(y, 32, np.float32) == np.arange(32)[::-1] * 4).all()
+    fails(device, "races", "this thread's cp.async", "run_async_copy", y, x, 1)
+    with pytest.raises(CudaError):
+        device.call("run_async_copy", y, x, 2)
+    report = device.report()
+    assert report["races"] + report["uninitialised"] == 1, report
+    fails(device, "unfinished_copies", "never waited for", "run_async_copy", y, x, 3)
+
+
+def test_blocks_race(device):
+    fails(device, "races", "by another block", "run_blocks_write_the_same", ints(device))
+
+
+def test_last_block_pattern_is_no_race(device):
+    y, parts, arrived = ints(device, 1), ints(device, 8), ints(device, 1, 0)
+    passes(device, "run_last_block_adds", y, parts, arrived)
+    assert device.download(y, 1, np.int32)[0] == 36
+
+
+def test_flags_need_fences(device):
+    y = ints(device, 1)
+    passes(device, "run_flag", y, 1)
+    assert device.download(y, 1, np.int32)[0] == 42
+    fails(device, "races", "data race in shared memory", "run_flag", y, 0)
+
+
+def test_read_only_loads_of_what_the_kernel_writes(device):
+    fails(device, "races", "read-only load", "run_read_only_of_own", ints(device))
+
+
+def test_endless_loop(one_device):
+    fails(one_device, "deadlocks", "spins for ever", "run_spins", ints(one_device, 1, 0))
+
+
+def test_trap(device):
+    passes(device, "run_traps", ints(device, 1, 0))
+    fails(device, "other", "the kernel ended itself", "run_traps", ints(device, 1, 1))
+
+
+def test_a_fault_is_told_once_and_the_next_launch_works(device):
+    with pytest.raises(CudaError):
+        device.call("run_shared_uninitialised", ints(device))
+    passes_after = device.upload(np.zeros(4, np.int32))
+    device.report()
+    passes(device, "run_traps", passes_after)
+
+
+def test_without_the_checker(one_device):
+    one_device.configure("check=0")
+    one_device.call("run_shared_exchange", ints(one_device), 0)
+    assert one_device.report()["failed"] == 0
+    x = ints(one_device, 32, 1)
+    fails(
+        one_device, "out_of_bounds", "of an allocation of 124 bytes", "run_copy_ints", ints(one_device, 31), x, 32, 32
+    )
+    # What an unchecked launch wrote is not known to be written; it must not be reported as unwritten later.
+    one_device.configure("check=1")
+    y = one_device.malloc(4 * 32)
+    one_device.configure("check=0")
+    one_device.call("run_copy_ints", y, x, 32, 32)
+    one_device.configure("check=1")
+    one_device.report()
+    passes(one_device, "run_copy_ints", ints(one_device), y, 32, 32)
+
+
+def test_unknown_configuration_is_refused(library):
+    device = Device(library)
+    for text in ("chekc=1", "seed=x", "schedule=fast"):
+        assert device.library.qkv_emulator_configure(text.encode()) == 1
+
+
+# ---- what the runtime says
+
+
+def test_launch_errors(one_device):
+    y = ints(one_device, 1024)
+    for blocks, threads, shared, name in [
+        (0, 32, 0, "InvalidConfiguration"),
+        (1, 1025, 0, "InvalidConfiguration"),
+        (1, 0, 0, "InvalidConfiguration"),
+        (1, 32, 48 * 1024 + 1, "InvalidValue"),
+    ]:
+        with pytest.raises(CudaError, match=name):
+            one_device.call("run_all_threads", y, blocks, threads, shared)
+    with pytest.raises(CudaError, match="LaunchOutOfResources"):
+        one_device.call("run_at_most_64", y, 65)
+    assert one_device.library.allow_shared(227 * 1024 + 1) == 1
+    assert one_device.library.cudaGetLastError() == 1
+    assert one_device.library.allow_shared(227 * 1024) == 0
+    one_device.call("run_all_threads", y, 1, 1024, 227 * 1024)
+    with pytest.raises(CudaError, match="InvalidValue"):
+        one_device.call("run_all_threads", y, 1, 32, 227 * 1024 + 1)
+    one_device.configure("cc=86")
+    assert one_device.library.allow_shared(99 * 1024 + 1) == 1
+    one_device.library.cudaGetLastError()
+
+
+def test_out_of_memory_and_bad_frees(one_device):
+    with pytest.raises(CudaError, match="out of memory"):
+        one_device.malloc(9 << 30)
+    with pytest.raises(CudaError, match="InvalidValue"):
+        one_device.free(ctypes.c_void_p(12345))
+    x = one_device.malloc(100)
+    one_device.free(x)
+    with pytest.raises(CudaError, match="InvalidValue"):
+        one_device.free(x)
+
+
+def test_copies_are_checked(one_device):
+    x, host = one_device.malloc(100), np.zeros(200, np.uint8)
+    at = host.ctypes.data_as(ctypes.c_void_p)
+    copy = one_device.library.cudaMemcpy
+    assert copy(x, at, ctypes.c_size_t(100), 1) == 0
+    for arguments in [(x, at, 101, 1), (x, at, 100, 2), (at, x, 100, 1), (at, x, 101, 2)]:
+        assert copy(*arguments[:2], ctypes.c_size_t(arguments[2]), arguments[3]) == 1
+    one_device.library.cudaGetLastError()
+
+
+def test_graph_replay(device):
+    y = device.upload(np.r_[np.zeros(32), np.arange(32)].astype(np.int32))
+    x, nodes = device.upload(np.full(32, 7, np.int32)), ctypes.c_int()
+    assert device.library.run_graph(y, x, 32, ctypes.byref(nodes)) == 0
+    assert nodes.value == 2
+    # The second replay copied what the first put into x.
+    assert (device.download(y, 32, np.int32) == np.arange(32)).all()
+    assert device.report()["launches"] == 2
+
+
+def test_what_a_capture_forbids(one_device):
+    for what in range(2):
+        assert one_device.library.run_bad_capture(what) == 900 * 1000 + 901
+
+
+# ---- counters
+
+
+def counted(device, name, *arguments):
+    device.configure("count=1")
+    device.report()
+    device.call(name, *arguments)
+    (kernel,) = device.report()["kernels"].values()
+    device.configure()
+    return kernel
+
+
+@pytest.mark.parametrize("stride, wavefronts", [(0, 1), (1, 1), (2, 2), (4, 4), (3, 1), (8, 8), (31, 1)])
+def test_bank_conflicts(one_device, stride, wavefronts):
+    kernel = counted(one_device, "run_shared_stride", ints(one_device), stride)
+    assert kernel["shared_load"] == [1, wavefronts, 1]
+    assert kernel["shared_store"] == [32, 32, 32]
+
+
+def test_wide_shared_accesses(one_device):
+    kernel = counted(one_device, "run_shared_wide", one_device.malloc(16 * 64))
+    assert kernel["shared_load"] == kernel["shared_store"] == [2, 8, 8]
+    assert kernel["global_store"] == [2, 32, 32]
+    assert kernel["barriers"] == 1 and kernel["blocks"] == 1
+
+
+@pytest.mark.parametrize("stride, sectors", [(0, 1), (1, 4), (2, 8), (8, 32), (16, 32)])
+def test_sectors(one_device, stride, sectors):
+    x = one_device.upload(np.zeros(32 * 16, np.float32))
+    kernel = counted(one_device, "run_global_stride", one_device.malloc(4 * 32), x, stride)
+    assert kernel["global_load"] == [1, sectors, 1 if stride == 0 else 4]
+    assert kernel["global_store"] == [1, 4, 4]
