@@ -210,13 +210,22 @@ DeviceArray linear(py::handle x_in, py::handle weight, py::handle bias_in, const
                     : w.rank() == 2 ? w.shape[1]
                                     : 0;
   const std::vector<int64_t> shape = check_linear(x, w, n, k, bias);
-  if (w && w.dtype != x.dtype) fail_type("linear: weight is " + dtype_name(w) + "; on a GPU it must be x's " + dtype_name(x));
+  if (packed && packed->is_float && w.dtype != x.dtype)
+    fail_type("linear: weight is packed as " + dtype_name(w) + "; on a GPU x must be so too, got " + dtype_name(x));
   const Activation act = activation_of("linear", activation);
 
   DeviceCall call("linear", stream_of(stream), x.array);
   for (const DeviceView* p : std::initializer_list<const DeviceView*>{&x, &w, &bias, &gate, &residual}) call.reads(*p);
   DeviceOutput out(&call, out_in, x, shape, {&x, &w, &bias, &gate, &residual});
   if (out.view().size() == 0) return out.finish();
+  if (w && w.dtype != x.dtype) {  // a float32 weight beside half-width x: all of it in float32, rounded at the end
+    const auto wide = [&](const DeviceView& v) -> py::object { return v ? py::cast(call.widened(v)) : py::object(py::none()); };
+    const DeviceView made =
+        device_view(linear(wide(x), weight, wide(bias), activation, wide(gate), wide(residual), py::none(), stream));
+    const auto rows = rows_along(made.rank() - 1, {&made, &out.view()});
+    cuda::copy({rows[0], rows[1]}, call.stream());
+    return out.finish();
+  }
   int64_t m = 0, row = 0;
   x = as_matrix(&call, x, &m, &row);
   const auto c = rows_along(x.rank() - 1, {&out.view()})[0];

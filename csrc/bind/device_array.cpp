@@ -55,8 +55,7 @@ py::tuple tuple_of(const std::vector<int64_t>& values) {
 // 0 float32, 1 float16, 2 bfloat16, else -1.
 int kernel_dtype(const py::dtype& t) {
   if (t.kind() == 'f') return t.itemsize() == 4 ? 0 : t.itemsize() == 2 ? 1 : -1;
-  if (t.kind() == 'V' && t.itemsize() == 2 && t.is(bfloat16_dtype())) return 2;
-  return t.kind() == 'V' && t.itemsize() == 2 && t.equal(bfloat16_dtype()) ? 2 : -1;
+  return t.kind() == 'V' && t.itemsize() == 2 && (t.is(bfloat16_dtype()) || t.equal(bfloat16_dtype())) ? 2 : -1;
 }
 
 DeviceArray reshaped(const DeviceArray& a, std::vector<int64_t> shape) {
@@ -178,7 +177,7 @@ DeviceArray converted(const DeviceArray& a, const py::dtype& dtype, cuda::Stream
   if (from < 0 || to < 0)
     fail_type("astype: from " + py::str(a.dtype).cast<std::string>() + " to " + py::str(dtype).cast<std::string>() +
               " is not done on the GPU: float32, float16 and bfloat16 are");
-  const DeviceView x = read_device_array("astype", "x", py::cast(a));
+  const DeviceView x = device_view(a);
   call.reads(x);
   DeviceArray b = call.make(dtype, a.shape);
   if (b.size() == 0) return b;
@@ -354,26 +353,35 @@ py::array to_host(const DeviceArray& a, cuda::Stream stream) {
 
 // ---- views
 
-DeviceView read_device_array(const char* op, const char* name, py::handle object) {
+namespace {
+
+DeviceView checked_view(std::string where, const DeviceArray& array) {
   DeviceView v;
-  v.where = std::string(op) + ": " + name;
-  if (!py::isinstance<DeviceArray>(object))
-    fail_type(v.where + " must be an array on the GPU, got " + std::string(Py_TYPE(object.ptr())->tp_name));
-  v.array = object.cast<const DeviceArray&>();
-  const int kind = kernel_dtype(v.array.dtype);
-  if (kind < 0) fail_type(v.where + " must be float32, float16 or bfloat16, got " + py::str(v.array.dtype).cast<std::string>());
+  v.where = std::move(where);
+  v.array = array;
+  const int kind = kernel_dtype(array.dtype);
+  if (kind < 0) fail_type(v.where + " must be float32, float16 or bfloat16, got " + py::str(array.dtype).cast<std::string>());
   v.dtype = kind == 1 ? DType::f16 : kind == 2 ? DType::bf16 : DType::f32;
-  v.data = v.array.data;
-  v.shape = v.array.shape;
-  v.strides = v.array.strides;
+  v.data = array.data;
+  v.shape = array.shape;
+  v.strides = array.strides;
   return v;
+}
+
+}  // namespace
+
+DeviceView read_device_array(const char* op, const char* name, py::handle object) {
+  const std::string where = std::string(op) + ": " + name;
+  if (!py::isinstance<DeviceArray>(object))
+    fail_type(where + " must be an array on the GPU, got " + std::string(Py_TYPE(object.ptr())->tp_name));
+  return checked_view(where, object.cast<const DeviceArray&>());
 }
 
 DeviceView read_optional_device_array(const char* op, const char* name, py::handle object) {
   return object.is_none() ? DeviceView() : read_device_array(op, name, object);
 }
 
-DeviceView device_view(const DeviceArray& array) { return read_device_array("qkv", "out", py::cast(array)); }
+DeviceView device_view(const DeviceArray& array) { return checked_view("out", array); }
 
 // ---- calls
 
@@ -415,6 +423,8 @@ const float* DeviceCall::floats(const DeviceView& x) {
   temporary_.push_back(converted(x.array, py::dtype::of<float>(), stream_));
   return reinterpret_cast<const float*>(temporary_.back().data);
 }
+
+DeviceArray DeviceCall::widened(const DeviceView& x) { return converted(x.array, py::dtype::of<float>(), stream_); }
 
 DeviceView DeviceCall::compact(const DeviceView& x) {
   DeviceArray as_viewed = x.array;  // which may have been broadcast

@@ -2,6 +2,7 @@
 #pragma once
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
 #include <string>
@@ -74,6 +75,8 @@ class DeviceCall {
   void* scratch(size_t bytes);
   // A vector of few floats as contiguous float32, converted on the device if need be; nullptr if absent.
   const float* floats(const DeviceView& x);
+  // x as float32.
+  DeviceArray widened(const DeviceView& x);
   // x with the same values and neighbours in its last dimension adjacent.
   DeviceView compact(const DeviceView& x);
 

@@ -6,7 +6,10 @@ namespace qkv {
 
 namespace py = pybind11;
 
-py::dtype bfloat16_dtype() { return py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")); }
+py::dtype bfloat16_dtype() {
+  static PyObject* const made = py::dtype::from_args(py::module_::import("ml_dtypes").attr("bfloat16")).release().ptr();
+  return py::reinterpret_borrow<py::dtype>(made);
+}
 
 py::dtype numpy_dtype(const DLDataType& t) {
   if (t.lanes == 1) {

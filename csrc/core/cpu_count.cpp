@@ -3,30 +3,33 @@
 #include "core/cpu_count.h"
 
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <sys/types.h>
 
-#include <fstream>
-#include <sstream>
 #include <string>
 #include <thread>
 
 namespace qkv {
 namespace {
 
+// C's files and conversions: C++ streams mean a copy of libstdc++'s in modules built by some distributions' compilers, which then
+// crashes among others of it.
 std::string read_line(const std::string& path) {
-  std::ifstream file(path);
   std::string line;
-  std::getline(file, line);
+  if (FILE* file = fopen(path.c_str(), "re")) {
+    char buffer[256];
+    if (fgets(buffer, sizeof buffer, file)) line = buffer;
+    fclose(file);
+  }
   return line;
 }
 
 // Quota of one group in CPUs, 0 if unlimited or unreadable. v2: "max 100000" or "150000 100000" in cpu.max.
 double quota_v2(const std::string& dir) {
-  std::istringstream line(read_line(dir + "/cpu.max"));
-  std::string quota;
-  double period = 0;
-  if (!(line >> quota >> period) || quota == "max" || period <= 0) return 0;
-  return atof(quota.c_str()) / period;
+  double quota = 0, period = 0;
+  const bool limited = sscanf(read_line(dir + "/cpu.max").c_str(), "%lf %lf", &quota, &period) == 2;
+  return limited && quota > 0 && period > 0 ? quota / period : 0;
 }
 
 double quota_v1(const std::string& dir) {
@@ -57,9 +60,13 @@ double cgroup_cpus(const char* root) {
     if (q > 0 && (least == 0 || q < least)) least = q;
   };
   // Lines are "id:controllers:path"; v2 is "0::path".
-  std::ifstream groups(base + "/proc/self/cgroup");
-  std::string line;
-  while (std::getline(groups, line)) {
+  FILE* const groups = fopen((base + "/proc/self/cgroup").c_str(), "re");
+  if (!groups) return 0;
+  char* text = nullptr;
+  size_t capacity = 0;
+  for (ssize_t length; (length = getline(&text, &capacity, groups)) > 0;) {
+    std::string line(text, static_cast<size_t>(length));
+    if (line.back() == '\n') line.pop_back();
     const size_t first = line.find(':'), second = line.find(':', first + 1);
     if (first == std::string::npos || second == std::string::npos) continue;
     const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
@@ -71,6 +78,8 @@ double cgroup_cpus(const char* root) {
       if (controllers != "cpu") take(tightest(base + "/sys/fs/cgroup/cpu", path, quota_v1));
     }
   }
+  free(text);
+  fclose(groups);
   return least;
 }
 

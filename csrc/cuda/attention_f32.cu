@@ -31,7 +31,18 @@ struct Shared {
   };
   float weights[kKeys][kStride];
   Row rows[kRows];
+  Work work;
 };
+
+// Into shared memory: what the block works on. False: there is nothing to do.
+QKV_DEVICE bool start_block(const Problem& p, Shared& shared) {
+  Work found;
+  if (!find_work(p, &found)) return false;
+  write_rows<kRows, kThreads>(p, found, shared.rows);
+  if (threadIdx.x == 0) shared.work = found;
+  __syncthreads();
+  return true;
+}
 
 QKV_DEVICE void read4(float (&x)[4], const float* from) {
   const float4 v = *reinterpret_cast<const float4*>(from);
@@ -186,10 +197,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2) attention_simt(const __grid_constant__ Problem p) {
   __shared__ Shared shared;
   const int64_t column0 = static_cast<int64_t>(blockIdx.z) * kColumns;
-  Work w;
-  if (!find_work(p, &w)) return;
-  write_rows<kRows, kThreads>(p, w, shared.rows);
-  __syncthreads();
+  if (!start_block(p, shared)) return;
+  const Work& w = shared.work;
   const int first = shared.rows[0].first, last = shared.rows[kRows - 1].last;
   const TileRange all = tiles_seen<kKeys>(shared.rows[0], shared.rows[kRows - 1]);
   const TileRange mine = p.fold ? all : split_of<kKeys>(p, all, blockIdx.y);
@@ -273,10 +282,8 @@ template <class T>
 __global__ void __launch_bounds__(kThreads, 2) attention_weights(const __grid_constant__ Problem p) {
   __shared__ Shared shared;
   __shared__ RowState states[kRows];
-  Work w;
-  if (!find_work(p, &w)) return;
-  write_rows<kRows, kThreads>(p, w, shared.rows);
-  __syncthreads();
+  if (!start_block(p, shared)) return;
+  const Work& w = shared.work;
   for (int r = threadIdx.x; r < kRows; r += kThreads) states[r] = p.row_state[row_index(p, w.e, shared.rows[r])];
   __syncthreads();
   const int first = shared.rows[0].first, last = shared.rows[kRows - 1].last;

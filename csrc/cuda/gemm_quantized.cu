@@ -56,9 +56,10 @@ struct Plan {
   size_t a_bytes, bytes;  // of workspace: the copy, and all
 };
 
-constexpr int64_t kBlocksWanted =
-    264;  // 2 for each of 132 multiprocessors: several at a time hide each other's beginnings and ends
-constexpr int kMostSplits = 8, kFewestChunks = 4;  // below this, adding up costs more than it brings
+// 2 for each of 132 multiprocessors, which hide each other's beginnings and ends. The multiprocessors there are do not count, so
+// that results are the same on every GPU.
+constexpr int64_t kBlocksWanted = 264;
+constexpr int kMostSplits = 8, kFewestChunks = 4;  // to a split; estimates: beyond them adding up costs more than it brings
 
 Plan plan_of(const QuantizedGemmArgs& args) {
   const Records w = records_of(args.w);

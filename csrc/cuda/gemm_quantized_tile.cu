@@ -1,5 +1,4 @@
-// c = act(a w^T + bias) * gate + residual in bfloat16 and float16, w of 8 or 4 bits, by tiles of 16 ... 128 rows of a by 128 of
-// w.
+// c = act(a w^T + bias) * gate + residual in bfloat16 and float16, w of 8 or 4 bits: tiles of 16 ... 128 rows of a by 128 of w.
 //
 // Both come to shared memory by cp.async, the weights packed. They are widened, rounded once, as they are loaded for mma.sync
 // (with the weight as its operand a), which runs as in any product. Parts of k go to different blocks where tiles are too few to
@@ -14,7 +13,7 @@ namespace {
 
 constexpr int kThreads = kQuantizedThreads;
 constexpr int kTileRecords = kTileColumns / kRecordRows;
-constexpr int kSumsColumn = kTileColumns + 4;                   // floats between two rows of sums, as above
+constexpr int kSumsColumn = kTileColumns + 4;  // floats between two rows of sums: no bank conflicts as mma's lanes write them
 constexpr int kVectorBytes = 2 * kTileColumns * sizeof(float);  // bias and row scales
 
 // Stages that fit into the 99 KB of sm_86, at most 4.

@@ -69,19 +69,20 @@ struct GemmArgs : Epilogue {
 size_t gemm_workspace(const GemmArgs&);
 void gemm(const GemmArgs&, Stream);
 
-// A weight (n, k) of 8 or 4 bits on the device.
-//   int8: values (n, k_padded) int8; row_scale (n) float32, or group 32 with scale (n, groups) float16
-//   int4: values (n, k_padded / 2) bytes; scale and offset (n, groups) float16; w = scale q + offset
-// The order of values within a row is gemm_quantized.cu's own business; pack makes it from the canonical order.
+// A weight (n, k) of 8 or 4 bits on the device: w = scale q + offset.
+//   int8: a scale a row, row_scale (n) float32; or group 32, scale (n, groups) float16
+//   int4: scale and offset (n, groups) float16, groups of 32, 64 or 128
+// Values, and the scales of groups among them, lie in the order of quantized.cuh. pack makes it; after it scale and offset are not
+// read any more, and may be freed.
 struct PackedView {
   WeightType type;  // int8 or int4
   int64_t n, k, k_padded, group;
-  void* values;
+  void* values;  // packed_rows() rows of k_padded values, aligned to 16 bytes
   float* row_scale;
-  void *scale, *offset;  // float16
+  void *scale, *offset;  // float16, canonical
 };
 
-// k_padded is k up to a multiple of this; values hold this many rows (n and what the layout adds).
+// k_padded is k up to a multiple of this; and rows of memory for values (n and what the layout adds). By type, n, k and group.
 int64_t pack_unit(const PackedView&);
 int64_t packed_rows(const PackedView&);
 

@@ -5,11 +5,11 @@
 // memory from one end to the other, 16 bytes a lane, no byte twice and none in vain:
 //
 //   values: 2 halves (rows 0 ... 7, rows 8 ... 15) of 32 lanes of 16 bytes. Lane 4g + t has row g; its 16 bytes are, for each
-//   block
-//           of 32 along k, the 8 neighbours k = 32 block + 8t ... 8t + 7.
-//             int8: a byte is q + 128, in the order of k.
-//             int4: a word is a block; nibble i is k = 2i and nibble 4 + i is k = 2i + 1, so that a shift and a mask give a pair.
-//   scales: int8 by group of 32: (2 groups, 16 rows) of float16. int4: (128 / group, 16 rows) of pairs of float16: scale, offset.
+//     block of 32 along k, the 8 neighbours k = 32 block + 8t ... 8t + 7.
+//       int8: a byte is q + 128, in the order of k.
+//       int4: a word is a block; nibble i is k = 2i and nibble 4 + i is k = 2i + 1: a shift and a mask give a pair.
+//   scales: int8 by group of 32: (2 groups, 16 rows) of float16. int4: (128 / group, 16 rows) of pairs of float16: scale,
+//     offset. (int8 by row: none here, but float32 in an array of their own.)
 //
 // That is the order of mma.sync's fragments (intrinsics.cuh), with the weight as the operand a and 16 of a block's 32 k a step:
 // step s takes k = 8t + 4s + {0, 1} for mma's columns 2t, 2t + 1 and k = 8t + 4s + {2, 3} for its columns 2t + 8, 2t + 9. The

@@ -313,7 +313,7 @@ struct Max {
 
 constexpr int kMostTeams = 4;  // of several warps, in a block
 template <class V, int kCount>
-using Scratch = V[kMostTeams][kCount][kMostThreads / 32];
+using Scratch = V[kMostTeams][kCount][kMostThreads / 32];  // a value of each warp
 
 // Each of x over the team; every thread gets the results, the same to the bit. scratch: shared memory for this call alone.
 template <class Combine, class V, int kCount>
@@ -328,15 +328,16 @@ QKV_DEVICE void reduce(V (&x)[kCount], Scratch<V, kCount>& scratch) {
   };
   over_lanes(blockDim.x);
   if (blockDim.x <= 32) return;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  constexpr unsigned kMostWarps = kMostThreads / 32;
+  const unsigned warp = threadIdx.x / 32, other = threadIdx.x % kMostWarps;
   auto& of_team = scratch[threadIdx.y];
 #pragma unroll
   for (int k = 0; k < kCount; ++k)
-    if (lane == 0) of_team[k][warp] = x[k];
+    if (threadIdx.x % 32 == 0) of_team[k][warp] = x[k];
   team_sync();
 #pragma unroll
-  for (int k = 0; k < kCount; ++k) x[k] = lane < warps ? of_team[k][lane] : Combine::template neutral<V>();
-  over_lanes(kMostThreads / 32);
+  for (int k = 0; k < kCount; ++k) x[k] = other < blockDim.x / 32 ? of_team[k][other] : Combine::template neutral<V>();
+  over_lanes(kMostWarps);
 }
 
 }  // namespace qkv::cuda

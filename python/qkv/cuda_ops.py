@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from . import cuda
 
@@ -19,9 +22,10 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
     run = _OPS.get(name)
     if run is None:
         raise TypeError(f"{name}: arrays on a GPU are not supported; copy them to the host")
-    bound = inspect.signature(op).bind(*args, **kwargs)
-    bound.apply_defaults()
-    values = bound.arguments
+    parameters, defaults = _signature(op)
+    values = {**defaults, **dict(zip(parameters, args, strict=False)), **kwargs}
+    if len(args) > len(parameters) or len(values) != len(parameters) or any(n in kwargs for n in parameters[: len(args)]):
+        inspect.signature(op).bind(*args, **kwargs)  # has the words for what is wrong
     given = [values[n] for n in names if values.get(n) is not None]
     stream = cuda.stream_of([g for g in given if cuda.on_device(g)])
     origin = None
@@ -49,6 +53,13 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
     if out is None:
         return result
     return (out, *result[1:]) if isinstance(result, tuple) else out
+
+
+@functools.cache
+def _signature(op: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of the parameters, and the values of those that may be left out."""
+    parameters = inspect.signature(op).parameters
+    return tuple(parameters), {n: p.default for n, p in parameters.items() if p.default is not p.empty}
 
 
 def _convert(result: Any, from_dlpack: Callable[[Any], Any]) -> Any:

@@ -73,7 +73,9 @@ void copy_async_commit() {
 }
 
 void copy_async_wait(int site, unsigned pending_groups) {
-  if (left_out(site)) return;
+  bool waits = false;
+  for (size_t i = 0; i + pending_groups < current->copies.committed.size(); ++i) waits |= !current->copies.committed[i].empty();
+  if (waits && left_out(site)) return;
   current->site = site;
   CopyGroups& g = current->copies;
   while (g.committed.size() > pending_groups) {
