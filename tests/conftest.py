@@ -23,6 +23,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes online
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The walks through every float32 take minutes: they run when they are asked for, with -m exhaustive."""
+    if on_device.ENABLED:
+        on_device.skip_others(items)
     if "exhaustive" not in config.option.markexpr:
         skip = pytest.mark.skip(reason="run with -m exhaustive")
         for item in items:

@@ -4,8 +4,6 @@ waits or orders may be left out unnoticed."""
 
 from __future__ import annotations
 
-import ctypes
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 from cuda_build import Device
 from cuda_conformance import from_bf16, to_bf16
+from cuda_sites import ordering_sites
 
 SOURCES = Path(__file__).resolve().parent / "cuda"
 SCHEDULES = ["seed=1", "seed=2", "seed=3,async=late", "schedule=in_order,async=at_issue", "schedule=reverse,async=late"]
@@ -230,38 +229,17 @@ def test_freed_memory_is_not_there(where: str, devices: dict[str, Device]) -> No
 
 # ---- instructions left out
 
-ORDERING = (
-    "bar.sync",
-    "bar.warp.sync",
-    "cp.async.wait",
-    "cp.async.bulk.wait_group",
-    "mbarrier.try_wait",
-    "wgmma.wait_group",
-    "fence.proxy.async",
-)
-
-
-def sites(device: Device, kernel: str) -> list[tuple[int, str]]:
-    """PTX line and text of the instructions of a kernel that wait or order."""
-    buffer = ctypes.create_string_buffer(1 << 20)
-    device.library.qkv_emulator_sites(kernel.encode(), buffer, ctypes.c_size_t(len(buffer)))
-    found = json.loads(buffer.value)
-    return [(line, f"{Path(file).name}:{at} {text}") for line, text, file, at in found if text.startswith(ORDERING)]
-
 
 @pytest.mark.parametrize("kernel", sorted(KERNELS.keys() - {"roles"}))
 def test_no_barrier_or_wait_can_be_left_out(kernel: str, devices: dict[str, Device]) -> None:
-    device = devices[KERNELS[kernel][0]]
     _, report = run(devices, kernel, 0, "count=1")
     (mangled,) = report["kernels"]
-    candidates = sites(device, mangled)
-    assert len(candidates) >= 2
-    unnoticed = []
-    for line, text in candidates:
-        found = False
+    sites = ordering_sites(devices[KERNELS[kernel][0]].library, mangled)
+    assert len(sites) >= 2
+    for site in sites:
         for configuration in SCHEDULES:
-            error, _ = run(devices, kernel, 0, f"{configuration},leave_out={mangled}:{line}")
-            found |= not error < 1e-2
-        if not found:
-            unnoticed.append(text)
-    assert not unnoticed
+            error, report = run(devices, kernel, 0, f"{configuration},{site.leave_out()}")
+            if not error < 1e-2:
+                break
+        else:
+            assert report["left_out"] == 0, site

@@ -210,8 +210,8 @@ DeviceArray linear(py::handle x_in, py::handle weight, py::handle bias_in, const
                     : w.rank() == 2 ? w.shape[1]
                                     : 0;
   const std::vector<int64_t> shape = check_linear(x, w, n, k, bias);
-  if (packed && packed->is_float && w.dtype != x.dtype)
-    fail_type("linear: weight is packed as " + dtype_name(w) + "; on a GPU x must be so too, got " + dtype_name(x));
+  if (w && w.dtype == DType::bf16 && x.dtype != DType::bf16)
+    fail_type("linear: weight is packed as bfloat16; on a GPU x must be bfloat16 too, got " + dtype_name(x));
   const Activation act = activation_of("linear", activation);
 
   DeviceCall call("linear", stream_of(stream), x.array);
@@ -221,7 +221,8 @@ DeviceArray linear(py::handle x_in, py::handle weight, py::handle bias_in, const
   if (w && w.dtype != x.dtype) {  // a float32 weight beside half-width x: all of it in float32, rounded at the end
     const auto wide = [&](const DeviceView& v) -> py::object { return v ? py::cast(call.widened(v)) : py::object(py::none()); };
     const DeviceView made =
-        device_view(linear(wide(x), weight, wide(bias), activation, wide(gate), wide(residual), py::none(), stream));
+        device_view(linear(wide(x), packed ? py::cast(packed->values) : py::reinterpret_borrow<py::object>(weight), wide(bias),
+                           activation, wide(gate), wide(residual), py::none(), stream));
     const auto rows = rows_along(made.rank() - 1, {&made, &out.view()});
     cuda::copy({rows[0], rows[1]}, call.stream());
     return out.finish();

@@ -392,7 +392,10 @@ void DeviceCall::reads(const DeviceArray& x, const std::string& name) {
   Storage& s = *x.storage;
   if (s.device != device_)
     fail_value(name + " is on device " + std::to_string(s.device) + ", the first array on " + std::to_string(device_));
-  if (s.written != stream_) cuda::wait_for(stream_, s.written);
+  if (s.written != stream_ && std::find(s.after.begin(), s.after.end(), stream_) == s.after.end()) {
+    cuda::wait_for(stream_, s.written);
+    s.after.push_back(stream_);
+  }
   s.used_in(stream_);
 }
 
@@ -405,6 +408,7 @@ void DeviceCall::writes(const DeviceArray& x) {
   for (const cuda::Stream s : x.storage->others)
     if (s != stream_) cuda::wait_for(stream_, s);  // those that still read what is there
   x.storage->written = stream_;
+  x.storage->after.clear();
 }
 
 DeviceArray DeviceCall::make(const py::dtype& dtype, const std::vector<int64_t>& shape, const std::vector<int64_t>* strides) {

@@ -24,6 +24,7 @@ struct Storage {
   cuda::Stream stream = nullptr;
   cuda::Stream written = nullptr;    // where its contents were made last
   std::vector<cuda::Stream> others;  // beside `stream`, where it is used
+  std::vector<cuda::Stream> after;   // beside `written`, streams that run after that already
   bool owned = false;
   std::shared_ptr<void> foreign;  // what keeps memory of another library alive
 

@@ -58,14 +58,16 @@ QKV_DEVICE void multiply_keys(const Problem& p, const Work& w, Shared& shared, i
     for (int j = 0; j < 4; ++j) s[i][j] = 0;
   for (int64_t depth = 0; depth < p.a.d; depth += kDepth) {
     __syncthreads();
-    const int d = threadIdx.x % kDepth;
-    const bool inside = depth + d < p.a.d;
-    for (int r = threadIdx.x / kDepth; r < kRows; r += kThreads / kDepth)
-      shared.q[d][r] = inside ? to_float(query_row<T>(p, w.e, shared.rows[r])[depth + d]) : 0;
-    for (int j = threadIdx.x / kDepth; j < kKeys; j += kThreads / kDepth) {
-      const int key = key0 + j;
-      const bool valid = inside && key >= first && key < last;
-      shared.k[d][j] = valid ? to_float(key_row<T>(p, p.a.k, w.e, w.kv_head, key)[depth + d]) : 0;
+    // Eight neighbours of four rows a warp: whole sectors of memory, and different banks.
+    for (int i = threadIdx.x % 8; i < kDepth; i += 8) {
+      const bool inside = depth + i < p.a.d;
+      for (int r = threadIdx.x / 8; r < kRows; r += kThreads / 8)
+        shared.q[i][r] = inside ? to_float(query_row<T>(p, w.e, shared.rows[r])[depth + i]) : 0;
+      for (int j = threadIdx.x / 8; j < kKeys; j += kThreads / 8) {
+        const int key = key0 + j;
+        const bool valid = inside && key >= first && key < last;
+        shared.k[i][j] = valid ? to_float(key_row<T>(p, p.a.k, w.e, w.kv_head, key)[depth + i]) : 0;
+      }
     }
     __syncthreads();
 #pragma unroll 8
@@ -193,6 +195,22 @@ QKV_DEVICE void multiply_values(const Problem& p, const Work& w, Shared& shared,
   }
 }
 
+// Four neighbouring columns of an output row, times `factor`; those that there are.
+template <class T>
+QKV_DEVICE void store4(const Problem& p, T* out, int64_t column, const float* x, float factor) {
+  if (p.aligned && column < p.a.dv) {
+    struct __align__(4 * sizeof(T)) Four {
+      T x[4];
+    };
+    *reinterpret_cast<Four*>(out + column) = {{from_float<T>(x[0] * factor), from_float<T>(x[1] * factor),
+                                               from_float<T>(x[2] * factor), from_float<T>(x[3] * factor)}};
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (column + i < p.a.dv) out[column + i] = from_float<T>(x[i] * factor);
+}
+
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2) attention_simt(const __grid_constant__ Problem p) {
   __shared__ Shared shared;
@@ -270,10 +288,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_simt(const __grid_const
     }
     T* const out = out_row<T>(p, w.e, row);
 #pragma unroll
-    for (int c = 0; c < 8; ++c) {
-      const int64_t column = column0 + thread_key() + c % 4 + c / 4 * 64;
-      if (column < p.a.dv) out[column] = from_float<T>(sums.values[i][c] * end.factor);
-    }
+    for (int c = 0; c < 8; c += 4) store4(p, out, column0 + thread_key() + c * 16, &sums.values[i][c], end.factor);
   }
 }
 

@@ -9,8 +9,9 @@
 
 namespace qkv::cuda {
 
-constexpr int kMapThreads = 256;
-constexpr int kMapPieces = 4;  // of a thread
+// Many threads with little each, as blocks that wait for memory and blocks that compute must take turns: 6 blocks an SM.
+constexpr int kMapThreads = 256, kMapBlocks = 6;
+constexpr int kMapPieces = 2, kMapElements = 4;  // of a thread
 
 // The f that leaves everything as it is. Between equal types it moves bits, so that a NaN keeps its payload.
 struct Same {
@@ -51,24 +52,36 @@ QKV_DEVICE int64_t element_of(const Rows& x, int64_t at, int64_t n) {
   return offset_of(x, row) + (at - row * n) * x.step;
 }
 
-// Rows of whole pieces; or one row, of which the first block does what is left after the last piece.
 template <class From, class To, class F>
-__global__ void __launch_bounds__(kMapThreads)
+QKV_DEVICE void map_element(const From* from, To* to, int64_t x, int64_t y, const F& f) {
+  if constexpr (kMovesBits<From, To, F>) {
+    to[y] = from[x];
+  } else {
+    float v[1] = {to_float(from[x])};
+    f(v);
+    to[y] = from_float<To>(v[0]);
+  }
+}
+
+// Rows of whole pieces; or, kFlat, one row, of which the first block does what is left after the last piece.
+template <class From, class To, bool kFlat, class F>
+__global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     map_pieces(const __grid_constant__ Rows x, const __grid_constant__ Rows y, const F f) {
   constexpr int kCount = kPieceOf<From, To>;
   const auto* const from = reinterpret_cast<const From*>(x.data);
   auto* const to = reinterpret_cast<To*>(y.data);
-  const int64_t pieces = x.rows * (x.n / kCount),
-                first = static_cast<int64_t>(blockIdx.x) * (kMapThreads * kMapPieces) + threadIdx.x;
+  const auto element = [&](const Rows& rows, int64_t at) { return kFlat ? at : element_of(rows, at, x.n); };
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * (kMapThreads * kMapPieces) + threadIdx.x) * kCount;
+  const int64_t end = x.rows * (x.n / kCount) * kCount;
   RawPiece<From, kCount> raw[kMapPieces];
 #pragma unroll
   for (int i = 0; i < kMapPieces; ++i)
-    if (const int64_t piece = first + i * kMapThreads; piece < pieces)
-      raw[i] = load_raw(reinterpret_cast<const RawPiece<From, kCount>*>(from + element_of(x, piece * kCount, x.n)));
+    if (const int64_t at = first + i * kMapThreads * kCount; at < end)
+      raw[i] = load_raw(reinterpret_cast<const RawPiece<From, kCount>*>(from + element(x, at)));
 #pragma unroll
   for (int i = 0; i < kMapPieces; ++i)
-    if (const int64_t piece = first + i * kMapThreads; piece < pieces) {
-      auto* const p = reinterpret_cast<RawPiece<To, kCount>*>(to + element_of(y, piece * kCount, x.n));
+    if (const int64_t at = first + i * kMapThreads * kCount; at < end) {
+      auto* const p = reinterpret_cast<RawPiece<To, kCount>*>(to + element(y, at));
       if constexpr (kMovesBits<From, To, F>) {
         *p = raw[i];
       } else {
@@ -78,40 +91,19 @@ __global__ void __launch_bounds__(kMapThreads)
         *p = pack_piece<To>(v);
       }
     }
-  const int64_t at = pieces * kCount + first;
-  if (at < x.rows * x.n && blockIdx.x == 0 && threadIdx.x < kCount) {
-    if constexpr (kMovesBits<From, To, F>) {
-      to[at] = from[at];
-    } else {
-      float v[1] = {to_float(from[at])};
-      f(v);
-      to[at] = from_float<To>(v[0]);
-    }
-  }
+  if (kFlat && blockIdx.x == 0 && end + threadIdx.x < x.n) map_element(from, to, end + threadIdx.x, end + threadIdx.x, f);
 }
 
 template <class From, class To, class F>
-__global__ void __launch_bounds__(kMapThreads)
+__global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     map_elements(const __grid_constant__ Rows x, const __grid_constant__ Rows y, const F f) {
   const auto* const from = reinterpret_cast<const From*>(x.data);
   auto* const to = reinterpret_cast<To*>(y.data);
-  const int64_t count = x.rows * x.n, first = static_cast<int64_t>(blockIdx.x) * (kMapThreads * kMapPieces) + threadIdx.x;
-  From raw[kMapPieces];
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kMapThreads * kMapElements) + threadIdx.x;
 #pragma unroll
-  for (int i = 0; i < kMapPieces; ++i)
-    if (const int64_t at = first + i * kMapThreads; at < count) raw[i] = from[element_of(x, at, x.n)];
-#pragma unroll
-  for (int i = 0; i < kMapPieces; ++i)
-    if (const int64_t at = first + i * kMapThreads; at < count) {
-      To* const p = to + element_of(y, at, x.n);
-      if constexpr (kMovesBits<From, To, F>) {
-        *p = raw[i];
-      } else {
-        float v[1] = {to_float(raw[i])};
-        f(v);
-        *p = from_float<To>(v[0]);
-      }
-    }
+  for (int i = 0; i < kMapElements; ++i)
+    if (const int64_t at = first + i * kMapThreads; at < x.rows * x.n)
+      map_element(from, to, element_of(x, at, x.n), element_of(y, at, x.n), f);
 }
 
 // The same elements with y's dimensions in the order of its memory, rows along the innermost, as few dimensions as possible.
@@ -157,11 +149,13 @@ inline bool in_pieces(const Rows& x, int64_t count) {
 template <class From, class To, class F>
 void map(const Rows& x, const Rows& y, F f, cudaStream_t stream) {
   constexpr int kCount = kPieceOf<From, To>;
-  const auto blocks = [](int64_t items) { return static_cast<unsigned>(ceil_div<int64_t>(items, kMapThreads * kMapPieces)); };
-  if (in_pieces(x, kCount) && in_pieces(y, kCount))
-    map_pieces<From, To><<<blocks(x.rows * ceil_div<int64_t>(x.n, kCount)), kMapThreads, 0, stream>>>(x, y, f);
-  else
-    map_elements<From, To><<<blocks(x.rows * x.n), kMapThreads, 0, stream>>>(x, y, f);
+  const auto blocks = [](int64_t items, int64_t each) { return static_cast<unsigned>(ceil_div(items, kMapThreads * each)); };
+  if (in_pieces(x, kCount) && in_pieces(y, kCount)) {
+    const auto kernel = x.rank == 0 ? map_pieces<From, To, true, F> : map_pieces<From, To, false, F>;
+    kernel<<<blocks(x.rows * ceil_div<int64_t>(x.n, kCount), kMapPieces), kMapThreads, 0, stream>>>(x, y, f);
+  } else {
+    map_elements<From, To><<<blocks(x.rows * x.n, kMapElements), kMapThreads, 0, stream>>>(x, y, f);
+  }
 }
 
 }  // namespace qkv::cuda

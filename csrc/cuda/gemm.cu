@@ -2,8 +2,7 @@
 // up. The kernels: gemm_tensor.cu, gemm_skinny.cu, gemm_float.cu.
 #include <algorithm>
 
-#include "cuda/epilogue.cuh"
-#include "cuda/gemm_plan.h"
+#include "cuda/gemm_block.cuh"
 #include "cuda/launch.cuh"
 
 namespace qkv::cuda {
@@ -115,10 +114,9 @@ __global__ void __launch_bounds__(128) gemm_merge(const __grid_constant__ GemmAr
   float v[kPiece<T>] = {};
 #pragma unroll 4
   for (uint32_t split = 0; split < p.splits; ++split) {
-    const float4* const from = reinterpret_cast<const float4*>(partial_sums(g, p, split, batch, row) + column);
 #pragma unroll
     for (int j = 0; j < kPiece<T>; j += 4) {
-      const float4 more = from[j / 4];
+      const float4 more = *partial_sums<T>(g, p, split, batch, row, column, j / 4);
       v[j] += more.x;
       v[j + 1] += more.y;
       v[j + 2] += more.z;

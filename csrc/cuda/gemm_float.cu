@@ -106,8 +106,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   const int64_t m0 = int64_t{at.tile_m} * S::kM, n0 = int64_t{at.tile_n} * S::kN, k0 = at.split * p.k_split;
   int k_left = static_cast<int>(min(g.k - k0, p.k_split));
   const int warp = threadIdx.x / 32, lane = lane_id();
-  const int row0 = warp % S::kWarpsM * S::kWarpM + lane / kLanesN * kQuad;
-  const int column0 = warp / S::kWarpsM * S::kWarpN + lane % kLanesN * kQuad;
+  // Opaque, or the loop would compute them anew in each round, from the thread's number.
+  const int row0 = opaque(warp % S::kWarpsM * S::kWarpM + lane / kLanesN * kQuad);
+  const int column0 = opaque(warp / S::kWarpsM * S::kWarpN + lane % kLanesN * kQuad);
 
   A a(reinterpret_cast<const float*>(g.a.data) + at.batch * g.a.b + m0 * g.a.s + k0 * g.a.d, kAByK ? g.a.s : g.a.d, g.m - m0);
   B b(reinterpret_cast<const float*>(g.b.data) + at.batch * g.b.b + k0 * g.b.s + n0 * g.b.d, kBByK ? g.b.d : g.b.s, g.n - n0);

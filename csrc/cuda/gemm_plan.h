@@ -24,7 +24,7 @@ struct GemmPlan {
   uint32_t group;             // tile rows that are worked on together: what they share of b is still in the L2 cache
   uint32_t splits;            // of k. From 2 on blocks leave float sums in the workspace, which a second kernel adds in order
   int64_t k_split;            // of k that a split takes; the last one the rest
-  int64_t pitch;              // of a row of the workspace: (splits, batch, m, pitch)
+  int64_t pitch;              // of a row of sums in the workspace, (splits, batch, m, pitch)
   uint32_t threads;           // of a block; skinny only
 };
 
@@ -32,12 +32,6 @@ struct GemmPlan {
 GemmPlan plan_gemm(const GemmArgs&, int multiprocessors);
 size_t gemm_workspace(const GemmArgs&, const GemmPlan&);
 void gemm(const GemmArgs&, const GemmPlan&, Stream);
-
-// The sums that split `split` leaves for row `row` of batch entry `batch`.
-__host__ __device__ inline float* partial_sums(const GemmArgs& g, const GemmPlan& p, uint32_t split, uint32_t batch,
-                                               int64_t row) {
-  return static_cast<float*>(g.workspace) + ((split * g.batch + batch) * g.m + row) * p.pitch;
-}
 
 void gemm_tensor(const GemmArgs&, const GemmPlan&, Stream);
 void gemm_float(const GemmArgs&, const GemmPlan&, Stream);

@@ -183,8 +183,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   struct Fragments {
     uint32_t a[kFragmentsM][4], b[kFragmentsN][4];
   } fragments[2];
-  const uint32_t a_lane = ring + A::first_fragment(true, warp_m);
-  const uint32_t b_lane = ring + A::Tile::kBytes + B::first_fragment(false, warp_n);
+  // Opaque, or they would be computed anew in each round, from the thread's number, with ldmatrix waiting for them.
+  const uint32_t a_lane = opaque(ring + A::first_fragment(true, warp_m));
+  const uint32_t b_lane = opaque(ring + A::Tile::kBytes + B::first_fragment(false, warp_n));
   const auto read = [&](Fragments& f, int offset, int step) {
 #pragma unroll
     for (int i = 0; i < kFragmentsM; ++i) A::read_fragment(f.a[i], a_lane + offset, i, step);

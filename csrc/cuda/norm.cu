@@ -275,7 +275,7 @@ void norm(const NormArgs& a, Stream stream_in) {
       with_chunks(plan.chunks,
                   [&](auto chunks) { norm_held<T, decltype(chunks)::value><<<blocks, plan.block(), 0, stream>>>(a); });
     } else if (plan.chunks > 0 && shared <= kMostShared) {
-      allow_shared(norm_shared<T>, shared, "norm");
+      allow_shared(norm_shared<T>, shared + kStaticShared, "norm");
       norm_shared<T><<<blocks, plan.block(), shared, stream>>>(a);
     } else {
       const auto kernel = vectors ? norm_pieces<T, true> : norm_pieces<T, false>;

@@ -25,6 +25,7 @@ constexpr int kMostThreads = 512;
 constexpr int kPieceChunks = 4;
 
 constexpr int64_t kMostShared = 96 * 1024;  // bytes of a SharedRow; longer ones go in pieces too
+constexpr size_t kStaticShared = 1024;      // more than there is of it beside, which counts as well where 48 KB are enough
 
 struct RowPlan {
   int chunks;   // of a thread: 4 or 16; 0: in pieces

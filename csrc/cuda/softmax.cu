@@ -170,7 +170,7 @@ void launch_across(const SoftmaxArgs& a, const RowPlan& plan, int columns, cudaS
   const dim3 block(static_cast<unsigned>(plan.threads), static_cast<unsigned>(kAcrossThreads / plan.threads));
   const size_t shared = 16 * static_cast<size_t>(columns * (shared_pitch<T>(a.x.n) | 1));
   const auto blocks = static_cast<unsigned>(a.x.rows / inner * ceil_div<int64_t>(inner, columns));
-  allow_shared(softmax_across<T>, shared, "softmax");
+  allow_shared(softmax_across<T>, shared + kStaticShared, "softmax");
   softmax_across<T><<<blocks, block, shared, stream>>>(a.x, a.y, a.log, columns);
 }
 
@@ -193,7 +193,7 @@ void softmax(const SoftmaxArgs& a, Stream stream_in) {
         softmax_held<T, decltype(chunks)::value><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
       });
     } else if (plan.chunks > 0 && shared <= kMostShared) {
-      allow_shared(softmax_shared<T>, shared, "softmax");
+      allow_shared(softmax_shared<T>, shared + kStaticShared, "softmax");
       softmax_shared<T><<<blocks, plan.block(), shared, stream>>>(a.x, a.y, a.log);
     } else {
       const auto kernel = vectors ? softmax_pieces<T, true> : softmax_pieces<T, false>;

@@ -70,14 +70,16 @@ class TileLoader {
       const char* from = from_;
       const int64_t step = kPassRows * stride_;
       shared += to_;
-      if (rows >= Tile::kRows && columns >= Tile::kColumns) {  // most tiles: nothing to decide chunk by chunk
-#pragma unroll
-        for (int pass = 0; pass < kPasses; ++pass, from += step) cp_async16(shared + pass * kPassRows * Tile::kRowBytes, from);
-      } else {
-        const int bytes = chunk_bytes(columns - column_);
+      if (columns >= Tile::kColumns) {
 #pragma unroll
         for (int pass = 0; pass < kPasses; ++pass, from += step)
-          cp_async16(shared + pass * kPassRows * Tile::kRowBytes, from, row_ + pass * kPassRows < rows ? bytes : 0);
+          cp_async16(shared + pass * kPassRows * Tile::kRowBytes, from, row_ + pass * kPassRows < rows ? 16 : 0);
+      } else {
+        // Rare, and a loop, lest the compiler turns it into predicates that the usual case must step through too.
+        const int bytes = chunk_bytes(columns - column_);
+#pragma unroll 1
+        for (int row = row_; row < Tile::kRows; row += kPassRows, from += step, shared += kPassRows * Tile::kRowBytes)
+          cp_async16(shared, from, row < rows ? bytes : 0);
       }
     } else {
 #pragma unroll

@@ -7,8 +7,8 @@
 The ops also take CUDA tensors of torch, CuPy arrays and whatever else speaks DLPack, in the stream that is current in
 that library, and give back what came in.
 
-Nothing here waits for the device unless it says so. An op runs in the caller's stream: that of `stream()`, or torch's or
-CuPy's current one for their arrays. Work in another stream that made an argument is waited for on the device.
+Nothing here waits for the device unless it says so. An op runs in the caller's stream: that of `stream()`, or torch's
+or CuPy's current one for their arrays. Work in another stream that made an argument is waited for on the device.
 With QKV_CUDA=emulated in the environment the kernels run on the CPU, in an emulator that checks every access (for tests
 of the kernels, on builds that have it); QKV_CUDA=off hides the GPU.
 """

@@ -24,7 +24,11 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
         raise TypeError(f"{name}: arrays on a GPU are not supported; copy them to the host")
     parameters, defaults = _signature(op)
     values = {**defaults, **dict(zip(parameters, args, strict=False)), **kwargs}
-    if len(args) > len(parameters) or len(values) != len(parameters) or any(n in kwargs for n in parameters[: len(args)]):
+    if (
+        len(args) > len(parameters)
+        or len(values) != len(parameters)
+        or any(n in kwargs for n in parameters[: len(args)])
+    ):
         inspect.signature(op).bind(*args, **kwargs)  # has the words for what is wrong
     given = [values[n] for n in names if values.get(n) is not None]
     stream = cuda.stream_of([g for g in given if cuda.on_device(g)])
@@ -42,6 +46,11 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
             from .arrays import as_numpy
 
             values[n] = as_numpy(name, n, value)
+        elif isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0):
+            dtype = getattr(value, "dtype", None) or next(
+                (g.dtype for g in given if isinstance(g, cuda.Array)), np.float32
+            )
+            values[n] = cuda.array(np.asarray(value, dtype))
         else:
             raise TypeError(
                 f"{name}: {n} is in host memory, other arguments are on a GPU; qkv.cuda.array copies it there"

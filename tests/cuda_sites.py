@@ -1,0 +1,40 @@
+"""The instructions of a kernel that wait or order, which the emulator can leave out: does its checker miss them?"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+ORDERING = (
+    "bar.sync",
+    "bar.warp.sync",
+    "cp.async.wait",
+    "cp.async.bulk.wait_group",
+    "mbarrier.try_wait",
+    "wgmma.wait_group",
+    "fence.proxy.async",
+)
+
+
+class Site(NamedTuple):
+    kernel: str  # mangled
+    ptx_line: int
+    file: str
+    line: int
+    text: str
+
+    def leave_out(self) -> str:
+        """For the emulator's configuration."""
+        return f"leave_out={self.kernel}:{self.ptx_line}"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.text}"
+
+
+def ordering_sites(library: ctypes.CDLL, kernel: str) -> list[Site]:
+    buffer = ctypes.create_string_buffer(1 << 22)
+    library.qkv_emulator_sites(kernel.encode(), buffer, ctypes.c_size_t(len(buffer)))
+    found = [Site(kernel, line, Path(file).name, at, text) for line, text, file, at in json.loads(buffer.value)]
+    return [site for site in found if site.text.startswith(ORDERING)]

@@ -1,0 +1,112 @@
+"""Of the kernels that are shipped no barrier, wait or fence can be left out unnoticed: the emulator reports a fault, or the
+result changes. So each is needed, and the checker would have missed it. Runs where the package uses the emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import qkv
+from cuda_sites import Site, ordering_sites
+
+pytestmark = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="QKV_CUDA=emulated runs this")
+
+SCHEDULES = ["seed=1", "seed=2,async=late", "schedule=in_order,async=at_issue", "schedule=reverse,async=late", "seed=5"]
+# What is there for other shapes or options than these, file -> how many instructions.
+UNNEEDED: dict[str, int] = {}
+
+
+def drawn(*shape: int, dtype: Any = ml_dtypes.bfloat16) -> Any:
+    return qkv.cuda.array(np.random.default_rng(1).standard_normal(shape).astype(dtype))
+
+
+def packed(kind: str, n: int, k: int) -> Any:
+    weight = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
+    return qkv.cuda.array(qkv.pack_weight(weight, kind, group_size=32 if kind == "int4" else None))
+
+
+F32 = np.float32
+CALLS: dict[str, Callable[[], Any]] = {
+    "softmax": lambda: qkv.softmax(drawn(5, 777)),
+    "softmax_f32": lambda: qkv.softmax(drawn(2, 9000, dtype=F32)),
+    "softmax_long": lambda: qkv.log_softmax(drawn(1, 70000)),
+    "layer_norm": lambda: qkv.layer_norm(drawn(5, 777), residual=drawn(5, 777))[0],
+    "layer_norm_f32": lambda: qkv.layer_norm(drawn(2, 9000, dtype=F32)),
+    "rms_norm": lambda: qkv.rms_norm(drawn(3, 2048)),
+    "matmul_96": lambda: qkv.matmul(drawn(150, 96), drawn(96, 136)),
+    "matmul_160": lambda: qkv.matmul(drawn(150, 160), drawn(160, 136)),
+    "matmul_f32": lambda: qkv.matmul(drawn(150, 72, dtype=F32), drawn(72, 136, dtype=F32)),
+    "linear_1": lambda: qkv.linear(drawn(1, 520), drawn(136, 520)),
+    "linear_8": lambda: qkv.linear(drawn(8, 520), drawn(136, 520)),
+    "linear_200": lambda: qkv.linear(drawn(150, 200), drawn(136, 200), activation="gelu"),
+    "int8_1": lambda: qkv.linear(drawn(1, 520), packed("int8", 136, 520)),
+    "int8_40": lambda: qkv.linear(drawn(40, 520), packed("int8", 136, 520)),
+    "int4_1": lambda: qkv.linear(drawn(1, 512), packed("int4", 136, 512)),
+    "int4_40": lambda: qkv.linear(drawn(40, 512), packed("int4", 136, 512)),
+    "attention": lambda: qkv.attention(drawn(1, 2, 130, 64), drawn(1, 1, 200, 64), drawn(1, 1, 200, 64), causal=True),
+    "attention_128": lambda: qkv.attention(drawn(1, 1, 70, 128), drawn(1, 1, 300, 128), drawn(1, 1, 300, 128)),
+    "attention_f32": lambda: qkv.attention(*(drawn(1, 1, 100, 64, dtype=F32) for _ in range(3))),
+    "attention_decode": lambda: qkv.attention(drawn(1, 4, 1, 64), drawn(1, 1, 1500, 64), drawn(1, 1, 1500, 64)),
+    "attention_weights": lambda: qkv.attention(*(drawn(1, 1, 70, 64) for _ in range(3)), return_weights=True)[1],
+}
+
+
+class Emulator:
+    def __init__(self) -> None:
+        self.library = ctypes.CDLL(qkv.cuda.module().__file__)
+
+    def configure(self, text: str = "") -> None:
+        assert self.library.qkv_emulator_configure(text.encode()) == 0, text
+
+    def report(self) -> Any:
+        buffer = ctypes.create_string_buffer(1 << 20)
+        self.library.qkv_emulator_report(buffer, ctypes.c_size_t(len(buffer)))
+        return json.loads(buffer.value)
+
+    def run(self, call: Callable[[], Any], configuration: str) -> tuple[bytes | None, Any]:
+        """What comes out, None for a fault, and the report."""
+        self.configure(configuration)
+        self.report()
+        try:
+            out = call().numpy().tobytes()
+        except qkv.CudaError:
+            out = None
+        return out, self.report()
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    it = Emulator()
+    yield it
+    it.configure()
+
+
+def unnoticed(emulator: Emulator, call: Callable[[], Any]) -> tuple[list[Site], int]:
+    """What could be left out, and how many instructions were."""
+    want, report = emulator.run(call, "count=1")
+    assert want is not None, report["first"]
+    missed, tried = [], 0
+    for kernel in report["kernels"]:
+        for site in ordering_sites(emulator.library, kernel):
+            for configuration in SCHEDULES:
+                out, report = emulator.run(call, f"{configuration},{site.leave_out()}")
+                if out != want or report["left_out"] == 0:
+                    break
+            else:
+                missed.append(site)
+            tried += report["left_out"] != 0
+    return missed, tried
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_can_be_left_out(name: str, emulator: Emulator) -> None:
+    missed, tried = unnoticed(emulator, CALLS[name])
+    print(f"{tried} left out, {len(missed)} unnoticed: {', '.join(map(str, missed))}")
+    assert tried
+    for file in {site.file for site in missed}:
+        assert sum(site.file == file for site in missed) <= UNNEEDED.get(file, 0), missed
