@@ -29,8 +29,8 @@ class Site(NamedTuple):
         """For the emulator's configuration."""
         return f"leave_out={self.kernel}:{self.ptx_line}"
 
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line} {self.text}"
+    def place(self) -> str:
+        return f"{self.file}:{self.line} {self.text.split()[0]}"
 
 
 def ordering_sites(library: ctypes.CDLL, kernel: str) -> list[Site]:

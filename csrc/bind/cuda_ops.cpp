@@ -210,8 +210,6 @@ DeviceArray linear(py::handle x_in, py::handle weight, py::handle bias_in, const
                     : w.rank() == 2 ? w.shape[1]
                                     : 0;
   const std::vector<int64_t> shape = check_linear(x, w, n, k, bias);
-  if (w && w.dtype == DType::bf16 && x.dtype != DType::bf16)
-    fail_type("linear: weight is packed as bfloat16; on a GPU x must be bfloat16 too, got " + dtype_name(x));
   const Activation act = activation_of("linear", activation);
 
   DeviceCall call("linear", stream_of(stream), x.array);
@@ -308,6 +306,8 @@ std::unique_ptr<DeviceWeight> weight_from_parts(const std::string& type, int64_t
     }
   }
   if (n > 0 && k > 0) cuda::pack({q.data, v}, stream);
+  w->scale = w->offset = DeviceArray();  // pack has put them beside the values
+  v.scale = v.offset = nullptr;
   return w;
 }
 

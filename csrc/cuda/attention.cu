@@ -6,6 +6,8 @@
 // Results depend neither on the tile nor on the rows beside a row; they do depend on the splits. With batch_invariant these are
 // chunks at fixed keys, so that a row's sums are the same in any batch: where tiles abound, or the workspace would not stay
 // linear in the length, a block takes its chunks one after the other and merges as it goes.
+#include <algorithm>
+
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_spoiled.cuh"
@@ -103,6 +105,20 @@ int64_t blocks_at_once(const Plan& plan, int width) {
 
 int clip_window(int64_t side) { return static_cast<int>(side < kMostTokens - 1 ? side : kMostTokens - 1); }
 
+// The fewest splits that keep the GPU nearly as busy as any number does, where `room` blocks run at once.
+int choose_splits(int64_t blocks, int64_t room, int64_t most) {
+  if (blocks * 5 >= room * 4) return 1;
+  const auto busy = [&](int64_t splits) {
+    const int64_t all = blocks * splits;
+    return static_cast<double>(all) / static_cast<double>(ceil_div(all, room) * room);
+  };
+  double best = 0;
+  for (int64_t splits = 1; splits <= most; ++splits) best = std::max(best, busy(splits));
+  int64_t splits = 1;
+  while (splits < most && busy(splits) < 0.85 * best) ++splits;
+  return static_cast<int>(splits);
+}
+
 Plan plan_of(const AttentionArgs& a) {
   Plan plan = {};
   Problem& p = plan.p;
@@ -148,10 +164,8 @@ Plan plan_of(const AttentionArgs& a) {
     p.fold = p.chunks && (plan.blocks * 2 > room || chunks > kMostSplits || chunks * part_row > kMostPartBytes);
     if (p.chunks) p.splits = p.fold ? 2 : static_cast<int>(chunks);  // fold: any number that is not 1
   } else {
-    const int64_t useful = usual_keys / kLeastSplitKeys, most_splits = kMostPartBytes / (part_row + 1);
-    int64_t chosen = room / plan.blocks;
-    for (int64_t limit : {useful, most_splits, int64_t{kMostSplits}}) chosen = chosen < limit ? chosen : limit;
-    if (chosen > 1) p.splits = static_cast<int>(chosen);
+    const int64_t useful = usual_keys / kLeastSplitKeys, affordable = kMostPartBytes / (part_row + 1);
+    p.splits = choose_splits(plan.blocks, room, std::min({useful, affordable, int64_t{kMostSplits}}));
   }
   if (p.splits > 1) plan.part_bytes = static_cast<size_t>((p.fold ? 1 : p.splits) * part_row);
   if (a.weights) plan.row_state_bytes = static_cast<size_t>(p.rows) * sizeof(RowState);

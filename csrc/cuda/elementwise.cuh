@@ -65,7 +65,7 @@ QKV_DEVICE void map_element(const From* from, To* to, int64_t x, int64_t y, cons
 
 // Rows of whole pieces; or, kFlat, one row, of which the first block does what is left after the last piece.
 template <class From, class To, bool kFlat, class F>
-__global__ void __launch_bounds__(kMapThreads, kMapBlocks)
+__global__ void __launch_bounds__(kMapThreads, kFlat ? kMapBlocks : 4)
     map_pieces(const __grid_constant__ Rows x, const __grid_constant__ Rows y, const F f) {
   constexpr int kCount = kPieceOf<From, To>;
   const auto* const from = reinterpret_cast<const From*>(x.data);

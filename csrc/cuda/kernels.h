@@ -72,8 +72,8 @@ void gemm(const GemmArgs&, Stream);
 // A weight (n, k) of 8 or 4 bits on the device: w = scale q + offset.
 //   int8: a scale a row, row_scale (n) float32; or group 32, scale (n, groups) float16
 //   int4: scale and offset (n, groups) float16, groups of 32, 64 or 128
-// Values, and the scales of groups among them, lie in the order of quantized.cuh. pack makes it; after it scale and offset are not
-// read any more, and may be freed.
+// Values, and the scales of groups among them, lie in the order of quantized.cuh. pack makes it; after it scale and offset are
+// not read any more, and may be freed.
 struct PackedView {
   WeightType type;  // int8 or int4
   int64_t n, k, k_padded, group;

@@ -2,84 +2,96 @@
 // rms_norm:   y = x / sqrt(mean x^2 + eps) * weight                (Zhang & Sennrich 2019, arXiv:1910.07467)
 // row by row; with a residual, x + residual, rounded, takes the place of x and is written too.
 //
-// The variance is that of the centred row, which registers still hold: E[x^2] - mean^2 cancels. The centred row's own mean, what
-// rounding left of the first, is taken off too, so that rows far from zero come out as exact as others.
+// The variance is that of the centred row, which registers still hold: E[x^2] - mean^2 cancels.
 #include "cuda/rows.cuh"
 
 namespace qkv::cuda {
 namespace {
 
-// The sum of a team's row, or of a piece.
+// The mean of x is `start`, an element, and the mean of x - start, so that constant rows come out as zeros. float32 takes off
+// what rounding left of it, the mean of x - mean, as well, so that rows far from zero come out as exact as others; what 16 bits
+// hold is not that fine, and for them every instruction counts.
+template <class T>
+constexpr bool kTakesRest = !kIs16Bit<T>;
+
+// The sum of x - start over the chunks of a team's row of n elements, or of a piece.
 template <class Row>
-QKV_DEVICE float total_of(Row& row) {
+QKV_DEVICE float total_of(Row& row, int n, float start) {
   float total = 0;
-  row.each([&](const auto& x, int) { total += sum_of(x); });
+  row.each([&](const auto& x, int at) {
+    constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(x)>>;
+    if (Row::kVectors && at >= n) return;
+    float d[kCount];
+#pragma unroll
+    for (int j = 0; j < kCount; ++j) d[j] = Row::kVectors || at + j * Row::kStride < n ? x[j] - start : 0;
+    total += sum_of(d);
+  });
   return total;
 }
 
-// As sum_of. Written out, so that the compiler has no choice and all kernels get the same bits.
-template <int kCount>
-QKV_DEVICE float square_sum_of(const float (&x)[kCount]) {
-  float pairs[kCount / 2];
-#pragma unroll
-  for (int i = 0; i < kCount / 2; ++i) pairs[i] = fmaf(x[2 * i], x[2 * i], __fmul_rn(x[2 * i + 1], x[2 * i + 1]));
-  if constexpr (kCount == 4)
-    return pairs[0] + pairs[1];
-  else
-    return sum_of(pairs);
-}
-
-// The sums of x - mean and of its square over n elements.
-template <class Row>
+// The sums of x - mean, where it is of use, and of its square.
+template <class T, class Row>
 QKV_DEVICE float2 moments_of(Row& row, int n, float mean) {
-  float first = 0, second = 0;
+  float first = 0, second[2] = {0, 0};
   row.each([&](const auto& x, int at) {
     constexpr int kCount = std::extent_v<std::remove_reference_t<decltype(x)>>;
+    if (Row::kVectors && at >= n) return;
     float d[kCount];
 #pragma unroll
-    for (int j = 0; j < kCount; ++j) d[j] = (Row::kVectors ? at : at + j * Row::kStride) < n ? x[j] - mean : 0;
-    first += sum_of(d);
-    second += square_sum_of(d);
+    for (int j = 0; j < kCount; ++j) {
+      d[j] = Row::kVectors || at + j * Row::kStride < n ? x[j] - mean : 0;
+      second[j % 2] = fmaf(d[j], d[j], second[j % 2]);
+    }
+    if constexpr (kTakesRest<T>) first += sum_of(d);
   });
-  return make_float2(first, second);
+  return make_float2(first, second[0] + second[1]);
 }
 
 // What turns x into y.
+template <class T>
 struct Finish {
   float mean, rest, scale;
 
-  // Of n elements, from the sums of x - mean and of its square.
+  // From the sums of x - mean and of its square, and 1 / n.
   template <class V>
-  QKV_DEVICE Finish(float mean, V first, V second, V n, float eps, bool rms) : mean(mean) {
-    const V middle = rms ? 0 : first / n, variance = (second - (rms ? 0 : first) * middle) / n;
+  QKV_DEVICE Finish(float mean, V first, V second, V inverse, float eps, bool rms) : mean(mean) {
+    const V middle = rms || !kTakesRest<T> ? 0 : first * inverse, variance = (second - first * middle) * inverse;
     rest = static_cast<float>(middle);
     scale = __frsqrt_rn(static_cast<float>(variance < 0 ? 0 : variance) + eps);
   }
 
+  // Written out, so that the compiler has no choice and all kernels get the same bits.
   QKV_DEVICE float operator()(float x, float weight, float bias) const {
-    return fmaf(__fmul_rn(x - mean - rest, scale), weight, bias);
+    const float centred = kTakesRest<T> ? x - mean - rest : x - mean;
+    return fmaf(__fmul_rn(centred, scale), weight, bias);
   }
 };
 
 // What leaves x as it is, the sign of zero included.
 constexpr float kNoWeight = 1, kNoBias = -0.0f;
 
+template <class P, int kCount>
+QKV_DEVICE void load_typed(float (&x)[kCount], const void* data, int64_t at) {
+  const P* const p = static_cast<const P*>(data) + at;
+#pragma unroll
+  for (int j = 0; j < kCount; j += kLanes<P>) {
+    float v[kLanes<P>];
+    unpack<P>(load16_read_only(p + j), v);
+#pragma unroll
+    for (int k = 0; k < kLanes<P>; ++k) x[j + k] = v[k];
+  }
+}
+
 // Elements `at` and those after it of a vector of T or of float.
-template <class T>
-QKV_DEVICE void load_parameters(float (&x)[kLanes<T>], const Vector& vector, int64_t at, float none) {
+template <class T, int kCount>
+QKV_DEVICE void load_parameters(float (&x)[kCount], const Vector& vector, int64_t at, float none) {
   if (!vector.data) {
 #pragma unroll
     for (float& e : x) e = none;
-  } else if (vector.dtype == DType::f32) {
-#pragma unroll
-    for (int j = 0; j < kLanes<T>; j += 4) {
-      float four[4];
-      unpack<float>(load16_read_only(static_cast<const float*>(vector.data) + at + j), four);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) x[j + k] = four[k];
-    }
+  } else if (!kIs16Bit<T> || vector.dtype == DType::f32) {
+    load_typed<float>(x, vector.data, at);
   } else {
-    unpack<T>(load16_read_only(static_cast<const T*>(vector.data) + at), x);
+    load_typed<T>(x, vector.data, at);
   }
 }
 
@@ -90,105 +102,144 @@ QKV_DEVICE float parameter(const Vector& vector, int64_t at, float none) {
                                     : to_float(static_cast<const T*>(vector.data)[at]);
 }
 
-// x becomes y, for the elements from `start` on of a row of n.
-template <class T, int kChunks>
-QKV_DEVICE void apply(const Finish& finish, const NormArgs& a, HeldRow<T, kChunks>& row, int64_t start) {
-  row.change([&](auto& x, int at) {
+// Makes y of x, for chunks and for the elements of Piece<T, false>; the first is number `start` of the row.
+template <class T>
+struct Apply {
+  const Finish<T> finish;
+  const NormArgs& a;
+  const int64_t start = 0;
+
+  template <int kCount>
+  QKV_DEVICE void operator()(float (&x)[kCount], int at) const {
+    float weight[kCount], bias[kCount];
     if (start + at >= a.x.n) return;
-    float weight[kLanes<T>], bias[kLanes<T>];
     load_parameters<T>(weight, a.weight, start + at, kNoWeight);
     load_parameters<T>(bias, a.bias, start + at, kNoBias);
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) x[j] = finish(x[j], weight[j], bias[j]);
-  });
+    for (int j = 0; j < kCount; ++j) x[j] = finish(x[j], weight[j], bias[j]);
+  }
+  QKV_DEVICE float operator()(float x, int64_t i) const {
+    return finish(x, parameter<T>(a.weight, i, kNoWeight), parameter<T>(a.bias, i, kNoBias));
+  }
+};
+
+template <class T>
+QKV_DEVICE void apply(const Apply<T>& f, Piece<T, true>& piece) {
+  piece.change(f);
 }
 template <class T>
-QKV_DEVICE void apply(const Finish& finish, const NormArgs& a, Piece<T, false>& piece, int64_t start) {
+QKV_DEVICE void apply(const Apply<T>& f, Piece<T, false>& piece) {
   piece.change([&](auto& x, int at) {
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) {
-      const int64_t i = start + at + j * piece.kStride;
-      if (i < a.x.n) x[j] = finish(x[j], parameter<T>(a.weight, i, kNoWeight), parameter<T>(a.bias, i, kNoBias));
-    }
+    for (int j = 0; j < kLanes<T>; ++j)
+      if (const int64_t i = f.start + at + j * piece.kStride; i < f.a.x.n) x[j] = f(x[j], i);
   });
 }
 
-// What lies between reading a row and writing it.
-template <class Row>
-QKV_DEVICE Finish norm_row(const NormArgs& a, Row& row, int n) {
+// What lies between reading a row and writing it. odd: of the calls of a block, every other. inverse: 1 / n of all rows.
+template <class T, class Row>
+QKV_DEVICE Finish<T> norm_row(const NormArgs& a, Row& row, int n, float start, float inverse, bool odd = false) {
   __shared__ Scratch<float, 1> total_scratch;
-  __shared__ Scratch<float, 2> moments_scratch;
-  const float count = static_cast<float>(a.x.n);
-  float total[1] = {0};
+  __shared__ Scratch<float, kTakesRest<T> ? 2 : 1> moments_scratch[2];
+  float mean = 0;
   if (!a.rms) {
-    total[0] = total_of(row);
+    float total[1] = {total_of(row, n, start)};
     reduce<Add>(total, total_scratch);
+    mean = start + total[0] * inverse;
   }
-  const float mean = total[0] / count;
-  const float2 mine = moments_of(row, n, mean);
-  float moments[2] = {mine.x, mine.y};
-  reduce<Add>(moments, moments_scratch);
-  return Finish(mean, moments[0], moments[1], count, a.eps, a.rms);
-}
-
-template <class T>
-QKV_DEVICE T rounded_sum(T x, T residual) {
-  return from_float<T>(to_float(x) + to_float(residual));
-}
-
-// to = from + other, rounded.
-template <class T, int kChunks>
-QKV_DEVICE void add(uint4 (&to)[kChunks], const uint4 (&from)[kChunks], const uint4 (&other)[kChunks]) {
-#pragma unroll
-  for (int i = 0; i < kChunks; ++i) {
-    float x[kLanes<T>], y[kLanes<T>];
-    unpack<T>(from[i], x);
-    unpack<T>(other[i], y);
-#pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) x[j] += y[j];
-    to[i] = pack<T>(x);
+  const float2 mine = moments_of<T>(row, n, mean);
+  if constexpr (kTakesRest<T>) {
+    float moments[2] = {mine.x, mine.y};
+    reduce<Add>(moments, moments_scratch[odd]);
+    return Finish<T>(mean, moments[0], moments[1], inverse, a.eps, a.rms);
+  } else {
+    float moments[1] = {mine.y};
+    reduce<Add>(moments, moments_scratch[odd]);
+    return Finish<T>(mean, 0.0f, moments[0], inverse, a.eps, a.rms);
   }
 }
 
+// x + y, rounded.
 template <class T>
-QKV_DEVICE void add(float (&to)[kPieceChunks][kLanes<T>], const float (&from)[kPieceChunks][kLanes<T>],
-                    const float (&other)[kPieceChunks][kLanes<T>]) {
+QKV_DEVICE uint4 rounded_sum(const uint4& x, const uint4& y) {
+  float v[kLanes<T>], w[kLanes<T>];
+  unpack<T>(x, v);
+  unpack<T>(y, w);
 #pragma unroll
-  for (int i = 0; i < kPieceChunks; ++i)
+  for (int j = 0; j < kLanes<T>; ++j) v[j] += w[j];
+  return pack<T>(v);
+}
+template <class T>
+QKV_DEVICE void add(HeldRow<T>& to, const HeldRow<T>& other) {
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) to[i][j] = to_float(from_float<T>(from[i][j] + other[i][j]));
+  for (int i = 0; i < kHeldChunks; ++i) to.chunk[i] = rounded_sum<T>(to.chunk[i], other.chunk[i]);
+}
+// piece += the n elements at `residual`, rounded.
+template <class T>
+QKV_DEVICE void add_row(Piece<T, true>& piece, const T* residual, int64_t, int n) {
+  HeldRow<T> other;
+  other.load(residual, n, 0);
+  add(piece, other);
+}
+template <class T>
+QKV_DEVICE void add_row(Piece<T, false>& piece, const T* residual, int64_t step, int n) {
+#pragma unroll
+  for (int i = 0; i < kHeldChunks; ++i)
+#pragma unroll
+    for (int j = 0; j < kLanes<T>; ++j)
+      if (const int at = piece.place(i, j); at < n)
+        piece.chunk[i][j] = to_float(from_float<T>(piece.chunk[i][j] + to_float(residual[at * step])));
+}
+
+// The first element of what is normalised.
+template <class T>
+QKV_DEVICE float first_of(const NormArgs& a, int64_t r) {
+  const float x = to_float(*row_of<const T>(a.x, r));
+  return a.residual.data ? to_float(from_float<T>(x + to_float(*row_of<const T>(a.residual, r)))) : x;
 }
 
 // In all kernels lanes without a row still take part in what a warp does together, with n = 0.
-template <class T, int kChunks>
-__global__ void __launch_bounds__(kMostThreads, kChunks == 4 ? 2 : 1) norm_held(const __grid_constant__ NormArgs a) {
+template <class T>
+__global__ void __launch_bounds__(kMostThreads, 2) norm_held(const __grid_constant__ NormArgs a, float inverse) {
   const int64_t r = team_row();
   const int n = r < a.x.rows ? static_cast<int>(a.x.n) : 0;
-  HeldRow<T, kChunks> row;
-  if (!a.residual.data) {
-    row.load(row_of<const T>(a.x, r), n, 0);
-  } else {
-    const T *x = row_of<const T>(a.x, r), *residual = row_of<const T>(a.residual, r);
-    T* sum = row_of<T>(a.sum, r);
-    constexpr int kPart = kChunks == 4 ? 4 : 2;  // chunks of x and of the residual at once
-#pragma unroll
-    for (int first = 0; first < kChunks; first += kPart) {
-      const int skipped = first * blockDim.x * kLanes<T>;
-      HeldRow<T, kPart> part, other;
-      part.load(x + skipped, n - skipped, 0);
-      other.load(residual + skipped, n - skipped, 0);
-      add<T>(part.chunk, part.chunk, other.chunk);
-      part.store(sum + skipped, n - skipped);
-#pragma unroll
-      for (int i = 0; i < kPart; ++i) row.chunk[first + i] = part.chunk[i];
-    }
+  HeldRow<T> row;
+  row.load(row_of<const T>(a.x, r), n, 0);
+  const float start = n > 0 ? first_of<T>(a, r) : 0;
+  if (a.residual.data) {
+    HeldRow<T> residual;
+    residual.load(row_of<const T>(a.residual, r), n, 0);
+    add(row, residual);
+    row.store(row_of<T>(a.sum, r), n);
   }
-  apply(norm_row(a, row, n), a, row, 0);
+  row.change(Apply<T>{norm_row<T>(a, row, n, start, inverse), a});
   row.store(row_of<T>(a.y, r), n);
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) norm_shared(const __grid_constant__ NormArgs a) {
+__global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant__ NormArgs a, float inverse) {
+  AheadRow<T> row(static_cast<int>(a.x.n));
+  row.fetch(row_of<const T>(a.x, blockIdx.x));
+  bool odd = false;
+  for (int64_t r = blockIdx.x; r < a.x.rows; r += gridDim.x, odd = !odd) {
+    row.take();
+    const float start = first_of<T>(a, r);
+    if (r + gridDim.x < a.x.rows) row.fetch(row_of<const T>(a.x, r + gridDim.x));
+    if (a.residual.data) {
+      const T* const residual = row_of<const T>(a.residual, r);
+      T* const sum = row_of<T>(a.sum, r);
+#pragma unroll 4
+      for (int i = 0; row.place(i) < row.n; ++i) {
+        row.chunk(i) = rounded_sum<T>(row.chunk(i), load16_streaming(residual + row.place(i)));
+        store16(sum + row.place(i), row.chunk(i));
+      }
+    }
+    row.store(row_of<T>(a.y, r), Apply<T>{norm_row<T>(a, row, row.n, start, inverse, odd), a});
+  }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMostThreads) norm_shared(const __grid_constant__ NormArgs a, float inverse) {
   const int64_t r = team_row();
   const int n = r < a.x.rows ? static_cast<int>(a.x.n) : 0;
   const SharedRow<T> row{reinterpret_cast<T*>(shared_chunks() + threadIdx.y * shared_pitch<T>(a.x.n)), n};
@@ -197,13 +248,11 @@ __global__ void __launch_bounds__(kMostThreads) norm_shared(const __grid_constan
     row.load(0, [&](int i) { return x[i * a.x.step]; });
   } else {
     const T* const residual = row_of<const T>(a.residual, r);
-    row.load(0, [&](int i) { return rounded_sum(x[i * a.x.step], residual[i * a.residual.step]); });
+    row.load(0, [&](int i) { return from_float<T>(to_float(x[i * a.x.step]) + to_float(residual[i * a.residual.step])); });
     row.store(row_of<T>(a.sum, r), a.sum.step, [](T e, int) { return e; });
   }
-  const Finish finish = norm_row(a, row, n);
-  row.store(row_of<T>(a.y, r), a.y.step, [&](T e, int i) {
-    return from_float<T>(finish(to_float(e), parameter<T>(a.weight, i, kNoWeight), parameter<T>(a.bias, i, kNoBias)));
-  });
+  const Apply<T> f{norm_row<T>(a, row, n, n > 0 ? to_float(row.row[0]) : 0, inverse), a};
+  row.store(row_of<T>(a.y, r), a.y.step, [&](T e, int i) { return from_float<T>(f(to_float(e), static_cast<int64_t>(i))); });
 }
 
 // Rows that are longer than what a block holds: read three times, back and forth so that the caches still have some. The sums of
@@ -225,34 +274,32 @@ __global__ void __launch_bounds__(kMostThreads, kVectors ? 2 : 1) norm_pieces(co
   for (int64_t i = 0; i < pieces; ++i) {
     piece.load(x + i * kLength * a.x.step, a.x.step, length(i), 0);
     if (adds) {
-      Piece<T, kVectors> other;
-      other.load(residual + i * kLength * a.residual.step, a.residual.step, length(i), 0);
-      add<T>(piece.chunk, piece.chunk, other.chunk);
+      add_row(piece, residual + i * kLength * a.residual.step, a.residual.step, length(i));
       piece.store(sum + i * kLength * a.sum.step, a.sum.step, length(i));
     }
-    total[0] += total_of(piece);
+    total[0] += total_of(piece, length(i), 0);
   }
   reduce<Add>(total, total_scratch);
 
   // From here on every thread reads what it wrote itself.
   const T* const from = adds ? sum : x;
   const int64_t step = adds ? a.sum.step : a.x.step;
-  const auto count = static_cast<double>(a.x.n);
-  const float mean = a.rms ? 0 : static_cast<float>(total[0] / count);
+  const double inverse = 1.0 / static_cast<double>(a.x.n);
+  const float mean = a.rms ? 0 : static_cast<float>(total[0] * inverse);
   double moments[2] = {0, 0};
   for (int64_t i = pieces; i-- > 0;) {
     piece.template load<false>(from + i * kLength * step, step, length(i), 0);
-    const float2 more = moments_of(piece, length(i), mean);
+    const float2 more = moments_of<T>(piece, length(i), mean);
     moments[0] += more.x;
     moments[1] += more.y;
   }
   reduce<Add>(moments, moments_scratch);
 
-  const Finish finish(mean, moments[0], moments[1], count, a.eps, a.rms);
+  const Finish<T> finish(mean, moments[0], moments[1], inverse, a.eps, a.rms);
   T* const y = row_of<T>(a.y, blockIdx.x);
   for (int64_t i = 0; i < pieces; ++i) {
     piece.template load<false>(from + i * kLength * step, step, length(i), 0);
-    apply(finish, a, piece, i * kLength);
+    apply({finish, a, i * kLength}, piece);
     piece.store(y + i * kLength * a.y.step, a.y.step, length(i));
   }
 }
@@ -270,13 +317,16 @@ void norm(const NormArgs& a, Stream stream_in) {
     using T = decltype(t);
     const RowPlan plan = plan_rows<T>(a.x.n);
     const unsigned blocks = plan.blocks(a.x.rows);
-    const size_t shared = shared_bytes<T>(plan, a.x.n);
-    if (vectors && plan.chunks > 0) {
-      with_chunks(plan.chunks,
-                  [&](auto chunks) { norm_held<T, decltype(chunks)::value><<<blocks, plan.block(), 0, stream>>>(a); });
-    } else if (plan.chunks > 0 && shared <= kMostShared) {
+    const size_t shared = shared_bytes<T>(plan, a.x.n), ahead = ahead_bytes(plan);
+    const float inverse = 1.0f / static_cast<float>(a.x.n);
+    if (vectors && plan.chunks == kHeldChunks) {
+      norm_held<T><<<blocks, plan.block(), 0, stream>>>(a, inverse);
+    } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
+      allow_shared(norm_ahead<T>, ahead + kStaticShared, "norm");
+      norm_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a, inverse);
+    } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
       allow_shared(norm_shared<T>, shared + kStaticShared, "norm");
-      norm_shared<T><<<blocks, plan.block(), shared, stream>>>(a);
+      norm_shared<T><<<blocks, plan.block(), shared, stream>>>(a, inverse);
     } else {
       const auto kernel = vectors ? norm_pieces<T, true> : norm_pieces<T, false>;
       kernel<<<static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream>>>(a);

@@ -2,9 +2,10 @@
 //
 // A row is cut into chunks of 16 bytes, which is what a thread moves at once. A team of blockDim.x threads holds a row: thread t
 // has chunks t, t + blockDim.x, t + 2 blockDim.x ... until it writes them, so that a row is read once and written once: in
-// registers where chunks are aligned (HeldRow), else in shared memory (SharedRow). A team is either a power of two of lanes
-// within a warp, or a number of warps; threadIdx.y counts the teams of a block. plan_rows chooses by the length of a row alone,
-// so a row's sums come out the same to the bit in any batch, and at any strides if it is no longer than kMostShared.
+// registers where chunks are aligned (HeldRow), else, or if it is long, in shared memory (SharedRow, AheadRow). A team is either
+// a power of two of lanes within a warp, or a number of warps; threadIdx.y counts the teams of a block. plan_rows chooses by the
+// length of a row alone, so a row's sums come out the same to the bit in any batch, and at any strides if it is no longer than
+// kMostShared.
 #pragma once
 #include <stdint.h>
 
@@ -21,26 +22,33 @@ constexpr int kLanes = 16 / sizeof(T);  // elements of a chunk
 // Of a team whose threads have kChunks chunks each.
 constexpr int kMostThreads = 512;
 
-// Rows that are longer than kMostThreads threads hold with 16 chunks each go in pieces of so many chunks a thread.
-constexpr int kPieceChunks = 4;
+// Of a thread. Rows that are too long for the first take the second; those that are too long for both go in pieces of the first.
+constexpr int kHeldChunks = 4, kAheadChunks = 16;
 
 constexpr int64_t kMostShared = 96 * 1024;  // bytes of a SharedRow; longer ones go in pieces too
 constexpr size_t kStaticShared = 1024;      // more than there is of it beside, which counts as well where 48 KB are enough
 
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
 struct RowPlan {
-  int chunks;   // of a thread: 4 or 16; 0: in pieces
+  int chunks;   // of a thread: kHeldChunks or kAheadChunks; 0: in pieces
   int threads;  // of a team
   int teams;    // of a block
   unsigned blocks(int64_t rows) const { return static_cast<unsigned>((rows + teams - 1) / teams); }
   dim3 block() const { return dim3(static_cast<unsigned>(threads), static_cast<unsigned>(teams)); }
 };
 
-// To keep many bytes in flight, 64 to 128 KB an SM, a thread reads 4 chunks, and teams grow to 16 warps; then a thread reads 16.
+// To keep many bytes in flight, 64 KB an SM and more.
 template <class T>
 RowPlan plan_rows(int64_t n) {
   const int64_t chunks = (n + kLanes<T> - 1) / kLanes<T>;
-  if (chunks > 16 * kMostThreads) return {0, kMostThreads, 1};
-  const int each = chunks <= 4 * kMostThreads ? 4 : 16;
+  if (chunks > kAheadChunks * kMostThreads) return {0, kMostThreads, 1};
+  const int each = chunks <= kHeldChunks * kMostThreads ? kHeldChunks : kAheadChunks;
   int threads = static_cast<int>((chunks + each - 1) / each);
   if (threads > 32)
     threads = (threads + 31) / 32 * 32;
@@ -59,6 +67,16 @@ size_t shared_bytes(const RowPlan& plan, int64_t n) {
   return 16 * static_cast<size_t>(plan.teams) * static_cast<size_t>(shared_pitch<T>(n));
 }
 
+// Of AheadRow: the shared memory of a block, or 0 where a block may not have that much.
+inline size_t ahead_bytes(const RowPlan& plan) {
+  const size_t bytes = 16 * kAheadChunks * static_cast<size_t>(plan.threads);
+  return bytes + kStaticShared <= static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) ? bytes : 0;
+}
+inline unsigned blocks_ahead(const RowPlan& plan, int64_t rows) {
+  const int64_t most = device_attribute(cudaDevAttrMultiProcessorCount) * (kMostThreads / plan.threads);
+  return static_cast<unsigned>(rows < most ? rows : most);
+}
+
 // Whether every row of x is made of whole, aligned chunks.
 inline bool in_chunks(const Rows& x) {
   const int64_t lanes = 16 / size_of(x.dtype);
@@ -66,17 +84,6 @@ inline bool in_chunks(const Rows& x) {
   for (int d = 0; d < x.rank; ++d)
     if (x.strides[d] % lanes != 0) return false;
   return true;
-}
-
-// f(std::integral_constant<int, chunks>) for the chunks of a plan that registers hold.
-template <class F>
-void with_chunks(int chunks, F&& f) {
-  switch (chunks) {
-    case 4:
-      return f(std::integral_constant<int, 4>{});
-    case 16:
-      return f(std::integral_constant<int, 16>{});
-  }
 }
 
 // ---- where a row is -----------------------------------------------------------------------------------------------------------
@@ -142,11 +149,16 @@ QKV_DEVICE float sum_of(const float (&x)[kCount]) {
 // each(f) calls f(const float (&x)[kLanes<T>], int at) for each of this thread's chunks: x[j] is element at + j kStride of the
 // row or piece; change(f) lets f change x. Elements beyond the row's n are the `pad` of load().
 
-template <class T, int kChunks>
+QKV_DEVICE uint4* shared_chunks() {
+  extern __shared__ uint4 chunks[];
+  return chunks;
+}
+
+template <class T>
 struct HeldRow {
   static constexpr int kStride = 1;
   static constexpr bool kVectors = true;  // all of a chunk is within the row, or nothing
-  uint4 chunk[kChunks];
+  uint4 chunk[kHeldChunks];
 
   static QKV_DEVICE int place(int i) { return (i * blockDim.x + threadIdx.x) * kLanes<T>; }
 
@@ -157,14 +169,14 @@ struct HeldRow {
 #pragma unroll
     for (float& e : padding) e = pad;
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
+    for (int i = 0; i < kHeldChunks; ++i) {
       chunk[i] = pack<T>(padding);
       if (place(i) < n) chunk[i] = kRead ? load16_streaming(row + place(i)) : load16(row + place(i));
     }
   }
   QKV_DEVICE void store(T* row, int n) const {
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i)
+    for (int i = 0; i < kHeldChunks; ++i)
       if (place(i) < n) store16(row + place(i), chunk[i]);
   }
   template <class F>
@@ -184,7 +196,7 @@ struct HeldRow {
 #pragma unroll
     for (uint4& c : chunk) asm volatile("" : "+r"(c.x), "+r"(c.y), "+r"(c.z), "+r"(c.w));
 #pragma unroll
-    for (int i = 0; i < kChunks; ++i) {
+    for (int i = 0; i < kHeldChunks; ++i) {
       float x[kLanes<T>];
       unpack<T>(chunk[i], x);
       f(x, place(i));
@@ -194,10 +206,8 @@ struct HeldRow {
 };
 
 // Blocks of kMostThreads with a HeldRow each that an SM has registers for.
-template <class T, int kChunks>
-constexpr int kHeldBlocks = kChunks == 16 ? 1
-                            : kIs16Bit<T> ? 2
-                                          : 3;
+template <class T>
+constexpr int kHeldBlocks = kIs16Bit<T> ? 2 : 3;
 
 // Barrier of a team.
 QKV_DEVICE void team_sync() {
@@ -205,11 +215,6 @@ QKV_DEVICE void team_sync() {
     __syncwarp();
   else
     named_barrier_sync(1 + threadIdx.y, blockDim.x);
-}
-
-QKV_DEVICE uint4* shared_chunks() {
-  extern __shared__ uint4 chunks[];
-  return chunks;
 }
 
 // Only read by chunks: in what needs no sums, neighbouring threads have neighbours.
@@ -244,37 +249,83 @@ struct SharedRow {
   }
 };
 
+// A row in shared memory, each thread's chunks in places of its own, while its next row is on its way to registers: of long rows
+// an SM has room for so few that otherwise all would wait for memory together, and then all compute.
+template <class T>
+struct AheadRow {
+  static constexpr int kStride = 1;
+  static constexpr bool kVectors = true;
+  const int n;
+  uint4 next[kAheadChunks];
+
+  QKV_DEVICE explicit AheadRow(int n) : n(n) {}
+  QKV_DEVICE int place(int i) const { return (i * blockDim.x + threadIdx.x) * kLanes<T>; }
+  QKV_DEVICE uint4& chunk(int i) const { return shared_chunks()[i * blockDim.x + threadIdx.x]; }
+
+  QKV_DEVICE void fetch(const T* row) {
+    const T* from = row + place(0);
+#pragma unroll
+    for (int i = 0; i < kAheadChunks; ++i, from += blockDim.x * kLanes<T>)
+      if (place(i) < n) next[i] = load16_streaming(from);
+  }
+  QKV_DEVICE void take() {
+#pragma unroll
+    for (int i = 0; i < kAheadChunks; ++i)
+      if (place(i) < n) chunk(i) = next[i];
+  }
+  template <class F>
+  QKV_DEVICE void each(F&& f) const {
+#pragma unroll 2
+    for (int i = 0; place(i) < n; ++i) {
+      float x[kLanes<T>];
+      unpack<T>(chunk(i), x);
+      f(x, place(i));
+    }
+  }
+  // What f makes of each chunk goes to `to`.
+  template <class F>
+  QKV_DEVICE void store(T* to, F&& f) const {
+#pragma unroll 2
+    for (int i = 0; place(i) < n; ++i) {
+      float x[kLanes<T>];
+      unpack<T>(chunk(i), x);
+      f(x, place(i));
+      store16(to + place(i), pack<T>(x));
+    }
+  }
+};
+
 // A piece of a long row, in registers. Where chunks are not aligned they are made of elements that lie kMostThreads apart, so
 // that neighbouring threads read neighbours.
 template <class T, bool kVectors>
-struct Piece : HeldRow<T, kPieceChunks> {
-  static constexpr int64_t kLength = kPieceChunks * kMostThreads * kLanes<T>;
+struct Piece : HeldRow<T> {
+  static constexpr int64_t kLength = kHeldChunks * kMostThreads * kLanes<T>;
   template <bool kRead = true>
   QKV_DEVICE void load(const T* row, int64_t, int n, float pad) {
-    HeldRow<T, kPieceChunks>::template load<kRead>(row, n, pad);
+    HeldRow<T>::template load<kRead>(row, n, pad);
   }
-  QKV_DEVICE void store(T* row, int64_t, int n) const { HeldRow<T, kPieceChunks>::store(row, n); }
+  QKV_DEVICE void store(T* row, int64_t, int n) const { HeldRow<T>::store(row, n); }
 };
 
 template <class T>
 struct Piece<T, false> {
-  static constexpr int64_t kLength = kPieceChunks * kMostThreads * kLanes<T>;
+  static constexpr int64_t kLength = kHeldChunks * kMostThreads * kLanes<T>;
   static constexpr int kStride = kMostThreads;
   static constexpr bool kVectors = false;
-  float chunk[kPieceChunks][kLanes<T>];
+  float chunk[kHeldChunks][kLanes<T>];
 
   static QKV_DEVICE int place(int i, int j) { return (i * kLanes<T> + j) * kStride + threadIdx.x; }
 
   template <bool kRead = true>
   QKV_DEVICE void load(const T* row, int64_t step, int n, float pad) {
 #pragma unroll
-    for (int i = 0; i < kPieceChunks; ++i)
+    for (int i = 0; i < kHeldChunks; ++i)
 #pragma unroll
       for (int j = 0; j < kLanes<T>; ++j) chunk[i][j] = place(i, j) < n ? to_float(row[place(i, j) * step]) : pad;
   }
   QKV_DEVICE void store(T* row, int64_t step, int n) const {
 #pragma unroll
-    for (int i = 0; i < kPieceChunks; ++i)
+    for (int i = 0; i < kHeldChunks; ++i)
 #pragma unroll
       for (int j = 0; j < kLanes<T>; ++j)
         if (place(i, j) < n) row[place(i, j) * step] = from_float<T>(chunk[i][j]);
@@ -282,7 +333,7 @@ struct Piece<T, false> {
   template <class F>
   QKV_DEVICE void each(F&& f) {
 #pragma unroll
-    for (int i = 0; i < kPieceChunks; ++i) f(chunk[i], place(i, 0));
+    for (int i = 0; i < kHeldChunks; ++i) f(chunk[i], place(i, 0));
   }
   template <class F>
   QKV_DEVICE void change(F&& f) {

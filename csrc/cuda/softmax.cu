@@ -38,12 +38,17 @@ struct Finish {
   bool log;
   QKV_DEVICE Finish(float top, float total, bool log) : top(top), last(log ? logf(total) : 1.0f / total), log(log) {}
   QKV_DEVICE float operator()(float x) const { return log ? x - top - last : exp_of<T>(x - top) * last; }
+  template <int kCount>
+  QKV_DEVICE void operator()(float (&x)[kCount], int) const {
+#pragma unroll
+    for (float& e : x) e = (*this)(e);
+  }
 };
 
 // What lies between reading a team's row and writing it. The row is padded with -inf, which adds e^-inf = 0.
 template <class T, class Row>
 QKV_DEVICE Finish<T> softmax_row(Row& row, bool log) {
-  __shared__ Scratch<float, 1> scratch[2];
+  __shared__ Scratch<float, 1> scratch[2];  // a third call of reduce can only come when the first is over
   float top[1] = {-kInfinity}, total[1] = {0};
   row.each([&](const auto& x, int) { top[0] = max_of(x, top[0]); });
   reduce<Max>(top, scratch[0]);
@@ -52,24 +57,28 @@ QKV_DEVICE Finish<T> softmax_row(Row& row, bool log) {
   return Finish<T>(top[0], total[0], log);
 }
 
-template <class T, class Row>
-QKV_DEVICE void apply(const Finish<T>& finish, Row& row) {
-  row.change([&](auto& x, int) {
-#pragma unroll
-    for (float& e : x) e = finish(e);
-  });
-}
-
 // In all kernels lanes without a row still take part in what a warp does together, with n = 0.
-template <class T, int kChunks>
-__global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T, kChunks>)
+template <class T>
+__global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>)
     softmax_held(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log) {
   const int64_t r = team_row();
   const int n = r < x.rows ? static_cast<int>(x.n) : 0;
-  HeldRow<T, kChunks> row;
+  HeldRow<T> row;
   row.load(row_of<const T>(x, r), n, -kInfinity);
-  apply(softmax_row<T>(row, log), row);
+  row.change(softmax_row<T>(row, log));
   row.store(row_of<T>(y, r), n);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMostThreads)
+    softmax_ahead(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log) {
+  AheadRow<T> row(static_cast<int>(x.n));
+  row.fetch(row_of<const T>(x, blockIdx.x));
+  for (int64_t r = blockIdx.x; r < x.rows; r += gridDim.x) {
+    row.take();
+    if (r + gridDim.x < x.rows) row.fetch(row_of<const T>(x, r + gridDim.x));
+    row.store(row_of<T>(y, r), softmax_row<T>(row, log));
+  }
 }
 
 template <class T>
@@ -149,7 +158,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
   T* const to = row_of<T>(y, blockIdx.x);
   for (int64_t i = pieces; i-- > 0;) {
     piece.load(from + i * kLength * x.step, x.step, length(i), -kInfinity);
-    apply(finish, piece);
+    piece.change(finish);
     piece.store(to + i * kLength * y.step, y.step, length(i));
   }
 }
@@ -184,15 +193,16 @@ void softmax(const SoftmaxArgs& a, Stream stream_in) {
     const RowPlan plan = plan_rows<T>(a.x.n);
     const unsigned blocks = plan.blocks(a.x.rows);
     const bool vectors = in_chunks(a.x) && in_chunks(a.y);
-    const int columns = plan.chunks == 4 && plan.threads <= kAcrossThreads / 2 ? columns_across<T>(a) : 0;
-    const size_t shared = shared_bytes<T>(plan, a.x.n);
+    const int columns = plan.chunks == kHeldChunks && plan.threads <= kAcrossThreads / 2 ? columns_across<T>(a) : 0;
+    const size_t shared = shared_bytes<T>(plan, a.x.n), ahead = ahead_bytes(plan);
     if (columns > 0) {
       launch_across<T>(a, plan, columns, stream);
-    } else if (vectors && plan.chunks > 0) {
-      with_chunks(plan.chunks, [&](auto chunks) {
-        softmax_held<T, decltype(chunks)::value><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
-      });
-    } else if (plan.chunks > 0 && shared <= kMostShared) {
+    } else if (vectors && plan.chunks == kHeldChunks) {
+      softmax_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
+    } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
+      allow_shared(softmax_ahead<T>, ahead + kStaticShared, "softmax");
+      softmax_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.y, a.log);
+    } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
       allow_shared(softmax_shared<T>, shared + kStaticShared, "softmax");
       softmax_shared<T><<<blocks, plan.block(), shared, stream>>>(a.x, a.y, a.log);
     } else {

@@ -173,6 +173,7 @@ std::string place(int site) {
   std::string text = "deadlock: ";
   for (const auto& [where, threads] : waiting)
     text += (text.size() > 10 ? "; " : "") + std::to_string(threads) + " threads wait for " + where;
+  text += describe_mbarriers();
   fail(FaultKind::deadlock, "%s", text.c_str());
 }
 

@@ -3,6 +3,8 @@
 #pragma once
 #include <stdint.h>
 
+#include <string>
+
 #include "cuda/emulation/checker.h"
 #include "cuda/emulation/tensor_core.h"  // Element
 
@@ -42,6 +44,9 @@ bool mbarrier_test_wait(int site, uint32_t barrier, uint32_t parity, bool acquir
 void mbarrier_check_for_tma(uint32_t barrier);
 // `site` is that of the load.
 void mbarrier_complete(int site, unsigned rank, uint32_t offset, uint32_t bytes, const Stamp&);
+
+// Those at which threads wait, for reports of deadlocks.
+std::string describe_mbarriers();
 
 void mbarrier_start_blocks();
 void mbarrier_end_blocks();

@@ -65,6 +65,16 @@ bool see_end(Mbarrier& b, bool acquires) {
 
 void mbarrier_start_blocks() { barriers.clear(); }
 
+std::string describe_mbarriers() {
+  std::string text;
+  for (const auto& [at, b] : barriers)
+    if (!b.waiters.empty())
+      text += "; the mbarrier at shared memory address " + std::to_string(static_cast<uint32_t>(at)) + ", in phase " +
+              std::to_string(b.phase) + ", waits for " + std::to_string(b.pending) + " of " + std::to_string(b.arrivals) +
+              " arrivals and " + std::to_string(b.bytes) + " bytes";
+  return text;
+}
+
 void mbarrier_end_blocks() {
   for (const auto& [at, b] : barriers)
     if (b.unobserved)

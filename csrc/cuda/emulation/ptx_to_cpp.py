@@ -132,6 +132,7 @@ class Function:
         self.temporaries = 0
         self.branch_targets = {}
         self.location = ("", 0)
+        self.callers = {}  # place that was inlined -> place of the call, as .loc says
         self.line = first_line
 
     # ---- operands
@@ -326,9 +327,17 @@ class Function:
                 self.out.append(f"memset({c}, 0xFF, sizeof {c});")
         elif text.startswith(".loc"):
             # Of what was inlined from CUDA's headers or intrinsics.cuh, the place that called it says more.
-            m = re.match(r"\.loc\s+(\d+)\s+(\d+)(?:.*inlined_at\s+(\d+)\s+(\d+))?", text)
-            inlined = m[3] and re.search(r"/include/|/intrinsics\w*\.cuh$", self.module.files.get(m[1], ""))
-            self.location = (m[3], int(m[4])) if inlined else (m[1], int(m[2]))
+            # A .loc names its caller; the caller's own .loc stands right before it.
+            m = re.match(r"\.loc\s+(\d+)\s+(\d+)\s+(\d+)(?:.*inlined_at\s+(\d+)\s+(\d+)\s+(\d+))?", text)
+            place = m.group(1, 2, 3)
+            if m[4]:
+                self.callers[place] = m.group(4, 5, 6)
+            else:
+                self.callers.pop(place, None)
+            inlined = r"/include/|/intrinsics\w*\.cuh$"
+            while place in self.callers and re.search(inlined, self.module.files.get(place[0], "")):
+                place = self.callers[place]
+            self.location = (place[0], int(place[1]))
         elif re.match(r"\.(pragma|file|maxn|reqn|minn|callprototype|branchtargets|noreturn)", text):
             pass
         else:
