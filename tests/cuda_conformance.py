@@ -295,15 +295,16 @@ class Box(NamedTuple):
     at: tuple[int, ...]
 
 
+# The first coordinate of a box is a multiple of 16 bytes: others are illegal instructions on an H200.
 BOXES = [
-    Box(4, 0, (100,), (1,), (64,), (-3,)),
-    Box(2, 0, (100,), (1,), (64,), (50,)),
+    Box(4, 0, (100,), (1,), (64,), (-4,)),
+    Box(2, 0, (100,), (1,), (64,), (48,)),
     Box(2, 128, (100, 40), (1, 104), (64, 24), (0, 0)),
     Box(2, 128, (100, 40), (1, 104), (64, 24), (72, 30)),
-    Box(2, 128, (100, 40), (1, 104), (64, 24), (-9, -5)),
-    Box(2, 64, (100, 40), (1, 104), (32, 40), (5, 3)),
-    Box(2, 32, (100, 40), (1, 104), (16, 24), (90, 17)),
-    Box(2, 0, (100, 40), (1, 104), (40, 12), (3, 35)),
+    Box(2, 128, (100, 40), (1, 104), (64, 24), (-8, -5)),
+    Box(2, 64, (100, 40), (1, 104), (32, 40), (8, 3)),
+    Box(2, 32, (100, 40), (1, 104), (16, 24), (88, 17)),
+    Box(2, 0, (100, 40), (1, 104), (40, 12), (8, 35)),
     Box(4, 128, (60, 20), (1, 60), (32, 16), (40, -2)),
     Box(4, 0, (60, 20), (1, 60), (64, 5), (200, 0)),
     Box(2, 128, (72, 9, 5), (1, 360, 72), (64, 4, 3), (8, 7, -1)),
@@ -327,9 +328,11 @@ def tma(rng: np.random.Generator) -> list[Case]:
             x = [a + i for a, i in zip(b.at, index[::-1], strict=True)]
             byte = int(np.ravel_multi_index(index, b.box[::-1])) // b.box[0] * row + index[-1] * b.element
             place = swizzled(byte, b.swizzle) // b.element
+            offset = sum(i * s for i, s in zip(x, b.stride, strict=True))
             if all(0 <= i < n for i, n in zip(x, b.size, strict=True)):
-                offset = sum(i * s for i, s in zip(x, b.stride, strict=True))
                 image[place] = tensor[offset]
+            lanes = 16 // b.element  # a store ends a row of the tensor at the next multiple of 16 bytes
+            if all(0 <= i < n for i, n in zip(x, (-(-b.size[0] // lanes) * lanes, *b.size[1:]), strict=True)):
                 stored[offset] = smem[place]
         five = [tuple(v) + (0,) * (5 - len(v)) for v in (b.size, b.stride, b.box, b.at)]
         numbers = (b.element, b.swizzle, *five[0], *five[1], *five[2], *five[3])
@@ -479,6 +482,12 @@ def finish_gpu_build(build: GpuBuild) -> ctypes.CDLL:
     if build.process.returncode:
         raise RuntimeError(output)
     return ctypes.CDLL(str(build.library))
+
+
+def built_libraries(folder: Path) -> dict[bool, ctypes.CDLL]:
+    """What gpu_libraries has built there before."""
+    paths = {hopper: folder / f"{source(hopper).stem}.so" for hopper in (False, True)}
+    return {hopper: ctypes.CDLL(str(path)) for hopper, path in paths.items() if path.exists()}
 
 
 def gpu_libraries(on: Gpu, folder: Path) -> dict[bool, ctypes.CDLL]:

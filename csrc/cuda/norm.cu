@@ -55,7 +55,7 @@ struct Finish {
   // From the sums of x - mean and of its square, and 1 / n.
   template <class V>
   QKV_DEVICE Finish(float mean, V first, V second, V inverse, float eps, bool rms) : mean(mean) {
-    const V middle = rms || !kTakesRest<T> ? 0 : first * inverse, variance = (second - first * middle) * inverse;
+    const V sum = rms || !kTakesRest<T> ? 0 : first, middle = sum * inverse, variance = (second - sum * middle) * inverse;
     rest = static_cast<float>(middle);
     scale = __frsqrt_rn(static_cast<float>(variance < 0 ? 0 : variance) + eps);
   }
@@ -228,7 +228,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant
     if (a.residual.data) {
       const T* const residual = row_of<const T>(a.residual, r);
       T* const sum = row_of<T>(a.sum, r);
-#pragma unroll 4
+#pragma unroll 2
       for (int i = 0; row.place(i) < row.n; ++i) {
         row.chunk(i) = rounded_sum<T>(row.chunk(i), load16_streaming(residual + row.place(i)));
         store16(sum + row.place(i), row.chunk(i));
@@ -239,7 +239,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant
 }
 
 template <class T>
-__global__ void __launch_bounds__(kMostThreads) norm_shared(const __grid_constant__ NormArgs a, float inverse) {
+__global__ void __launch_bounds__(kMostThreads, 2) norm_shared(const __grid_constant__ NormArgs a, float inverse) {
   const int64_t r = team_row();
   const int n = r < a.x.rows ? static_cast<int>(a.x.n) : 0;
   const SharedRow<T> row{reinterpret_cast<T*>(shared_chunks() + threadIdx.y * shared_pitch<T>(a.x.n)), n};

@@ -285,7 +285,7 @@ struct AheadRow {
   // What f makes of each chunk goes to `to`.
   template <class F>
   QKV_DEVICE void store(T* to, F&& f) const {
-#pragma unroll 2
+#pragma unroll 1
     for (int i = 0; place(i) < n; ++i) {
       float x[kLanes<T>];
       unpack<T>(chunk(i), x);

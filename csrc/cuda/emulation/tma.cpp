@@ -162,7 +162,10 @@ const TensorMap& read_map(uint64_t address) {
   return m;
 }
 
-Move plan(unsigned dimensions, uint64_t map, const int32_t* at, uint32_t shared) {
+// What an H200 does and the documentation leaves open: a first coordinate that is no multiple of 16 bytes is an illegal
+// instruction, and a store ends a row at the next multiple of 16 bytes after its size, not at the size; a load fills up with
+// zeros from there on.
+Move plan(unsigned dimensions, uint64_t map, const int32_t* at, uint32_t shared, bool store) {
   const TensorMap& m = read_map(map);
   if (m.dimensions != dimensions) fail(FaultKind::other, "TMA of %u dimensions with a map of %u", dimensions, m.dimensions);
   Move move;
@@ -176,9 +179,13 @@ Move plan(unsigned dimensions, uint64_t map, const int32_t* at, uint32_t shared)
   const unsigned alignment = m.swizzle ? 8u * m.swizzle : 128u;
   if (p.offset % alignment)
     fail(FaultKind::misaligned, "TMA: the box in shared memory, at %u, does not start at a multiple of %u", p.offset, alignment);
+  if (int64_t{at[0]} * m.element % 16)
+    fail(FaultKind::misaligned, "TMA: the first coordinate, %d elements of %u bytes, is no multiple of 16 bytes", at[0],
+         m.element);
   unsigned index[5] = {}, count = 1;
   for (unsigned i = 1; i < dimensions; ++i) count *= m.box[i];
-  const int64_t first = at[0], end = first + m.box[0], size = int64_t{m.last[0]} + 1;
+  const int64_t lanes = store ? 16 / m.element : 1;
+  const int64_t first = at[0], end = first + m.box[0], size = (int64_t{m.last[0]} + lanes) / lanes * lanes;
   const int64_t inside_from = first < 0 ? 0 : first, inside_to = end < size ? end : size;
   for (unsigned n = 0; n < count; ++n) {
     Row row{n * move.row_bytes, m.base, 0, 0};
@@ -284,7 +291,7 @@ void tma_retire(const Thread& t) {
 
 void tma_load(int site, unsigned dimensions, uint32_t to, uint64_t map, const int32_t* at, uint32_t barrier, uint32_t blocks) {
   current->site = site;
-  Move move = plan(dimensions, map, at, to);
+  Move move = plan(dimensions, map, at, to, false);
   SharedPlace b = shared_place(barrier);
   if (!blocks) {
     mbarrier_check_for_tma(barrier);
@@ -304,7 +311,7 @@ void tma_load(int site, unsigned dimensions, uint32_t to, uint64_t map, const in
 
 void tma_store(int site, unsigned dimensions, uint64_t map, const int32_t* at, uint32_t from) {
   current->site = site;
-  start_store(plan(dimensions, map, at, from));
+  start_store(plan(dimensions, map, at, from, true));
 }
 
 void bulk_load(int site, uint32_t to, uint64_t from, uint32_t bytes, uint32_t barrier) {
