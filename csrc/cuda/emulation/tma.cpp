@@ -182,6 +182,8 @@ Move plan(unsigned dimensions, uint64_t map, const int32_t* at, uint32_t shared,
   if (int64_t{at[0]} * m.element % 16)
     fail(FaultKind::misaligned, "TMA: the first coordinate, %d elements of %u bytes, is no multiple of 16 bytes", at[0],
          m.element);
+  for (unsigned i = 0; store && i < dimensions; ++i)
+    if (at[i] < 0) fail(FaultKind::out_of_bounds, "TMA: a store at coordinate %d of dimension %u", at[i], i);
   unsigned index[5] = {}, count = 1;
   for (unsigned i = 1; i < dimensions; ++i) count *= m.box[i];
   const int64_t lanes = store ? 16 / m.element : 1;
