@@ -295,8 +295,8 @@ class Box(NamedTuple):
     at: tuple[int, ...]
 
 
-# The first coordinate of a box is a multiple of 16 bytes, and stores have no negative ones: others are illegal instructions
-# on an H200.
+# The first coordinate of a box is a multiple of 16 bytes, and stores have no negative ones: others are illegal
+# instructions on an H200.
 BOXES = [
     Box(4, 0, (100,), (1,), (64,), (-4,)),
     Box(2, 0, (100,), (1,), (64,), (48,)),
