@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import cuda
+from .arrays import as_numpy, exporter
 
 # Arguments of integers, which may stay in host memory: they are checked there and sent along.
 _INTEGERS = ("kv_lengths", "cu_seqlens_q", "cu_seqlens_k")
@@ -30,27 +31,29 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
         or any(n in kwargs for n in parameters[: len(args)])
     ):
         inspect.signature(op).bind(*args, **kwargs)  # has the words for what is wrong
-    given = [values[n] for n in names if values.get(n) is not None]
-    stream = cuda.stream_of([g for g in given if cuda.on_device(g)])
+    stream = cuda.stream_of([values[n] for n in names if cuda.on_device(values.get(n))])
     origin = None
+    for n in names:
+        if cuda.on_device(values.get(n)) and not isinstance(values[n], (cuda.Array, cuda.PackedWeight)):
+            origin = origin or exporter(values[n])
+            try:
+                values[n] = cuda.from_dlpack(values[n], stream)
+            except (
+                BufferError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:  # no GPU for qkv; torch: requires_grad ...
+                raise TypeError(f"{name}: {n} is on a CUDA device and cannot be shared: {error}") from error
+    dtype = next((values[n].dtype for n in names if isinstance(values.get(n), cuda.Array)), np.float32)
     for n in names:
         value = values.get(n)
         if value is None or isinstance(value, (cuda.Array, cuda.PackedWeight)):
             continue
-        if cuda.on_device(value):
-            from .arrays import exporter
-
-            values[n] = cuda.from_dlpack(value, stream)
-            origin = origin or exporter(value)
-        elif n in _INTEGERS:
-            from .arrays import as_numpy
-
+        if n in _INTEGERS:
             values[n] = as_numpy(name, n, value)
         elif isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0):
-            dtype = getattr(value, "dtype", None) or next(
-                (g.dtype for g in given if isinstance(g, cuda.Array)), np.float32
-            )
-            values[n] = cuda.array(np.asarray(value, dtype))
+            values[n] = cuda.array(np.asarray(value, getattr(value, "dtype", dtype)))
         else:
             raise TypeError(
                 f"{name}: {n} is in host memory, other arguments are on a GPU; qkv.cuda.array copies it there"
