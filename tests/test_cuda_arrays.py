@@ -191,7 +191,7 @@ def test_out_of_memory_names_what_was_asked() -> None:
 @device
 def test_host_and_device_do_not_mix() -> None:
     x, w = np.ones((2, 3), np.float32), qkv.cuda.array(np.ones((4, 3), np.float32))
-    with pytest.raises(TypeError, match="linear: x is in host memory"):
+    with pytest.raises(TypeError, match="linear: weight is on a CUDA device, x in host memory"):
         qkv.linear(x, w)
     with pytest.raises(TypeError, match="layer_norm: x must be float32, float16 or bfloat16, got int32"):
         qkv.layer_norm(qkv.cuda.array(np.ones((2, 3), np.int32)))

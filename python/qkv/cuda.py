@@ -245,6 +245,8 @@ def from_dlpack(x: Any, stream: int | None = None) -> Any:
     if isinstance(x, Array):
         return x
     here = current_stream() if stream is None else stream
+    if missing := why_not():
+        raise CudaError(missing)
     return module().from_dlpack(x.__dlpack__(stream=here or 1), here)
 
 

@@ -31,10 +31,16 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
         or any(n in kwargs for n in parameters[: len(args)])
     ):
         inspect.signature(op).bind(*args, **kwargs)  # has the words for what is wrong
-    stream = cuda.stream_of([values[n] for n in names if cuda.on_device(values.get(n))])
-    origin = None
+    there = [n for n in names if cuda.on_device(values.get(n))]
     for n in names:
-        if cuda.on_device(values.get(n)) and not isinstance(values[n], (cuda.Array, cuda.PackedWeight)):
+        value = values.get(n)
+        if value is None or n in there or n in _INTEGERS or _is_number(value):
+            continue
+        raise TypeError(f"{name}: {there[0]} is on a CUDA device, {n} in host memory; qkv.cuda.array copies it there")
+    stream = cuda.stream_of([values[n] for n in there])
+    origin = None
+    for n in there:
+        if not isinstance(values[n], (cuda.Array, cuda.PackedWeight)):
             origin = origin or exporter(values[n])
             try:
                 values[n] = cuda.from_dlpack(values[n], stream)
@@ -45,19 +51,14 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
                 ValueError,
             ) as error:  # no GPU for qkv; torch: requires_grad ...
                 raise TypeError(f"{name}: {n} is on a CUDA device and cannot be shared: {error}") from error
-    dtype = next((values[n].dtype for n in names if isinstance(values.get(n), cuda.Array)), np.float32)
+    dtype = next((values[n].dtype for n in there if isinstance(values[n], cuda.Array)), np.float32)
     for n in names:
-        value = values.get(n)
-        if value is None or isinstance(value, (cuda.Array, cuda.PackedWeight)):
+        if values.get(n) is None or n in there:
             continue
         if n in _INTEGERS:
-            values[n] = as_numpy(name, n, value)
-        elif isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0):
-            values[n] = cuda.array(np.asarray(value, getattr(value, "dtype", dtype)))
-        else:
-            raise TypeError(
-                f"{name}: {n} is in host memory, other arguments are on a GPU; qkv.cuda.array copies it there"
-            )
+            values[n] = as_numpy(name, n, values[n])
+        else:  # a number takes the dtype of the arrays beside it
+            values[n] = cuda.array(np.asarray(values[n], getattr(values[n], "dtype", dtype)))
     out = kwargs.get("out")
     result = run(name, stream, **values)
     if origin is not None:
@@ -65,6 +66,10 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
     if out is None:
         return result
     return (out, *result[1:]) if isinstance(result, tuple) else out
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0)
 
 
 @functools.cache
