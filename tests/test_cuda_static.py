@@ -1,0 +1,193 @@
+"""What nvcc made of the kernels, read off the machine code in qkv._cuda: registers, spills, which units are used, how
+wide memory is accessed. Needs cuobjdump and nvdisasm, on the PATH or of the packages nvidia-cuda-cuobjdump and -nvdisasm."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ARCHES = ("sm_80", "sm_90a")
+
+
+def tools() -> Path | None:
+    """The folder of cuobjdump and nvdisasm."""
+    for folder in [
+        os.path.dirname(shutil.which("cuobjdump") or ""),
+        *Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"),
+    ]:
+        if folder and all((Path(folder) / tool).exists() for tool in ("cuobjdump", "nvdisasm")):
+            return Path(folder)
+    return None
+
+
+MODULE = importlib.util.find_spec("qkv._cuda")
+TOOLS = tools()
+pytestmark = [
+    pytest.mark.skipif(MODULE is None, reason="no qkv._cuda in this build"),
+    pytest.mark.skipif(TOOLS is None, reason="cuobjdump and nvdisasm are not here"),
+]
+
+
+def cuobjdump(*options: str) -> str:
+    assert TOOLS is not None and MODULE is not None and MODULE.origin is not None
+    done = subprocess.run(
+        [TOOLS / "cuobjdump", *options, MODULE.origin],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"},
+    )
+    return done.stdout
+
+
+class Kernel(NamedTuple):
+    name: str  # without namespaces and arguments, template arguments mangled
+    arch: str
+    usage: dict[str, int]  # REG, STACK, LOCAL ...
+    code: list[tuple[int, str]]  # address, instruction without its predicate
+
+    @property
+    def family(self) -> str:
+        return re.split(r"I[0-9NfL]", self.name)[0]
+
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.match(pattern, text)) for _, text in self.code)
+
+
+def short(mangled: str) -> str:
+    """`gemm_tileI13__nv_bfloat16...` of `_ZN3qkv4cuda<a namespace without a name>9gemm_tileI13__nv_bfloat16...`."""
+    rest = re.sub(r"^_ZN3qkv4cuda(\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8})?", "", mangled)
+    length = re.match(r"\d+", rest)
+    assert length, mangled
+    return rest[length.end() :]
+
+
+@functools.cache
+def kernels() -> list[Kernel]:
+    usage: dict[tuple[str, str], dict[str, int]] = {}
+    arch = ""
+    name = ""
+    for line in cuobjdump("--dump-resource-usage").splitlines():
+        if found := re.match(r"arch = (\w+)", line):
+            arch = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            name = found[1]
+        elif "REG:" in line:
+            usage[arch, name] = {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", line)}
+    found_kernels = []
+    for arch in ARCHES:
+        text = cuobjdump("--dump-sass", "-arch", arch)
+        for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", text, re.DOTALL):
+            code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", body)
+            found_kernels.append(Kernel(short(name), arch, usage[arch, name], [(int(a, 16), t) for a, t in code]))
+    assert len(found_kernels) > 200
+    return found_kernels
+
+
+def of(*families: str) -> list[Kernel]:
+    chosen = [k for k in kernels() if k.family in families]
+    assert {k.family for k in chosen} == set(families) and {k.arch for k in chosen} == set(ARCHES)
+    return chosen
+
+
+def halves(chosen: list[Kernel]) -> list[Kernel]:
+    return [k for k in chosen if re.search(r"I(13__nv_bfloat16|6__half)", k.name)]
+
+
+def hot_loop(kernel: Kernel) -> Counter[str]:
+    """Instructions of the smallest loop with a matrix instruction."""
+    best: tuple[int, int] | None = None
+    for address, text in kernel.code:
+        target = re.match(r"BRA\S* .*?0x([0-9a-f]+)", text)
+        if target and int(target[1], 16) < address:
+            start = int(target[1], 16)
+            inside = any(start <= a <= address and t.startswith("HMMA") for a, t in kernel.code)
+            if inside and (best is None or address - start < best[1] - best[0]):
+                best = (start, address)
+    assert best, kernel.name
+    return Counter(re.split(r"[. ]", t)[0] for a, t in kernel.code if best[0] <= a <= best[1])
+
+
+# Bytes of the stack that ptxas spills two or three registers to, outside of the loops; everything else spills nothing.
+SPILLS = {("attention_mma", "sm_80"): 8, ("attention_mma", "sm_90a"): 8, ("norm_ahead", "sm_80"): 16}
+
+
+def test_nothing_lives_in_local_memory() -> None:
+    for k in kernels():
+        assert k.usage["LOCAL"] == 0, (k.name, k.arch)
+        assert k.usage["STACK"] <= SPILLS.get((k.family, k.arch), 0), (k.name, k.arch, k.usage["STACK"])
+
+
+# So many registers that the blocks that a kernel counts on fit a multiprocessor.
+REGISTERS = {
+    "attention_mma": 255,
+    "attention_simt": 128,
+    "few_rows_kernel": 168,
+    "gemm_float_tile": 128,
+    "gemm_skinny_by_k": 128,
+    "gemm_skinny_by_n": 128,
+    "gemm_tile": 255,
+    "norm_held": 64,
+    "softmax_held": 64,
+    "softmax_pieces": 64,
+    "tile_kernel": 168,
+}
+
+
+@pytest.mark.parametrize("family, most", REGISTERS.items())
+def test_registers(family: str, most: int) -> None:
+    for k in of(family):
+        assert k.usage["REG"] <= most, (k.name, k.arch, k.usage["REG"])
+
+
+def test_products_of_half_width_use_the_matrix_units() -> None:
+    for k in halves(
+        of("attention_mma", "gemm_tile", "gemm_skinny_by_k", "gemm_skinny_by_n", "few_rows_kernel", "tile_kernel")
+    ):
+        assert k.count(r"HMMA\.16816\.F32") > 0, (k.name, k.arch)
+        assert k.count(r"HMMA(?!\.16816\.F32)") == 0, (k.name, k.arch)  # sums are float32
+        guarded = "OrderE2" in k.name  # operands that are not aligned to 16 bytes, which cp.async needs
+        assert guarded or k.count("LDGSTS") > 0, (k.name, k.arch)
+    for k in halves(of("attention_mma", "gemm_tile")):
+        assert k.count("LDSM") > 0, (k.name, k.arch)
+
+
+def test_float32_is_never_rounded_to_less() -> None:
+    for k in kernels():
+        if not halves([k]):
+            assert k.count("HMMA") == 0, (k.name, k.arch)
+        assert k.count(r".*\bTF32\b") == 0, (k.name, k.arch)
+    for k in of("gemm_float_tile"):
+        assert k.count("FFMA") >= 256, (k.name, k.arch)
+
+
+@pytest.mark.parametrize("family", ["softmax_held", "norm_held", "softmax_ahead", "norm_ahead"])
+def test_rows_are_read_and_written_16_bytes_at_a_time(family: str) -> None:
+    for k in of(family):
+        assert k.count(r"LDG\.E.*\.128") > 0 and k.count(r"STG\.E.*\.128") > 0, (k.name, k.arch)
+        assert k.count(r"STG\.E(?!.*128)") == 0, (k.name, k.arch)
+
+
+def test_results_of_products_are_written_16_bytes_at_a_time() -> None:
+    for k in of("gemm_tile", "gemm_float_tile", "attention_mma"):
+        assert k.count(r"STG\.E.*128") > 0, (k.name, k.arch)
+
+
+@pytest.mark.parametrize("family, share", [("gemm_tile", 0.15), ("attention_mma", 0.10)])
+def test_the_innermost_loop_is_mostly_work_for_the_matrix_units(family: str, share: float) -> None:
+    """Addresses that are computed anew in each turn cost five times as much as the products: this catches them."""
+    best: dict[Any, float] = {}
+    for k in halves(of(family)):
+        loop = hot_loop(k)
+        best[k.arch] = max(best.get(k.arch, 0.0), loop["HMMA"] / sum(loop.values()))
+    assert min(best.values()) >= share, best
