@@ -1,5 +1,6 @@
 """What nvcc made of the kernels, read off the machine code in qkv._cuda: registers, spills, which units are used, how
-wide memory is accessed. Needs cuobjdump and nvdisasm, on the PATH or of the packages nvidia-cuda-cuobjdump and -nvdisasm."""
+wide memory is accessed. Needs cuobjdump and nvdisasm, on the PATH or of the packages nvidia-cuda-cuobjdump and
+nvidia-cuda-nvdisasm."""
 
 from __future__ import annotations
 
