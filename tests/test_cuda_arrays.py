@@ -219,6 +219,22 @@ def test_threads_do_not_disturb_each_other(rng: np.random.Generator) -> None:
     assert not wrong
 
 
+@device
+def test_batch_invariance(rng: np.random.Generator) -> None:
+    """A row's bits are the same alone and in a batch, for products and attention."""
+    x, w = (qkv.cuda.array(rng.standard_normal(s).astype(ml_dtypes.bfloat16)) for s in ((90, 256), (48, 256)))
+    q, k, v = (qkv.cuda.array(rng.standard_normal((5, 2, n, 32)).astype(ml_dtypes.bfloat16)) for n in (3, 700, 700))
+    qkv.set_batch_invariant(True)
+    try:
+        product, attended = qkv.linear(x, w).numpy(), qkv.attention(q, k, v).numpy()
+        for rows in (slice(0, 1), slice(7, 30), slice(60, 90)):
+            assert same_bits(qkv.linear(x[rows], w).numpy(), product[rows])
+        assert same_bits(qkv.attention(q[2:3], k[2:3], v[2:3]).numpy(), attended[2:3])
+        assert same_bits(qkv.attention(q[:, :, :1], k, v).numpy(), attended[:, :, :1])
+    finally:
+        qkv.set_batch_invariant(False)
+
+
 def test_without_a_gpu_the_words_say_what_is_missing() -> None:
     code = """
 import numpy as np, qkv

@@ -76,13 +76,13 @@ def test_rows_do_not_see_each_other(dtype: str, group: int | None, rng: np.rando
     """With set_batch_invariant a row's bits are the same in any batch."""
     packed = qkv.cuda.array(qkv.pack_weight(normal(rng, (40, 160)), dtype, group))
     x = normal(rng, (80, 160), BFLOAT16)
-    qkv.cuda.set_batch_invariant(True)
+    qkv.set_batch_invariant(True)
     try:
         whole = qkv.linear(qkv.cuda.array(x), packed).numpy()
         for rows in (slice(0, 1), slice(3, 8), slice(10, 30)):
             assert same_bits(qkv.linear(qkv.cuda.array(x[rows]), packed).numpy(), whole[rows])
     finally:
-        qkv.cuda.set_batch_invariant(False)
+        qkv.set_batch_invariant(False)
 
 
 def test_reference_of_the_reference(rng: np.random.Generator) -> None:

@@ -37,7 +37,7 @@ from .ops import (
 from .runtime import get_num_threads, isas, set_isa, set_num_threads, show_config, trim
 
 if TYPE_CHECKING:
-    from .cuda import CudaError
+    from .cuda import CudaError, set_batch_invariant
     from .models import from_weights, load
     from .tasks import pipeline
 
@@ -72,6 +72,7 @@ __all__ = [
     "rms_norm",
     "rotary",
     "scaled_dot_product_attention",
+    "set_batch_invariant",
     "set_isa",
     "set_num_threads",
     "show_config",
@@ -82,7 +83,13 @@ __all__ = [
     "trim",
 ]
 
-_LAZY = {"CudaError": "cuda", "from_weights": "models", "load": "models", "pipeline": "tasks"}  # name: module
+_LAZY = {
+    "CudaError": "cuda",
+    "set_batch_invariant": "cuda",
+    "from_weights": "models",
+    "load": "models",
+    "pipeline": "tasks",
+}  # name: module
 
 
 def __getattr__(name: str) -> Any:

@@ -144,8 +144,10 @@ def trim() -> None:
 
 
 def set_batch_invariant(on: bool) -> None:
-    """Whether a row's result must not depend, to the bit, on what else is in its batch. Costs speed for few rows."""
-    module().set_batch_invariant(bool(on))
+    """Whether, on a GPU, a row's result must not depend, to the bit, on what else is in its batch; on a CPU it never
+    does. Off at first: it costs speed where there are few rows."""
+    if _module is not None:
+        _module.set_batch_invariant(bool(on))
 
 
 # ---- streams ---------------------------------------------------------------------------------------
