@@ -3,31 +3,22 @@ the result changes. So each is needed, and the checker sees it when it is not th
 
 from __future__ import annotations
 
-import ctypes
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 import qkv
 from cuda_sites import ordering_sites
+from emulated import Emulator, drawn, emulator, packed
+
+__all__ = ["emulator"]  # a fixture
 
 pytestmark = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="QKV_CUDA=emulated runs this")
 
 SCHEDULES = ["seed=1", "seed=2,async=late", "schedule=in_order,async=at_issue", "schedule=reverse,async=late", "seed=5"]
 # Of which none of the calls below shows that it is needed: file -> how many.
 UNNEEDED = {"attention_mma.cuh": 1}
-
-
-def drawn(*shape: int, dtype: Any = ml_dtypes.bfloat16) -> Any:
-    return qkv.cuda.array(np.random.default_rng(1).standard_normal(shape).astype(dtype))
-
-
-def packed(kind: str, n: int, k: int) -> Any:
-    weight = np.random.default_rng(1).standard_normal((n, k)).astype(np.float32)
-    return qkv.cuda.array(qkv.pack_weight(weight, kind, group_size=32 if kind == "int4" else None))
 
 
 F32 = np.float32
@@ -56,36 +47,6 @@ CALLS: dict[str, Callable[[], Any]] = {
         *(drawn(1, 1, 70, 64) for _ in range(3)), causal=True, return_weights=True
     )[1],
 }
-
-
-class Emulator:
-    def __init__(self) -> None:
-        self.library = ctypes.CDLL(qkv.cuda.module().__file__)
-
-    def configure(self, text: str = "") -> None:
-        assert self.library.qkv_emulator_configure(text.encode()) == 0, text
-
-    def report(self) -> Any:
-        buffer = ctypes.create_string_buffer(1 << 20)
-        self.library.qkv_emulator_report(buffer, ctypes.c_size_t(len(buffer)))
-        return json.loads(buffer.value)
-
-    def run(self, call: Callable[[], Any], configuration: str) -> tuple[bytes | None, Any]:
-        """What comes out, None for a fault, and the report."""
-        self.configure(configuration)
-        self.report()
-        try:
-            out = call().numpy().tobytes()
-        except qkv.CudaError:
-            out = None
-        return out, self.report()
-
-
-@pytest.fixture(scope="module")
-def emulator() -> Iterator[Emulator]:
-    it = Emulator()
-    yield it
-    it.configure()
 
 
 def noticed(emulator: Emulator, call: Callable[[], Any]) -> dict[str, bool]:

@@ -195,15 +195,18 @@ QKV_DEVICE void multiply_values(const Problem& p, const Work& w, Shared& shared,
   }
 }
 
-// Four neighbouring columns of an output row, times `factor`; those that there are.
+// Four neighbouring columns of an output row, times `factor`; those that there are. __stwb: an ordinary store of four is taken apart
+// by nvcc, which shares it with the stores of one.
 template <class T>
 QKV_DEVICE void store4(const Problem& p, T* out, int64_t column, const float* x, float factor) {
   if (p.aligned && column < p.a.dv) {
-    struct __align__(4 * sizeof(T)) Four {
-      T x[4];
-    };
-    *reinterpret_cast<Four*>(out + column) = {{from_float<T>(x[0] * factor), from_float<T>(x[1] * factor),
-                                               from_float<T>(x[2] * factor), from_float<T>(x[3] * factor)}};
+    float y[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) y[i] = x[i] * factor;
+    if constexpr (kIs16Bit<T>)
+      __stwb(reinterpret_cast<uint2*>(out + column), make_uint2(pack2<T>(y[0], y[1]), pack2<T>(y[2], y[3])));
+    else
+      __stwb(reinterpret_cast<float4*>(out + column), make_float4(y[0], y[1], y[2], y[3]));
     return;
   }
 #pragma unroll
