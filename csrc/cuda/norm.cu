@@ -224,17 +224,18 @@ __global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant
   for (int64_t r = blockIdx.x; r < a.x.rows; r += gridDim.x, odd = !odd) {
     row.take();
     const float start = first_of<T>(a, r);
+    T* const y = row_of<T>(a.y, r);  // here, where registers are free for the divisions
+    const T* const residual = a.residual.data ? row_of<const T>(a.residual, r) : nullptr;
+    T* const sum = a.residual.data ? row_of<T>(a.sum, r) : nullptr;
     if (r + gridDim.x < a.x.rows) row.fetch(row_of<const T>(a.x, r + gridDim.x));
-    if (a.residual.data) {
-      const T* const residual = row_of<const T>(a.residual, r);
-      T* const sum = row_of<T>(a.sum, r);
+    if (residual) {
 #pragma unroll 2
       for (int i = 0; row.place(i) < row.n; ++i) {
         row.chunk(i) = rounded_sum<T>(row.chunk(i), load16_streaming(residual + row.place(i)));
         store16(sum + row.place(i), row.chunk(i));
       }
     }
-    row.store(row_of<T>(a.y, r), Apply<T>{norm_row<T>(a, row, row.n, start, inverse, odd), a});
+    row.store(y, Apply<T>{norm_row<T>(a, row, row.n, start, inverse, odd), a});
   }
 }
 
