@@ -204,7 +204,36 @@ struct Tile {
       }
   }
 
-  // Adds the keys [first, last), which are of one split, to the empty state f.
+  // A few rows score the keys of several splits before any value of theirs is read, since memory is read ahead in long runs only:
+  // 1.01 to 1.09 times as fast over caches of 25 to 800 MB (Zen 4). The arithmetic, and so each bit, is the same.
+  static constexpr int64_t kScoredBlocks = kGroupRows / kFewRows, kScoredKeys = kScoredBlocks * kKeyBlock;
+  static_assert(kScoredKeys % kKeySplit == 0, "whole splits");
+
+  bool few() const { return rows <= kFewRows; }
+
+  // (kGroupRows or, of a few rows, kFewRows; kKeyBlock): where the scores of the block that starts with `key` go.
+  float* scores_of(int64_t key) const {
+    return few() ? scores + key / kKeyBlock % kScoredBlocks * (kFewRows * kKeyBlock) : scores;
+  }
+
+  // q.k of a few rows and the keys [first, last).
+  template <class M>
+  void score(int64_t first, int64_t last) const {
+    const int64_t words = (a.d + M::kWidth - 1) / M::kWidth;
+    for (int64_t key = first / kPanel * kPanel; key < last; key += kPanel) {
+      int64_t ld;
+      const float* const from = panel_rows<M>(k, key, first - key, last - key, a.d, loaded, &ld);
+      float* const to = scores_of(key) + key % kKeyBlock;
+      if (rows == 1)
+        score_panel<1, M>(to, q, a.d, from, ld, words);
+      else if (rows == 2)
+        score_panel<2, M>(to, q, a.d, from, ld, words);
+      else
+        score_panel<3, M>(to, q, a.d, from, ld, words);
+    }
+  }
+
+  // Adds the keys [first, last), which are of one split, to the empty state f. A few rows have scored them.
   template <class M>
   void attend(const FlashRows& f, int64_t first, int64_t last) const {
     flash_start(f, rows);
@@ -216,6 +245,7 @@ struct Tile {
   // Softmax and values of a block for a few rows that see the same keys, from values where they lie. False, and nothing done but
   // that the scores may be *ready, if that is not so, or a key is excluded, whose value must not count.
   bool few_values(const FlashRows& f, int64_t key, int64_t begin, int64_t end, bool* ready) const {
+    float* const scores = scores_of(key);
     const int64_t from = row[0].first - key < begin ? begin : row[0].first - key;
     const int64_t to = row[0].last - key > end ? end : row[0].last - key;
     for (int64_t r = 0; r < rows; ++r)
@@ -246,24 +276,17 @@ struct Tile {
   // Keys key + [begin, end), of one block. A key's place in it depends on its position alone.
   template <class M>
   void attend_block(const FlashRows& f, int64_t key, int64_t begin, int64_t end) const {
-    const bool few = rows <= kFewRows;
     const int64_t words = (a.d + M::kWidth - 1) / M::kWidth;
-    for (int64_t j = begin / kPanel * kPanel; j < end; j += kPanel) {
+    float* const scores = scores_of(key);
+    for (int64_t j = begin / kPanel * kPanel; !few() && j < end; j += kPanel) {
       int64_t ld;
       const float* const from = panel_rows<M>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
-      if (!few)
-        transpose_panel(panels + j * words, from, ld, words);
-      else if (rows == 1)
-        score_panel<1, M>(scores + j, q, a.d, from, ld, words);
-      else if (rows == 2)
-        score_panel<2, M>(scores + j, q, a.d, from, ld, words);
-      else
-        score_panel<3, M>(scores + j, q, a.d, from, ld, words);
+      transpose_panel(panels + j * words, from, ld, words);
     }
     bool ready = !adjusted;  // the scores
 #if defined(QKV_AVX512_BF16_VNNI)
     if constexpr (M::kWidth == 2)
-      if (few && few_values(f, key, begin, end, &ready)) return;
+      if (few() && few_values(f, key, begin, end, &ready)) return;
 #endif
     // Many rows read the values from panels, which lie better in the caches; a few read each but once.
     FlashValues x = {nullptr, v.row, kPanel};
@@ -301,7 +324,7 @@ struct Tile {
         if (unit.from / kPanel < panel) panel = unit.from / kPanel;
         if (panels_of(unit.to) > panel_end) panel_end = panels_of(unit.to);
       }
-      while (!few && panel < panel_end) {
+      while (!few() && panel < panel_end) {
         const int group = panels_for(kMostRows, panel_end - panel);
         for (int u = 0; u < count; ++u) {
           const FlashUnit& unit = units[u];
@@ -362,8 +385,14 @@ struct Tile {
     int64_t first, last;
     range(&first, &last);
     bool empty = !a.sinks;  // the first split may be summed in place: merging into nothing copies
+    int64_t scored = first;
     for (int64_t from = first; from < last; empty = false) {
       const int64_t next = (from / kKeySplit + 1) * kKeySplit, to = next < last ? next : last;
+      if (few() && from == scored) {
+        scored = (from / kScoredKeys + 1) * kScoredKeys;
+        if (scored > last) scored = last;
+        score<M>(from, scored);
+      }
       attend<M>(empty ? whole : part, from, to);
       for (int64_t r = 0; !empty && r < rows; ++r) flash_merge(whole, part, r);
       from = to;
@@ -379,6 +408,7 @@ struct Tile {
     if (last > (split + 1) * kKeySplit) last = (split + 1) * kKeySplit;
     if (first < last) {
       load_queries<M>();
+      if (few()) score<M>(first, last);
       attend<M>(f, first, last);
     } else {
       for (int64_t r = 0; r < rows; ++r) f.total[r] = 0;

@@ -167,6 +167,9 @@ static inline void flash_few(const FlashRows& f, int64_t row, const float* p, co
     if (i + P <= panels) {
       tile<M, R, P>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, P * kPanel, false);
       i += P;
+    } else if (i + 2 <= panels) {
+      tile<M, R, 2>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, 2 * kPanel, false);
+      i += 2;
     } else {
       tile<M, R, 1>(n, p + from, kKeyBlock, b, v.k, v.panel, o + i * kPanel, f.dv_padded, kPanel, false);
       i += 1;

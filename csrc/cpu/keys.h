@@ -135,6 +135,14 @@ static __attribute__((noinline)) void score_panel(float* scores, const float* q,
     QKV_UNROLL(4)
     for (int v = 0; v < kVectors; ++v) sum[r][v] = zero();
   }
+  // The next panel, where it follows in memory: the reading ahead of a Zen 4 does not keep up (long caches, D = 32 and 64: 1.1 to
+  // 1.5 times torch's speed, and 0.9 to 1.05 by the fetching below).
+#if defined(QKV_AVX512)
+  const bool run = ld == d;
+#else
+  const bool run = false;
+#endif
+  for (int64_t at = 0; run && at < kPanel * d; at += 16) __builtin_prefetch(rows + kPanel * d + at);
   int64_t i = 0;
   for (; i + kLanes <= d; i += kLanes) {
     const float* at = rows + i;
@@ -150,7 +158,7 @@ static __attribute__((noinline)) void score_panel(float* scores, const float* q,
       at = hide(at + kLanes * ld);
     }
     // The panel after the next: the hardware does not follow 16 rows at a time from memory (8 against 12 GB/s on Zen 3).
-    if (i % kPanel == 0)
+    if (!run && i % kPanel == 0)
       for (int64_t j = 0; j < kPanel; j += 4) {
         const float* const next = rows + (kPrefetch + j) * ld + i;
         __builtin_prefetch(next);

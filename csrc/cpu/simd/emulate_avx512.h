@@ -186,6 +186,10 @@ QKV_EMULATED __m512i _mm512_srli_epi32(__m512i a, unsigned n) {
 QKV_EMULATED __m512i _mm512_srli_epi16(__m512i a, unsigned n) {
   return map<__m512i, uint16_t>(a, [=](uint16_t x) { return n < 16 ? x >> n : 0; });
 }
+QKV_EMULATED __m512i _mm512_permutexvar_epi32(__m512i index, __m512i a) {
+  auto i = lanes<uint32_t>(index), x = lanes<uint32_t>(a);
+  return make<__m512i, uint32_t>([&](int lane) { return x[i[lane] % 16]; });
+}
 // Bit (a, b, c) of the table `rule`.
 QKV_EMULATED __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int rule) {
   auto x = lanes<uint32_t>(a), y = lanes<uint32_t>(b), z = lanes<uint32_t>(c);

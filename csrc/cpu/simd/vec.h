@@ -17,6 +17,7 @@
 //   load_mask(p, count)       bytes: true where non-zero; any(m): true in some lane
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
 //   power2(t)                 2^n for t = kShift + n, n in [-126, 127]; kShift + x rounds x to an integer
+//   power2_sixteenths(t)      2^(m/16) for t = kShift16 + m, m in [-2016, 2047]; AVX-512 alone, which looks 2^(j/16) up
 //   reduce_add, reduce_max    over the lanes, in a fixed order
 //   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block; transpose(p, ld, v): the rows of q as vectors
 //
@@ -66,6 +67,7 @@ struct Rest {
 };
 // 1.5 * 2^23 leaves no bits for a fraction; 127 is the bias of the exponent.
 constexpr float kShift = 0x1.8p23f + 127;
+constexpr float kShift16 = 0x1.8p23f + 16 * 127;
 
 // Scalar conversions, for tails and for baseline machines. bf16: upper half of a float.
 QKV_INLINE float to_float(float x) { return x; }
@@ -164,6 +166,9 @@ QKV_PAIR_1(abs)
 QKV_PAIR_1(round)
 QKV_PAIR_1(swap_pairs)
 QKV_PAIR_1(power2)
+#if defined(QKV_AVX512)
+QKV_PAIR_1(power2_sixteenths)
+#endif
 QKV_PAIR_2(add)
 QKV_PAIR_2(sub)
 QKV_PAIR_2(mul)

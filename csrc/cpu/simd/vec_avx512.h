@@ -90,6 +90,14 @@ QKV_INLINE Vec scale2(Vec a, Vec n) { return {_mm512_scalef_ps(a.v, n.v)}; }
 
 QKV_INLINE Vec swap_pairs(Vec a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 QKV_INLINE Vec power2(Vec t) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(t.v), 23))}; }
+// 2^(j / 16) rounded, as bits, without exponent and less the j << 19 that power2_sixteenths brings along.
+static const uint32_t kSixteenths[16] = {0x000000,   0xfffdaac3, 0xfffb95c2, 0xfff9c3d3, 0xfff837f0, 0xfff6f532,
+                                         0xfff5fed7, 0xfff5583f, 0xfff504f3, 0xfff508a4, 0xfff5672a, 0xfff6248c,
+                                         0xfff744fd, 0xfff8ccdf, 0xfffac0c7, 0xfffd257d};
+QKV_INLINE Vec power2_sixteenths(Vec t) {
+  const __m512i bits = _mm512_castps_si512(t.v), fraction = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(kSixteenths));
+  return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 19), fraction))};
+}
 
 #if defined(QKV_AVX512_BF16_VNNI)
 // Lanes of two bf16 each: sum + the product of the upper ones + that of the lower ones; denormals count as zero.
