@@ -3,6 +3,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "cuda/emulation/cudart.h"
 #include "cuda/emulation/emulator.h"
 #include "cuda/emulation/registry.h"
 
@@ -53,6 +54,10 @@ __attribute__((visibility("default"))) int qkv_emulator_configure(const char* te
   try {
     Config c;
     parse(text, c);
+    {
+      const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+      catch_up();
+    }
     configure(c);
     return 0;
   } catch (const std::invalid_argument&) {

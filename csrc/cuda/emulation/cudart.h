@@ -1,10 +1,12 @@
 // Shared by the files that stand in for the CUDA runtime: what a stream is, where errors go, and the one lock.
 //
-// Work is done when it is issued, in the order in which it is issued: one of the orders that streams allow. So streams, events
-// and synchronisation keep no queue; a stream only knows whether it is being captured, and into which graph.
+// Work is done when it is issued, in the order in which it is issued: one of the orders that streams allow. With
+// Config::late_streams it is another one: a stream does its work when somebody waits for it, on the host or in another stream,
+// and no sooner. What lacks such a wait then reads what is not there yet, or memory that was given back.
 #pragma once
 #include <cuda_runtime_api.h>
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -29,6 +31,8 @@ struct Stream {
   bool non_blocking = false;
   std::shared_ptr<Graph> capturing;  // nullptr: not capturing
   bool origin = false;               // of the capture: where it must end
+  std::deque<Work> waiting;          // issued and not done
+  uint64_t issued = 0, done = 0;
 };
 
 // The stream behind a handle; nullptr: no such stream.
@@ -36,6 +40,10 @@ Stream* find_stream(cudaStream_t);
 
 // Does `work` now, or puts it into the graph that `stream` is capturing into.
 cudaError_t issue(cudaStream_t stream, Work work);
+
+// Does what was issued to `stream`, up to the n-th work ever; and to all streams.
+cudaError_t catch_up(Stream* stream, uint64_t n);
+cudaError_t catch_up();
 
 // For calls that wait or work on everything: not allowed while this thread captures. Invalidates the capture.
 bool forbidden_by_capture();

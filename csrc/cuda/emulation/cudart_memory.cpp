@@ -78,6 +78,12 @@ cudaError_t release(void* data) {
   return cudaSuccess;
 }
 
+bool is_pinned(const void* data) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
+  const auto it = host_blocks().upper_bound(address);
+  return it != host_blocks().begin() && address < std::prev(it)->first + std::prev(it)->second;
+}
+
 enum class Where { host, device, bad };  // bad: in the arena, but not inside an allocation
 
 Where where(const void* data, size_t bytes) {
@@ -181,7 +187,8 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
     s->capturing->freed.push_back(data);
     return cudaSuccess;
   }
-  return report(release(data));
+  if (!configuration().late_streams) return report(release(data));
+  return report(issue(stream, [data] { return release(data); }));
 }
 
 cudaError_t cudaMallocHost(void** data, size_t bytes) {
@@ -296,9 +303,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* to, const void* data
     to->devicePointer = const_cast<void*>(data);
     return cudaSuccess;
   }
-  const uintptr_t address = reinterpret_cast<uintptr_t>(data);
-  const auto it = host_blocks().upper_bound(address);
-  if (it != host_blocks().begin() && address < std::prev(it)->first + std::prev(it)->second) {
+  if (is_pinned(data)) {
     to->type = cudaMemoryTypeHost;
     to->device = 0;
     to->hostPointer = to->devicePointer = const_cast<void*>(data);
@@ -309,7 +314,19 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* to, const void* data
 // ---- copies
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
-  return report(issue(stream, [=] { return copy(to, from, bytes, kind); }));
+  const Lock lock(runtime_mutex());
+  const Stream* s = find_stream(stream);
+  const bool host = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToHost;
+  if (!host || !s || s->capturing || !configuration().late_streams || is_pinned(kind == cudaMemcpyHostToDevice ? from : to))
+    return report(issue(stream, [=] { return copy(to, from, bytes, kind); }));
+  // Pageable memory of the host: read before the call returns, and written.
+  if (kind == cudaMemcpyHostToDevice) {
+    const auto* first = static_cast<const unsigned char*>(from);
+    const auto staged = std::make_shared<std::vector<unsigned char>>(first, first + bytes);
+    return report(issue(stream, [=] { return copy(to, staged->data(), bytes, kind); }));
+  }
+  const cudaError_t error = issue(stream, [=] { return copy(to, from, bytes, kind); });
+  return error == cudaSuccess ? cudaStreamSynchronize(stream) : report(error);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   return report(issue(stream, [=] { return fill(to, value, bytes); }));
@@ -322,17 +339,20 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  catch_up();
   return report(copy(to, from, bytes, kind));
 }
 cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
                          cudaMemcpyKind kind) {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  catch_up();
   return report(copy_2d(to, to_pitch, from, from_pitch, width, height, kind));
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  catch_up();
   return report(fill(to, value, bytes));
 }
 cudaError_t cudaMemcpyToSymbol(const void* symbol, const void* from, size_t bytes, size_t offset, cudaMemcpyKind) {

@@ -15,6 +15,8 @@ void trim_pools();  // cudart_memory.cpp
 // The runtime's opaque types.
 struct CUevent_st {
   std::shared_ptr<Graph> capturing;  // recorded in a stream that was capturing
+  Stream* stream = nullptr;          // where it was recorded, after so much work
+  uint64_t issued = 0;
   std::chrono::steady_clock::time_point time;
 };
 struct CUgraph_st {
@@ -46,13 +48,45 @@ cudaError_t wait_for(Stream* s) {
     s->capturing->valid = false;
     return cudaErrorStreamCaptureUnsupported;
   }
+  const cudaError_t error = catch_up(s, s->issued);
   trim_pools();
-  return cudaSuccess;
+  return error;
+}
+
+void add(Stream* s, Work work) {
+  s->waiting.push_back(std::move(work));
+  ++s->issued;
+}
+
+// What is added to s from here on runs after what `other` has now.
+void add_wait(Stream* s, Stream* other, uint64_t n) {
+  add(s, [other, n] { return other == &legacy_stream() || streams().count(other) ? catch_up(other, n) : cudaSuccess; });
 }
 
 }  // namespace
 
 namespace qkv::emulation {
+
+cudaError_t catch_up(Stream* s, uint64_t n) {
+  cudaError_t first = cudaSuccess;
+  while (s->done < n && !s->waiting.empty()) {
+    const Work work = std::move(s->waiting.front());
+    s->waiting.pop_front();
+    ++s->done;
+    const cudaError_t error = work();
+    if (first == cudaSuccess) first = error;
+  }
+  return first;
+}
+
+cudaError_t catch_up() {
+  cudaError_t first = catch_up(&legacy_stream(), legacy_stream().issued);
+  for (Stream* s : streams()) {
+    const cudaError_t error = catch_up(s, s->issued);
+    if (first == cudaSuccess) first = error;
+  }
+  return first;
+}
 
 Stream* find_stream(cudaStream_t stream) {
   if (!stream || stream == cudaStreamLegacy || stream == cudaStreamPerThread) return &legacy_stream();
@@ -75,7 +109,15 @@ cudaError_t issue(cudaStream_t stream, Work work) {
         other->capturing->valid = false;
         return cudaErrorStreamCaptureImplicit;
       }
-  return work();
+  if (!configuration().late_streams) return work();
+  if (s == &legacy_stream()) {
+    for (Stream* other : streams())
+      if (!other->non_blocking) add_wait(s, other, other->issued);
+  } else if (!s->non_blocking) {
+    add_wait(s, &legacy_stream(), legacy_stream().issued);
+  }
+  add(s, std::move(work));
+  return cudaSuccess;
 }
 
 bool forbidden_by_capture() {
@@ -105,9 +147,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   const Lock lock(runtime_mutex());
   Stream* s = find_stream(stream);
   if (!s || s == &legacy_stream()) return report(cudaErrorInvalidResourceHandle);
+  const cudaError_t error = catch_up(s, s->issued);
   streams().erase(s);
   delete s;
-  return cudaSuccess;
+  return report(error);
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
@@ -120,8 +163,9 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(
 cudaError_t cudaDeviceSynchronize() {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  const cudaError_t error = catch_up();
   trim_pools();
-  return cudaSuccess;
+  return report(error);
 }
 
 cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned* flags) {
@@ -153,9 +197,11 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Lock lock(runtime_mutex());
-  const Stream* s = find_stream(stream);
+  Stream* s = find_stream(stream);
   if (!s) return report(cudaErrorInvalidResourceHandle);
   event->capturing = s->capturing;
+  event->stream = s;
+  event->issued = s->issued;
   event->time = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
@@ -166,6 +212,7 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   const Lock lock(runtime_mutex());
   Stream* s = find_stream(stream);
   if (!s) return report(cudaErrorInvalidResourceHandle);
+  if (!event->capturing && event->stream && configuration().late_streams) add_wait(s, event->stream, event->issued);
   if (!event->capturing || event->capturing == s->capturing) return cudaSuccess;
   if (s->capturing || s == &legacy_stream()) {
     event->capturing->valid = false;
@@ -181,7 +228,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     event->capturing->valid = false;
     return report(cudaErrorStreamCaptureUnsupported);
   }
-  return cudaSuccess;
+  return report(event->stream ? catch_up(event->stream, event->issued) : cudaSuccess);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 

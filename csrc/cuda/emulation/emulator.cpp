@@ -93,6 +93,8 @@ void parse(const std::string& text, Config& c) {
     else if (name == "async")
       c.async = choice<AsyncMode>(name, value,
                                   {{"random", AsyncMode::random}, {"late", AsyncMode::late}, {"at_issue", AsyncMode::at_issue}});
+    else if (name == "streams")
+      c.late_streams = choice<bool>(name, value, {{"at_issue", false}, {"late", true}});
     else if (name == "leave_out")
       c.leave_out = value;
     else
@@ -124,6 +126,8 @@ Report take_report() {
 
 bool run_launch(const Launch& launch, std::string& fault_text) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
+  // Before anything here is destroyed, a daemon thread finishes its launch, and later ones never begin.
+  [[maybe_unused]] static const int at_exit = std::atexit([] { runtime_mutex().lock(); });
   static uint64_t serial = 0;
   ensure_configured();
   config = wanted;

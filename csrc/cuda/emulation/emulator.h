@@ -22,6 +22,7 @@ struct Config {
   AsyncMode async = AsyncMode::random;
   bool check = true;            // races, uninitialised reads, proxy fences; bounds and alignment are always checked
   bool count = false;           // wavefronts and sectors
+  bool late_streams = false;    // streams do their work when it is waited for, else when it is issued
   int compute_capability = 90;  // of the device that programs see
   int multiprocessors = 4;
   // "<mangled kernel>:<PTX line>": the instruction there that waits or orders does nothing, to see whether the checker misses it.
