@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes.util
 import gc
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -71,6 +78,9 @@ def test_views_follow_numpy(rng: np.random.Generator) -> None:
         y.T.reshape(-1)
     with pytest.raises(ValueError, match="cannot become"):
         y.reshape(7, 3)
+    for huge in ((2**62 + 30, 4), (-1, 2**62, 4)):  # 120 elements, modulo 2^64
+        with pytest.raises(ValueError, match="cannot exist"):
+            y.reshape(*huge)
     with pytest.raises(TypeError, match=r"\.numpy\(\) copies"):
         np.asarray(y)
 
@@ -90,6 +100,16 @@ def test_conversion(rng: np.random.Generator) -> None:
         qkv.cuda.array(np.arange(3, dtype=np.int32)).astype("float32")
     with pytest.raises(TypeError, match="has no place on the GPU"):
         qkv.cuda.array(np.array(["a"]))
+    for dtype in (object, "U5", "complex64"):
+        with pytest.raises(TypeError, match="has no place on the GPU"):
+            qkv.cuda.empty(3, dtype)
+    for call in (lambda: qkv.cuda.empty(3, ">f4"), lambda: qkv.cuda.array(np.ones(3, ">f4"))):
+        with pytest.raises(TypeError, match="native byte order"):
+            call()
+    with pytest.raises(TypeError, match="float32 to >f4 is not done"):
+        qkv.cuda.array(np.ones(3, np.float32)).astype(">f4")
+    with pytest.raises(TypeError, match="x is a masked array"):
+        qkv.cuda.array(np.ma.array([1.0, 2.0], mask=[0, 1]))
 
 
 class Foreign:
@@ -125,6 +145,28 @@ def test_dlpack_in_and_out(dtype: Any, rng: np.random.Generator) -> None:
         qkv.cuda.module().from_dlpack(capsule, 0)
     with pytest.raises(ValueError, match="ambiguous"):
         z.__dlpack__(stream=0)
+
+
+@device
+def test_dlpack_does_what_it_is_asked_for(rng: np.random.Generator) -> None:
+    x = values(rng, (3, 4), "float32")
+    y, take = qkv.cuda.array(x), qkv.cuda.module().from_dlpack
+    assert take(y.__dlpack__(max_version=(1, 1), dl_device=(2, 0), copy=False), 0).pointer == y.pointer
+    copy = take(y.T.__dlpack__(copy=True), 0)
+    assert copy.pointer != y.pointer and same_bits(copy.numpy(), np.ascontiguousarray(x.T))
+    for device in ((1, 0), (2, 1)):
+        with pytest.raises(BufferError, match="stays on its device"):
+            y.__dlpack__(dl_device=device)
+    with pytest.raises(TypeError, match="stream must be an integer"):
+        y.__dlpack__(stream="1")
+    with pytest.raises(ValueError, match="no stream -2"):
+        y.__dlpack__(stream=-2)
+    for host in (x, [1.0]):
+        with pytest.raises(TypeError, match="from_dlpack: x "):
+            qkv.cuda.from_dlpack(host)
+    nothing = qkv.cuda.empty((0, 3))
+    assert nothing.__cuda_array_interface__["data"] == (0, False)
+    assert take(nothing.__dlpack__(), 0).numpy().shape == (0, 3)
 
 
 @device
@@ -177,7 +219,22 @@ def test_memory_comes_back() -> None:
     qkv.cuda.synchronize()
     qkv.cuda.trim()
     assert qkv.cuda.memory_info()["cached_bytes"] == 0
-    qkv.cuda.set_cache_limit(0)
+
+
+@device
+def test_the_cache_is_bounded() -> None:
+    """What is kept for reuse once the device has caught up: the 4 MiB that were released, or less by the limit."""
+    limit = qkv.cuda.memory_info()["total_bytes"] // 4
+    try:
+        for keep, at_least, at_most in ((limit, 4 << 20, limit), (1 << 20, 0, 1 << 20), (0, 0, 0)):
+            qkv.cuda.set_cache_limit(keep)
+            del_me = qkv.cuda.empty(4 << 20, np.uint8)
+            del del_me
+            gc.collect()
+            qkv.cuda.synchronize()
+            assert at_least <= qkv.cuda.memory_info()["cached_bytes"] <= at_most
+    finally:
+        qkv.cuda.set_cache_limit(limit)
 
 
 @device
@@ -191,12 +248,26 @@ def test_out_of_memory_names_what_was_asked() -> None:
 @device
 def test_host_and_device_do_not_mix() -> None:
     x, w = np.ones((2, 3), np.float32), qkv.cuda.array(np.ones((4, 3), np.float32))
-    with pytest.raises(TypeError, match="linear: weight is on a CUDA device, x in host memory"):
-        qkv.linear(x, w)
+    packed = qkv.cuda.array(qkv.pack_weight(np.ones((4, 3), np.float32)))
+    for weight in (w, packed):
+        with pytest.raises(TypeError, match="linear: weight is on a CUDA device, x in host memory"):
+            qkv.linear(x, weight)
+    with pytest.raises(TypeError, match="embedding: arrays on a GPU are not supported"):
+        qkv.embedding([0], packed)
     with pytest.raises(TypeError, match="layer_norm: x must be float32, float16 or bfloat16, got int32"):
         qkv.layer_norm(qkv.cuda.array(np.ones((2, 3), np.int32)))
     with pytest.raises(TypeError, match="rotary: arrays on a GPU are not supported"):
         qkv.rotary(w, np.arange(4))
+
+
+@device
+def test_numbers_and_arguments_as_on_the_cpu(rng: np.random.Generator) -> None:
+    q = qkv.cuda.array(values(rng, (1, 2, 3, 4), "float32"))
+    assert same_bits(qkv.attention(q, q, q, mask=True, bias=0).numpy(), qkv.attention(q, q, q).numpy())
+    with pytest.raises(TypeError, match="positional"):
+        qkv.attention(q, q, q, True)
+    with pytest.raises(TypeError, match="missing a required argument: 'weight'"):
+        qkv.linear(q, wieght=q)
 
 
 @device
@@ -233,6 +304,103 @@ def test_batch_invariance(rng: np.random.Generator) -> None:
         assert same_bits(qkv.attention(q[:, :, :1], k, v).numpy(), attended[:, :, :1])
     finally:
         qkv.set_batch_invariant(False)
+
+
+def test_a_device_that_was_lost() -> None:
+    """Whatever call meets the error says so."""
+    if not qkv.cuda.is_emulated():
+        pytest.skip("no test loses a real device")
+    with pytest.raises(qkv.CudaError, match="softmax: the device was lost, and nothing on it can be used") as error:
+        qkv.softmax(qkv.cuda.empty((3, 40)))  # which nobody has written
+    assert error.value.code == 719
+
+
+def test_daemon_threads_at_exit() -> None:
+    """The process ends while kernels run and arrays live."""
+    if not qkv.cuda.is_emulated():
+        pytest.skip("QKV_CUDA=emulated runs this")
+    code = """
+import threading, numpy as np, qkv
+x = qkv.cuda.array(np.ones((300, 400), np.float32))
+capsule = x.__dlpack__()
+def work():
+    while True: qkv.softmax(x)
+threading.Thread(target=work, daemon=True).start()
+"""
+    for _ in range(8):
+        done = run_python(code)
+        assert done.returncode == 0, (done.returncode, done.stderr)
+
+
+def without_extensions(tmp_path: Path, *names: str) -> str:
+    """A copy of the package that lacks them."""
+    source = Path(qkv.__file__).parent
+    shutil.copytree(
+        source, tmp_path / "qkv", ignore=shutil.ignore_patterns(*(f"{n}.*.so" for n in names), "__pycache__")
+    )
+    if not list((tmp_path / "qkv").glob("_cpu.*.so")):
+        shutil.copy(sys.modules["qkv._cpu"].__file__, tmp_path / "qkv")  # an editable install keeps it elsewhere
+    return str(tmp_path)
+
+
+def test_a_build_without_cuda_says_so(tmp_path: Path) -> None:
+    where = without_extensions(tmp_path, "_cuda", "_cuda_emulated")
+    for wanted, words in (("on", "no CUDA kernels: build it where nvcc is found"), ("emulated", "no CUDA emulator")):
+        code = f"""
+import sys
+sys.path.insert(0, {where!r})
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in type(f).__module__.lower()]
+import qkv
+assert qkv.__file__.startswith({where!r}), qkv.__file__
+print(qkv.cuda.why_not())
+"""
+        done = run_python(code, QKV_CUDA=wanted)
+        assert words in done.stdout, done.stdout + done.stderr
+
+
+DRIVER = r"""
+#include <string.h>
+int cuInit(unsigned flags) { return INIT; }
+int cuDriverGetVersion(int* version) { *version = VERSION; return 0; }
+int cuDeviceGetCount(int* n) { *n = 0; return 0; }
+static int other(void) { return 100; }
+int cuGetProcAddress_v2(const char* name, void** f, int version, unsigned long long flags, int* status) {
+  if (status) *status = 0;
+  *f = !strcmp(name, "cuInit") ? (void*)cuInit : !strcmp(name, "cuDriverGetVersion") ? (void*)cuDriverGetVersion
+     : !strcmp(name, "cuDeviceGetCount") ? (void*)cuDeviceGetCount
+     : !strcmp(name, "cuGetProcAddress") ? (void*)cuGetProcAddress_v2 : (void*)other;
+  return 0;
+}
+int cuGetProcAddress(const char* name, void** f, int version, unsigned long long flags) {
+  return cuGetProcAddress_v2(name, f, version, flags, 0);
+}
+int cuGetExportTable(const void** table, const void* id) { *table = 0; return 100; }
+"""
+
+
+@pytest.mark.parametrize(
+    "version, init, words",
+    [
+        (12040, 0, r"driver knows CUDA up to 12\.4, this build of qkv needs \d+\.\d+: install driver 5\d\d or newer"),
+        (99000, 100, "no CUDA device, or CUDA_VISIBLE_DEVICES hides it"),
+        (None, 0, r"no NVIDIA driver was found; CUDA \d+\.\d+ needs driver 5\d\d or newer"),
+    ],
+)
+def test_what_the_driver_lacks(version: int | None, init: int, words: str, tmp_path: Path) -> None:
+    """The runtime that is linked into _cuda, over a driver that says so little."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if importlib.util.find_spec("qkv._cuda") is None or not compiler:
+        pytest.skip("no CUDA kernels in this build, or no C compiler")
+    if version is not None:
+        (tmp_path / "driver.c").write_text(DRIVER)
+        flags = ["-shared", "-fPIC", f"-DVERSION={version}", f"-DINIT={init}", "-o", "libcuda.so.1"]
+        subprocess.run([compiler, *flags, "driver.c"], cwd=tmp_path, check=True)
+    elif ctypes.util.find_library("cuda"):
+        pytest.skip("there is a driver")
+    code = "import numpy as np, qkv; print(qkv.cuda.is_available(), qkv.cuda.why_not()); qkv.cuda.array(np.ones(3))"
+    done = run_python(code, QKV_CUDA="on", LD_LIBRARY_PATH=str(tmp_path))
+    assert done.stdout.startswith("False qkv.cuda: ") and re.search(words, done.stdout), done.stdout
+    assert re.search(f"CudaError: qkv.cuda: .*{words}", done.stderr), done.stderr
 
 
 def test_without_a_gpu_the_words_say_what_is_missing() -> None:

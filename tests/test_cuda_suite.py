@@ -21,6 +21,7 @@ FILES = [
     "test_attention_varlen",
     "test_cuda_arrays",
     "test_cuda_gemm_quantized",
+    "test_cuda_streams",
 ]
 
 DEVICES = {

@@ -49,7 +49,6 @@ void bind_cuda_runtime(py::module_& m) {
     cuda::trim();
   });
   m.def("create_stream", [] { return reinterpret_cast<std::uintptr_t>(cuda::create_stream()); });
-  m.def("destroy_stream", [](std::uintptr_t s) { cuda::destroy_stream(stream_of(s)); }, py::arg("stream"));
   m.def(
       "synchronize",
       [](std::uintptr_t s) {

@@ -314,8 +314,10 @@ std::unique_ptr<DeviceWeight> weight_from_parts(const std::string& type, int64_t
 DeviceArray dequantize(const DeviceWeight& w, std::uintptr_t stream_in) {
   const cuda::Stream stream = stream_of(stream_in);
   if (w.is_float) return w.values;
-  const cuda::OnDevice on(w.values.storage->device);
-  DeviceArray out = new_device_array("dequantize", py::dtype::of<float>(), {w.view.n, w.view.k}, stream);
+  DeviceCall call("dequantize", stream, w.values);
+  for (const DeviceArray* p : {&w.values, &w.row_scale})
+    if (p->storage) call.reads(*p, "dequantize: weight");
+  DeviceArray out = call.make(py::dtype::of<float>(), {w.view.n, w.view.k});
   if (out.size() > 0) cuda::dequantize({w.view, nullptr, w.view.n, out.data, DType::f32}, stream);
   return out;
 }

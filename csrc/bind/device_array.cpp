@@ -52,26 +52,38 @@ py::tuple tuple_of(const std::vector<int64_t>& values) {
   return t;
 }
 
+bool foreign_order(const py::dtype& t) { return t.byteorder() == (PY_BIG_ENDIAN ? '<' : '>'); }
+
 // 0 float32, 1 float16, 2 bfloat16, else -1.
 int kernel_dtype(const py::dtype& t) {
+  if (foreign_order(t)) return -1;
   if (t.kind() == 'f') return t.itemsize() == 4 ? 0 : t.itemsize() == 2 ? 1 : -1;
   return t.kind() == 'V' && t.itemsize() == 2 && (t.is(bfloat16_dtype()) || t.equal(bfloat16_dtype())) ? 2 : -1;
 }
 
+// TypeError for what is no number or bool of this machine: of object a device's bytes would be taken as pointers.
+void check_storable(const char* op, const py::dtype& t) {
+  if (foreign_order(t)) fail_type(std::string(op) + ": the dtype must be in native byte order");
+  if (!std::strchr("fiub", t.kind()) && kernel_dtype(t) != 2)
+    fail_type(std::string(op) + ": dtype " + py::str(t).cast<std::string>() + " has no place on the GPU");
+}
+
 DeviceArray reshaped(const DeviceArray& a, std::vector<int64_t> shape) {
-  int64_t known = 1, unknown = -1;
+  int64_t unknown = -1;
   for (size_t d = 0; d < shape.size(); ++d) {
     if (shape[d] == -1 && unknown < 0)
       unknown = static_cast<int64_t>(d);
     else if (shape[d] < 0)
       fail_value("reshape: " + shape_text(shape) + " is no shape");
-    else
-      known *= shape[d];
   }
-  if (unknown >= 0) shape[static_cast<size_t>(unknown)] = known > 0 ? a.size() / known : 0;
-  int64_t size = 1;
-  for (const int64_t d : shape) size *= d;
-  if (size != a.size()) fail_value("reshape: an array of shape " + shape_text(a.shape) + " cannot become " + shape_text(shape));
+  if (unknown >= 0) {
+    std::vector<int64_t> rest = shape;
+    rest[static_cast<size_t>(unknown)] = 1;
+    const int64_t known = checked_size("reshape", rest);
+    shape[static_cast<size_t>(unknown)] = known > 0 ? a.size() / known : 0;
+  }
+  if (checked_size("reshape", shape) != a.size())
+    fail_value("reshape: an array of shape " + shape_text(a.shape) + " cannot become " + shape_text(shape));
   if (!a.contiguous()) fail_value("reshape: the array is not C-contiguous; copy it first");
   DeviceArray b = a;
   b.shape = shape;
@@ -194,11 +206,21 @@ struct Export {
   DeviceArray array;
 };
 
-py::capsule to_dlpack(const DeviceArray& a, const py::object& stream) {
+// Address for other libraries: none of no elements.
+void* address(const DeviceArray& a) { return a.size() > 0 ? a.data : nullptr; }
+
+py::capsule to_dlpack(const DeviceArray& given_array, const py::object& stream, const py::object& device,
+                      const py::object& copy) {
+  if (!stream.is_none() && !py::isinstance<py::int_>(stream)) fail_type("__dlpack__: stream must be an integer or None");
+  if (!device.is_none() && !device.equal(py::make_tuple(kDLCUDA, given_array.storage->device)))
+    throw py::buffer_error("__dlpack__: the array stays on its device; .numpy() copies it to the host");
+  const bool copies = !copy.is_none() && copy.cast<bool>();
+  const DeviceArray a = copies ? converted(given_array, given_array.dtype, given_array.storage->written) : given_array;
   // The consumer's stream: None and 1 the legacy default, 2 the per-thread default, -1: it takes care itself.
   const int64_t given = stream.is_none() ? 1 : stream.cast<int64_t>();
   if (given != -1) {
     if (given == 0) fail_value("__dlpack__: stream 0 is ambiguous; 1 is the legacy default stream");
+    if (given < 0) fail_value("__dlpack__: there is no stream " + std::to_string(given));
     const cuda::Stream consumer = given == 1 ? nullptr : stream_of(static_cast<std::uintptr_t>(given));
     const cuda::OnDevice on(a.storage->device);
     cuda::wait_for(consumer, a.storage->written);
@@ -207,7 +229,7 @@ py::capsule to_dlpack(const DeviceArray& a, const py::object& stream) {
   auto e = std::make_unique<Export>();
   e->array = a;
   DLTensor& t = e->managed.tensor;
-  t.data = a.data;
+  t.data = address(a);
   t.device = {kDLCUDA, a.storage->device};
   t.ndim = static_cast<int32_t>(a.shape.size());
   t.dtype = dlpack_dtype(a.dtype);
@@ -257,7 +279,7 @@ py::dict array_interface(const DeviceArray& a) {
   py::dict d;
   d["shape"] = tuple_of(a.shape);
   d["typestr"] = a.dtype.attr("str");
-  d["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(a.data), false);
+  d["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(address(a)), false);
   d["version"] = 3;
   std::vector<int64_t> bytes = a.strides;
   for (int64_t& s : bytes) s *= a.item();
@@ -272,7 +294,10 @@ py::dict array_interface(const DeviceArray& a) {
 // ---- storage
 
 Storage::~Storage() {
-  if (owned) cuda::release(data, device, stream, others.data(), others.size());
+  if (owned)
+    cuda::release(data, device, stream, others.data(), others.size());
+  else if (foreign)  // goes back to its library, in the order of the stream that it was handed over for
+    cuda::join(device, stream, others.data(), others.size());
 }
 
 void Storage::used_in(cuda::Stream s) {
@@ -318,12 +343,9 @@ DeviceArray new_device_array(const char* op, const py::dtype& dtype, const std::
 }
 
 DeviceArray upload(const py::array& from, cuda::Stream stream) {
+  check_storable("array", from.dtype());
   const py::array source = py::array::ensure(from, py::array::c_style);
   if (!source) throw py::error_already_set();
-  if (source.dtype().byteorder() == (PY_BIG_ENDIAN ? '<' : '>')) fail_type("array: x must be in native byte order");
-  const char kind = source.dtype().kind();
-  if (!std::strchr("fiub", kind) && kernel_dtype(source.dtype()) != 2)
-    fail_type("array: dtype " + py::str(source.dtype()).cast<std::string>() + " has no place on the GPU");
   DeviceArray a =
       new_device_array("array", source.dtype(), std::vector<int64_t>(source.shape(), source.shape() + source.ndim()), stream);
   const void* data = source.data();
@@ -337,10 +359,11 @@ py::array to_host(const DeviceArray& a, cuda::Stream stream) {
   const auto [low, high] = extent(a);
   py::array bytes(py::dtype::of<uint8_t>(), std::vector<py::ssize_t>{high - low});
   void* to = bytes.mutable_data();
+  const cuda::Stream written = a.storage->written;
   {
     const Unlocked unlocked;
     const cuda::OnDevice on(a.storage->device);
-    if (a.storage->written != stream) cuda::wait_for(stream, a.storage->written);
+    cuda::wait_for(stream, written);
     cuda::download(to, a.data + low, static_cast<size_t>(high - low), stream);
   }
   std::vector<py::ssize_t> strides;
@@ -405,8 +428,8 @@ void DeviceCall::reads(const DeviceView& x) {
 
 void DeviceCall::writes(const DeviceArray& x) {
   reads(x, std::string(op_) + ": out");
-  for (const cuda::Stream s : x.storage->others)
-    if (s != stream_) cuda::wait_for(stream_, s);  // those that still read what is there
+  cuda::wait_for(stream_, x.storage->stream);
+  for (const cuda::Stream s : x.storage->others) cuda::wait_for(stream_, s);  // those that still read what is there
   x.storage->written = stream_;
   x.storage->after.clear();
 }
@@ -511,8 +534,12 @@ void bind_device_array(py::module_& m) {
              return a.shape[0];
            })
       .def(
-          "__dlpack__", [](const A& a, const py::object& stream, const py::kwargs&) { return to_dlpack(a, stream); },
-          py::arg("stream") = py::none(), "DLPack: the array as a capsule, ready for `stream`.")
+          "__dlpack__",
+          [](const A& a, const py::object& stream, const py::object&, const py::object& device, const py::object& copy) {
+            return to_dlpack(a, stream, device, copy);
+          },
+          py::arg("stream") = py::none(), py::arg("max_version") = py::none(), py::arg("dl_device") = py::none(),
+          py::arg("copy") = py::none(), "DLPack: the array as a capsule, ready for `stream`.")
       .def("__dlpack_device__", [](const A& a) { return py::make_tuple(kDLCUDA, a.storage->device); })
       .def_property_readonly("__cuda_array_interface__", array_interface)
       .def("__array__",
@@ -527,6 +554,7 @@ void bind_device_array(py::module_& m) {
   m.def("empty", [](const std::vector<int64_t>& shape, const py::dtype& dtype, std::uintptr_t stream) {
     for (const int64_t d : shape)
       if (d < 0) fail_value("empty: shape must not be negative, got " + shape_text(shape));
+    check_storable("empty", dtype);
     return new_device_array("empty", dtype, shape, stream_of(stream));
   });
   m.def("from_dlpack", from_dlpack, py::arg("capsule"), py::arg("stream"));

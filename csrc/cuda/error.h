@@ -11,4 +11,7 @@ class Error : public std::runtime_error {
   int code;  // a cudaError_t
 };
 
+// Throws the Error of a cudaError_t that is none of success, `what` first, then what it means for the user: runtime.cpp.
+[[noreturn]] void fail(int code, const char* what);
+
 }  // namespace qkv::cuda

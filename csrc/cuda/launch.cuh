@@ -4,7 +4,6 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-#include <string>
 #include <utility>
 
 #include "core/dtype.h"
@@ -14,9 +13,7 @@
 namespace qkv::cuda {
 
 inline void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // an error that is not sticky is told once
-  throw Error(error, std::string(what) + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
+  if (error != cudaSuccess) fail(error, what);
 }
 
 // After <<<>>>: what the launch itself said.

@@ -27,13 +27,23 @@ std::string bytes_text(size_t bytes) {
 std::string explain(cudaError_t error) {
   const std::string said = std::string(cudaGetErrorString(error)) + " (" + cudaGetErrorName(error) + ")";
   int driver = 0, runtime = 0;
+  const std::string needed = CUDART_VERSION >= 13000 ? "580" : "525";  // of CUDA 13 and 12
   switch (error) {
     case cudaErrorInsufficientDriver:
       cudaDriverGetVersion(&driver);
       cudaRuntimeGetVersion(&runtime);
-      if (driver == 0) return "no NVIDIA driver was found; CUDA " + version(runtime) + " needs driver 580 or newer: " + said;
+      if (driver == 0)
+        return "no NVIDIA driver was found; CUDA " + version(runtime) + " needs driver " + needed + " or newer: " + said;
       return "the NVIDIA driver knows CUDA up to " + version(driver) + ", this build of qkv needs " + version(runtime) +
-             ": install driver 580 or newer: " + said;
+             ": install driver " + needed + " or newer: " + said;
+    case cudaErrorInitializationError:
+      return "CUDA does not start; in a process that was forked from one that used it, it cannot: use multiprocessing's "
+             "'spawn': " +
+             said;
+    case cudaErrorNoKernelImageForDevice:
+      return "the device is too old: compute capability 8.0 or newer is needed: " + said;
+    case cudaErrorUnsupportedPtxVersion:
+      return "the NVIDIA driver is too old to compile this build's kernels for the device: install a newer one: " + said;
     case cudaErrorNoDevice:
       return "there is no CUDA device, or CUDA_VISIBLE_DEVICES hides it: " + said;
     case cudaErrorDevicesUnavailable:
@@ -54,15 +64,14 @@ std::string explain(cudaError_t error) {
 }
 
 void check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  cudaGetLastError();  // told once, unless it is sticky
-  throw Error(error, std::string(what) + ": " + explain(error));
+  if (error != cudaSuccess) fail(error, what);
 }
 
 // The pool of the current device, made when it is first asked for.
 cudaMemPool_t pool() {
-  static std::mutex mutex;
-  static std::vector<cudaMemPool_t> pools;
+  // Never destroyed: daemon threads still run when the process exits.
+  static std::mutex& mutex = *new std::mutex;
+  static std::vector<cudaMemPool_t>& pools = *new std::vector<cudaMemPool_t>;
   const int device = current_device();
   const std::lock_guard<std::mutex> lock(mutex);
   if (pools.size() <= static_cast<size_t>(device)) pools.resize(static_cast<size_t>(device) + 1, nullptr);
@@ -84,6 +93,11 @@ cudaMemPool_t pool() {
 }
 
 }  // namespace
+
+void fail(int code, const char* what) {
+  cudaGetLastError();  // told once, unless it is sticky
+  throw Error(code, std::string(what) + ": " + explain(static_cast<cudaError_t>(code)));
+}
 
 int device_count() {
   int n = 0;
@@ -138,6 +152,15 @@ void* allocate(size_t bytes, Stream stream) {
   return data;
 }
 
+void join(int device, Stream stream, const Stream* others, size_t count) noexcept {
+  try {
+    const OnDevice on(device);
+    for (size_t i = 0; i < count; ++i) wait_for(stream, others[i]);
+  } catch (const Error&) {  // the device was lost
+    cudaGetLastError();
+  }
+}
+
 void release(void* data, int device, Stream stream, const Stream* others, size_t count) noexcept {
   try {
     const OnDevice on(device);
@@ -189,8 +212,6 @@ Stream create_stream() {
   return stream;
 }
 
-void destroy_stream(Stream stream) { check(cudaStreamDestroy(native(stream)), "qkv.cuda"); }
-
 void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "qkv.cuda"); }
 
 void wait_for(Stream waiter, Stream other) {
@@ -201,13 +222,6 @@ void wait_for(Stream waiter, Stream other) {
   const cudaError_t waits = recorded == cudaSuccess ? cudaStreamWaitEvent(native(waiter), event, 0) : recorded;
   cudaEventDestroy(event);  // destroyed once the wait is over
   check(waits, "qkv.cuda");
-}
-
-int device_of(const void* data) {
-  cudaPointerAttributes attributes{};
-  check(cudaPointerGetAttributes(&attributes, data), "qkv.cuda");
-  if (attributes.type == cudaMemoryTypeUnregistered) throw Error(cudaErrorInvalidValue, "qkv.cuda: a pointer to host memory");
-  return attributes.device;
 }
 
 }  // namespace qkv::cuda

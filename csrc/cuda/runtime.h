@@ -33,7 +33,9 @@ class OnDevice {
 // Stream-ordered memory of the current device: usable in `stream` from here on, and taken back in its order. It comes from a pool
 // that keeps what is released, up to set_cache_limit.
 void* allocate(size_t bytes, Stream stream);
-// Once what is enqueued in `others` by now is done, too.
+// `stream` waits for what is enqueued in `others` by now.
+void join(int device, Stream stream, const Stream* others, size_t count) noexcept;
+// After that, too.
 void release(void* data, int device, Stream stream, const Stream* others, size_t count) noexcept;
 
 struct MemoryInfo {
@@ -53,13 +55,9 @@ void download(void* to, const void* from, size_t bytes, Stream stream);
 void copy_bytes(void* to, const void* from, size_t bytes, Stream stream);
 void fill_bytes(void* to, int value, size_t bytes, Stream stream);
 
-Stream create_stream();
-void destroy_stream(Stream stream);
+Stream create_stream();  // of the current device; never destroyed, since memory goes back in the order of its stream
 void synchronize(Stream stream);
 // What is enqueued in `waiter` from here on runs after what is in `other` now; nobody waits on the host.
 void wait_for(Stream waiter, Stream other);
-
-// The device that a pointer belongs to; Error for memory that no device knows.
-int device_of(const void* data);
 
 }  // namespace qkv::cuda

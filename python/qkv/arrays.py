@@ -116,7 +116,7 @@ def on_gpu(given: Any) -> bool:
     if given is None or isinstance(given, (np.ndarray, np.generic, list, tuple, int, float, _cpu.PackedWeight)):
         return False
     if not hasattr(given, "__dlpack_device__"):
-        return False
+        return type(given).__module__ == "qkv.cuda"  # a packed weight of its own
     try:
         return int(given.__dlpack_device__()[0]) in _GPUS
     except (BufferError, RuntimeError, TypeError, ValueError):  # torch: sparse, meta ...: as_numpy has the words for it

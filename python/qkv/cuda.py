@@ -16,6 +16,7 @@ of the kernels, on builds that have it); QKV_CUDA=off hides the GPU.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import sys
 import threading
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ._cpu import PackedWeight as HostPackedWeight
-from .arrays import on_gpu
+from .arrays import as_numpy, on_gpu
 
 __all__ = [
     "Array",
@@ -60,17 +61,13 @@ def _load() -> tuple[ModuleType | None, str]:
     if wanted == "off":
         return None, "QKV_CUDA=off hides the GPU"
     try:
-        if wanted == "emulated":
-            from . import _cuda_emulated as module
-        else:
-            from . import _cuda as module  # type: ignore[no-redef]
-    except ImportError as error:
-        if not isinstance(error, ModuleNotFoundError):
-            return None, f"the extension module does not load: {error}"
+        return importlib.import_module("._cuda_emulated" if wanted == "emulated" else "._cuda", __package__), ""
+    except ModuleNotFoundError:
         if wanted == "emulated":
             return None, "this build of qkv has no CUDA emulator: build it with QKV_BUILD_CUDA_EMULATION=ON"
         return None, _MISSING
-    return module, ""
+    except ImportError as error:
+        return None, f"the extension module does not load: {error}"
 
 
 _module, _reason = _load()
@@ -155,12 +152,21 @@ def set_batch_invariant(on: bool) -> None:
 _local = threading.local()
 
 
+# Handles of streams that nobody holds any more, by device. They are used again and never destroyed: arrays that were
+# made in a stream outlive its `Stream`, and their memory goes back in its order.
+_idle_streams: dict[int, list[int]] = {}
+
+
 class Stream:
     """A stream of the current device. `handle` is the cudaStream_t as an integer."""
 
     def __init__(self) -> None:
         self._module = module()
-        self.handle: int = self._module.create_stream()
+        self._idle = _idle_streams.setdefault(self._module.current_device(), [])
+        try:
+            self.handle: int = self._idle.pop()
+        except IndexError:
+            self.handle = self._module.create_stream()
 
     def synchronize(self) -> None:
         """Waits until all its work is done."""
@@ -168,7 +174,7 @@ class Stream:
 
     def __del__(self) -> None:
         if getattr(self, "handle", 0):
-            self._module.destroy_stream(self.handle)
+            self._idle.append(self.handle)
 
 
 def current_stream() -> int:
@@ -195,13 +201,12 @@ def synchronize() -> None:
 def stream_of(arrays: Sequence[Any]) -> int:
     """The stream that an op on these arguments runs in: torch's or CuPy's current one for their arrays."""
     for given in arrays:
-        if isinstance(given, Array):
-            continue
-        library = type(given).__module__.partition(".")[0]
-        if library == "torch" and "torch" in sys.modules:
-            return int(sys.modules["torch"].cuda.current_stream(given.device).cuda_stream)
-        if library == "cupy" and "cupy" in sys.modules:
-            return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+        for base in type(given).__mro__:  # a user's subclass of torch.Tensor is torch's too
+            library = base.__module__.partition(".")[0]
+            if library == "torch":
+                return int(sys.modules["torch"].cuda.current_stream(given.device).cuda_stream)
+            if library == "cupy":
+                return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
     return current_stream()
 
 
@@ -210,12 +215,15 @@ def stream_of(arrays: Sequence[Any]) -> int:
 
 def array(x: Any) -> Any:
     """A copy of x on the current device: an array for what NumPy makes an array of, a packed weight for a
-    `qkv.PackedWeight`. x may be changed or freed at once."""
+    `qkv.PackedWeight`. x may be changed or freed at once. What `qkv.cuda` has on a device already is returned as it
+    is."""
     if isinstance(x, HostPackedWeight):
         return _packed(x)
     if isinstance(x, (Array, PackedWeight)):
         return x
-    return module().array(np.asarray(x), current_stream())
+    if on_gpu(x):
+        raise TypeError("array: x is in a GPU's memory already; qkv.cuda.from_dlpack takes it as it is")
+    return module().array(as_numpy("array", "x", x), current_stream())
 
 
 def _packed(weight: HostPackedWeight) -> Any:
@@ -239,7 +247,10 @@ def empty(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
 
 def on_device(given: Any) -> bool:
     """Whether this is an array (or a packed weight) in a GPU's memory."""
-    return isinstance(given, PackedWeight) or on_gpu(given)
+    return on_gpu(given)
+
+
+_SHARED = (2, 3, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 
 
 def from_dlpack(x: Any, stream: int | None = None) -> Any:
@@ -247,6 +258,10 @@ def from_dlpack(x: Any, stream: int | None = None) -> Any:
     if isinstance(x, Array):
         return x
     here = current_stream() if stream is None else stream
+    if not hasattr(x, "__dlpack_device__"):
+        raise TypeError(f"from_dlpack: x must speak DLPack, got {type(x).__name__}")
+    if int(x.__dlpack_device__()[0]) not in _SHARED:
+        raise TypeError("from_dlpack: x is in host memory; qkv.cuda.array copies it to the device")
     if missing := why_not():
         raise CudaError(missing)
     return module().from_dlpack(x.__dlpack__(stream=here or 1), here)

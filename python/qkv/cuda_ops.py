@@ -23,13 +23,9 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
     run = _OPS.get(name)
     if run is None:
         raise TypeError(f"{name}: arrays on a GPU are not supported; copy them to the host")
-    parameters, defaults = _signature(op)
+    parameters, positional, defaults = _signature(op)
     values = {**defaults, **dict(zip(parameters, args, strict=False)), **kwargs}
-    if (
-        len(args) > len(parameters)
-        or len(values) != len(parameters)
-        or any(n in kwargs for n in parameters[: len(args)])
-    ):
+    if len(args) > positional or values.keys() != set(parameters) or any(n in kwargs for n in parameters[: len(args)]):
         inspect.signature(op).bind(*args, **kwargs)  # has the words for what is wrong
     there = [n for n in names if cuda.on_device(values.get(n))]
     for n in names:
@@ -58,7 +54,8 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
         if n in _INTEGERS:
             values[n] = as_numpy(name, n, values[n])
         else:  # a number takes the dtype of the arrays beside it
-            values[n] = cuda.array(np.asarray(values[n], getattr(values[n], "dtype", dtype)))
+            own = np.bool_ if isinstance(values[n], bool) else dtype
+            values[n] = cuda.array(np.asarray(values[n], getattr(values[n], "dtype", own)))
     out = kwargs.get("out")
     result = run(name, stream, **values)
     if origin is not None:
@@ -73,10 +70,11 @@ def _is_number(value: Any) -> bool:
 
 
 @functools.cache
-def _signature(op: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Any]]:
-    """Names of the parameters, and the values of those that may be left out."""
+def _signature(op: Callable[..., Any]) -> tuple[tuple[str, ...], int, dict[str, Any]]:
+    """Names of the parameters, how many of them may go without one, and the values of those that may be left out."""
     parameters = inspect.signature(op).parameters
-    return tuple(parameters), {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
+    return tuple(parameters), positional, {n: p.default for n, p in parameters.items() if p.default is not p.empty}
 
 
 def _convert(result: Any, from_dlpack: Callable[[Any], Any]) -> Any:
