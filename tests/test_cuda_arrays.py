@@ -291,6 +291,38 @@ def test_threads_do_not_disturb_each_other(rng: np.random.Generator) -> None:
 
 
 @device
+@pytest.mark.parametrize("n", [11968, 12000, 12032, 24500])
+def test_rows_that_just_fill_shared_memory(n: int, rng: np.random.Generator) -> None:
+    """48 and 96 KB, the kernels' static arrays among them. Only rows that are not aligned go through shared memory."""
+    x = rng.standard_normal((2, n + 1)).astype(np.float32)
+    rows = qkv.cuda.array(x)[:, 1:]
+    for op in ("softmax", "layer_norm", "rms_norm"):
+        expected = getattr(qkv.reference, op)(x[:, 1:].astype(np.float64))
+        np.testing.assert_allclose(getattr(qkv, op)(rows).numpy(), expected, rtol=1e-5, atol=1e-6, err_msg=op)
+
+
+@device
+def test_threads_with_rows_of_different_lengths() -> None:
+    """What one thread allows a kernel of shared memory does not take away what another's launch needs."""
+    arrays = [qkv.cuda.array(np.ones((1, n), np.float32)) for n in (12_800, 32_768)] * 2
+    failed: list[BaseException] = []
+
+    def work(x: Any) -> None:
+        try:
+            for _ in range(300):
+                qkv.rms_norm(x)
+        except qkv.CudaError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(x,)) for x in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+
+
+@device
 def test_batch_invariance(rng: np.random.Generator) -> None:
     """A row's bits are the same alone and in a batch, for products and attention."""
     x, w = (qkv.cuda.array(rng.standard_normal(s).astype(ml_dtypes.bfloat16)) for s in ((90, 256), (48, 256)))

@@ -77,13 +77,6 @@ __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_co
   restore_row<T, kMergeThreads>(p, e, kv_head, row, end.state, weights);
 }
 
-int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "attention");
-  check(cudaDeviceGetAttribute(&value, which, device), "attention");
-  return value;
-}
-
 struct Plan {
   Problem p;
   bool mma, large;
@@ -136,7 +129,7 @@ Plan plan_of(const AttentionArgs& a) {
   p.rows = (packed ? 1 : a.batch) * a.s * a.heads;
   p.sum_width = static_cast<int>((a.dv + 3) / 4 * 4);
 
-  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int64_t head_rows = a.s * p.group;                              // of a batch entry and key head; packed: of all entries
   const int64_t usual_rows = packed ? head_rows / a.batch : head_rows;  // of one entry
   const int64_t usual_keys = packed ? ceil_div(a.t, a.batch) : a.t;

@@ -19,11 +19,25 @@ inline void check(cudaError_t error, const char* what) {
 // After <<<>>>: what the launch itself said.
 inline void check_launch(const char* op) { check(cudaGetLastError(), op); }
 
-// Allows `bytes` of dynamic shared memory; from 48 KB on the kernel must be told.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+constexpr size_t kStaticShared = 2048;  // more than any kernel has of it beside dynamic shared memory
+
+// Allows `dynamic` bytes of dynamic shared memory; if those and the static ones are more than 48 KB, the kernel must be told. It
+// is told all that there is: another thread may be about to launch the same kernel with more.
 template <class Kernel>
-void allow_shared(Kernel* kernel, size_t bytes, const char* op) {
-  if (bytes > 48 * 1024)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)), op);
+void allow_shared(Kernel* kernel, size_t dynamic, const char* op) {
+  if (dynamic + kStaticShared <= 48 * 1024) return;
+  cudaFuncAttributes now;
+  check(cudaFuncGetAttributes(&now, kernel), op);
+  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(now.sharedSizeBytes);
+  if (now.maxDynamicSharedSizeBytes != most)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
 }
 
 // f(T{}) with T float, __half or __nv_bfloat16.

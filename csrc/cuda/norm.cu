@@ -141,6 +141,7 @@ template <class T, class Row>
 QKV_DEVICE Finish<T> norm_row(const NormArgs& a, Row& row, int n, float start, float inverse, bool odd = false) {
   __shared__ Scratch<float, 1> total_scratch;
   __shared__ Scratch<float, kTakesRest<T> ? 2 : 1> moments_scratch[2];
+  static_assert(sizeof(total_scratch) + sizeof(moments_scratch) <= kStaticShared);
   float mean = 0;
   if (!a.rms) {
     float total[1] = {total_of(row, n, start)};
@@ -323,10 +324,10 @@ void norm(const NormArgs& a, Stream stream_in) {
     if (vectors && plan.chunks == kHeldChunks) {
       norm_held<T><<<blocks, plan.block(), 0, stream>>>(a, inverse);
     } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
-      allow_shared(norm_ahead<T>, ahead + kStaticShared, "norm");
+      allow_shared(norm_ahead<T>, ahead, "norm");
       norm_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a, inverse);
     } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
-      allow_shared(norm_shared<T>, shared + kStaticShared, "norm");
+      allow_shared(norm_shared<T>, shared, "norm");
       norm_shared<T><<<blocks, plan.block(), shared, stream>>>(a, inverse);
     } else {
       const auto kernel = vectors ? norm_pieces<T, true> : norm_pieces<T, false>;

@@ -26,14 +26,6 @@ constexpr int kMostThreads = 512;
 constexpr int kHeldChunks = 4, kAheadChunks = 16;
 
 constexpr int64_t kMostShared = 96 * 1024;  // bytes of a SharedRow; longer ones go in pieces too
-constexpr size_t kStaticShared = 1024;      // more than there is of it beside, which counts as well where 48 KB are enough
-
-inline int device_attribute(cudaDeviceAttr attribute) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
-  return value;
-}
 
 struct RowPlan {
   int chunks;   // of a thread: kHeldChunks or kAheadChunks; 0: in pieces

@@ -49,6 +49,7 @@ struct Finish {
 template <class T, class Row>
 QKV_DEVICE Finish<T> softmax_row(Row& row, bool log) {
   __shared__ Scratch<float, 1> scratch[2];  // a third call of reduce can only come when the first is over
+  static_assert(sizeof(scratch) <= kStaticShared);
   float top[1] = {-kInfinity}, total[1] = {0};
   row.each([&](const auto& x, int) { top[0] = max_of(x, top[0]); });
   reduce<Max>(top, scratch[0]);
@@ -179,7 +180,7 @@ void launch_across(const SoftmaxArgs& a, const RowPlan& plan, int columns, cudaS
   const dim3 block(static_cast<unsigned>(plan.threads), static_cast<unsigned>(kAcrossThreads / plan.threads));
   const size_t shared = 16 * static_cast<size_t>(columns * (shared_pitch<T>(a.x.n) | 1));
   const auto blocks = static_cast<unsigned>(a.x.rows / inner * ceil_div<int64_t>(inner, columns));
-  allow_shared(softmax_across<T>, shared + kStaticShared, "softmax");
+  allow_shared(softmax_across<T>, shared, "softmax");
   softmax_across<T><<<blocks, block, shared, stream>>>(a.x, a.y, a.log, columns);
 }
 
@@ -200,10 +201,10 @@ void softmax(const SoftmaxArgs& a, Stream stream_in) {
     } else if (vectors && plan.chunks == kHeldChunks) {
       softmax_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
     } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
-      allow_shared(softmax_ahead<T>, ahead + kStaticShared, "softmax");
+      allow_shared(softmax_ahead<T>, ahead, "softmax");
       softmax_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.y, a.log);
     } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
-      allow_shared(softmax_shared<T>, shared + kStaticShared, "softmax");
+      allow_shared(softmax_shared<T>, shared, "softmax");
       softmax_shared<T><<<blocks, plan.block(), shared, stream>>>(a.x, a.y, a.log);
     } else {
       const auto kernel = vectors ? softmax_pieces<T, true> : softmax_pieces<T, false>;
