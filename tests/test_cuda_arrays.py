@@ -323,6 +323,18 @@ def test_threads_with_rows_of_different_lengths() -> None:
 
 
 @device
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_inner_dimension_beyond_32_bits_is_refused(dtype: str) -> None:
+    one, k = qkv.cuda.array(np.ones((1, 64), dtype)), 2**31 + 64
+    qkv.set_batch_invariant(True)  # k is not split
+    try:
+        with pytest.raises(qkv.CudaError, match=r"inner dimension of 2\^31"):
+            qkv.matmul(one._as_strided((40, k), (1, 0), 0), one._as_strided((k, 8), (0, 1), 0))
+    finally:
+        qkv.set_batch_invariant(False)
+
+
+@device
 def test_batch_invariance(rng: np.random.Generator) -> None:
     """A row's bits are the same alone and in a batch, for products and attention."""
     x, w = (qkv.cuda.array(rng.standard_normal(s).astype(ml_dtypes.bfloat16)) for s in ((90, 256), (48, 256)))

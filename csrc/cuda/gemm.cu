@@ -132,12 +132,7 @@ __global__ void __launch_bounds__(128) gemm_merge(const __grid_constant__ GemmAr
   finish<T>(g, v, bias, batch, row, column, count, reinterpret_cast<T*>(g.c.data) + batch * g.c.b + row * g.c.s + column);
 }
 
-int multiprocessors_here() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "matmul");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "matmul");
-  return count;
-}
+int multiprocessors_here() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
 }  // namespace
 
@@ -179,6 +174,10 @@ void gemm(const GemmArgs& args, const GemmPlan& p, Stream stream_in) {
   if (g.n == 1) g.b.d = 0;
   if (g.k == 1) g.a.d = g.b.s = 0;
   if (g.batch == 1) g.a.b = g.b.b = 0;
+  if (p.kernel != GemmKernel::skinny && p.k_split > INT32_MAX)  // tiles count what is left of k in 32 bits
+    throw Error(cudaErrorInvalidValue, "matmul: an inner dimension of 2^31 or more");
+  if (int64_t{p.tiles_m} * p.tiles_n * p.splits > INT32_MAX / g.batch)
+    throw Error(cudaErrorInvalidValue, "matmul: more than 2^31 tiles of results in a call");
   switch (p.kernel) {
     case GemmKernel::skinny:
       gemm_skinny(g, p, stream_in);

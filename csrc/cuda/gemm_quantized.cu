@@ -96,6 +96,7 @@ size_t gemm_quantized_workspace(const QuantizedGemmArgs& args) { return args.m &
 
 void gemm_quantized(const QuantizedGemmArgs& args, Stream stream_) {
   if (!args.m || !args.w.n) return;
+  if (args.w.k > INT32_MAX) throw Error(cudaErrorInvalidValue, "linear: an inner dimension of 2^31 or more");
   const cudaStream_t stream = static_cast<cudaStream_t>(stream_);
   const Plan plan = plan_of(args);
   QuantizedProduct p{
