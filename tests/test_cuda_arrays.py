@@ -335,6 +335,20 @@ def test_an_inner_dimension_beyond_32_bits_is_refused(dtype: str) -> None:
 
 
 @device
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_tokens_of_no_sequence_are_left_alone(dtype: str, rng: np.random.Generator) -> None:
+    """cu_seqlens on the device may begin and end anywhere: nobody has checked them."""
+    q, k, v = (qkv.cuda.array(rng.standard_normal((200, 2, 32)).astype(dtype)) for _ in range(3))
+    out = qkv.cuda.array(np.full((200, 2, 32), 7, dtype))
+    cu_seqlens = qkv.cuda.array(np.array([140, 150, 190], np.int32))
+    qkv.attention_varlen(q, k, v, cu_seqlens, cu_seqlens, out=out)
+    expected = qkv.cuda.array(np.array([0, 10, 50], np.int32))
+    inside = qkv.attention_varlen(q[140:190], k[140:190], v[140:190], expected, expected)
+    assert same_bits(out[140:190].numpy(), inside.numpy())
+    assert (out[:140].numpy() == 7).all() and (out[190:].numpy() == 7).all()
+
+
+@device
 def test_batch_invariance(rng: np.random.Generator) -> None:
     """A row's bits are the same alone and in a batch, for products and attention."""
     x, w = (qkv.cuda.array(rng.standard_normal(s).astype(ml_dtypes.bfloat16)) for s in ((90, 256), (48, 256)))

@@ -129,7 +129,7 @@ QKV_DEVICE bool find_work(const Problem& p, Work* w) {
   }
   w->e = entry_of(p, b);
   const int64_t rows = static_cast<int64_t>(w->e.s) * p.group, row0 = tile * p.tile_rows;
-  if (row0 >= rows) return false;
+  if (row0 < 0 || row0 >= rows) return false;  // below 0: tokens before the first sequence, which cu_q may skip
   w->row0 = static_cast<int>(row0);
   w->rows = static_cast<int>(rows - row0 < p.tile_rows ? rows - row0 : p.tile_rows);
   return true;
