@@ -85,6 +85,16 @@ def test_rows_do_not_see_each_other(dtype: str, group: int | None, rng: np.rando
         qkv.set_batch_invariant(False)
 
 
+@pytest.mark.parametrize("dtype, group", [f for f in FORMATS if f[1]])
+def test_huge_activations(dtype: str, group: int, rng: np.random.Generator) -> None:
+    """Their products with codes overflow, those with weights do not."""
+    packed = qkv.pack_weight(normal(rng, (24, 128)) / 20, dtype, group)
+    for m in (1, 20):
+        x = np.zeros((m, 128), BFLOAT16)
+        x[:, 5] = 2e38
+        check(x, packed, f"{dtype} {group} {m}")
+
+
 def test_reference_of_the_reference(rng: np.random.Generator) -> None:
     """What these tests compare with is x times the dequantised weight."""
     packed = qkv.pack_weight(normal(rng, (5, 64)), "int4")

@@ -111,8 +111,9 @@ struct FloatSums {
   }
 };
 
-// What the groups' sums make of an infinity: its codes and its offset may be infinities of two signs, where the weight is but a
-// number. So a sum that is NaN is taken again, one weight after the other.
+// Codes are larger than weights. What the groups' sums make of an infinity may be infinities of two signs, of codes and offset,
+// where the weight is but a number; and those of huge activations overflow where sums of weights do not. So a sum that is not
+// finite is taken again, one weight after the other.
 template <class T, class Format>
 QKV_DEVICE float sum_one_by_one(const QuantizedProduct& p, int64_t row, int64_t n) {
   const T* x = static_cast<const T*>(p.a) + row * p.a_row;
@@ -220,8 +221,8 @@ __global__ void __launch_bounds__(kThreads, kIs16Bit<T> || kRows == 1 ? 2 : 1)
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) sum += all_sums[(i * kTiles * kRows + tile_row) * kSumsRow + column];
-    if constexpr (kMma && Format::kOffset)
-      if (isnan(sum)) sum = sum_one_by_one<T, Format>(p, row, n);
+    if constexpr (kMma && kGroup != 0)
+      if (!isfinite(sum)) sum = sum_one_by_one<T, Format>(p, row, n);
     finish_one<T>(p, sum, row, n);
   }
 }
