@@ -360,6 +360,14 @@ def test_batch_invariance(rng: np.random.Generator) -> None:
             assert same_bits(qkv.linear(x[rows], w).numpy(), product[rows])
         assert same_bits(qkv.attention(q[2:3], k[2:3], v[2:3]).numpy(), attended[2:3])
         assert same_bits(qkv.attention(q[:, :, :1], k, v).numpy(), attended[:, :, :1])
+        # More keys than one chunk of the split, beside fewer.
+        k, v = (qkv.cuda.array(rng.standard_normal((5, 2, 1100, 32)).astype(ml_dtypes.bfloat16)) for _ in range(2))
+        lengths = np.array([700, 1100, 5, 1024, 1025])
+        attended = [x.numpy() for x in qkv.attention(q, k, v, kv_lengths=lengths, return_lse=True)]
+        for b, n in enumerate(lengths):
+            one = slice(b, b + 1)
+            alone = qkv.attention(q[one], k[one, :, :n], v[one, :, :n], return_lse=True)
+            assert all(same_bits(x.numpy(), y[one]) for x, y in zip(alone, attended, strict=True))
     finally:
         qkv.set_batch_invariant(False)
 
