@@ -1,5 +1,6 @@
 // The activations of one float, for activation.cu and the epilogues of products: the formulas of cpu/simd/math.h with the GPU's
-// 2^x, within a few ulp of the true value. exp, erf and tanh are CUDA's own, within 2 ulp; the hardware's tanh is good to 2^-11
+// 2^x, within a few ulp of the true value but for the left tails: there the exponent's rounding is |x| / 4 ulp of the result, and
+// e^x below 2^-126 counts as 0. exp, erf and tanh are CUDA's own, within 2 ulp; the hardware's tanh is good to 2^-11
 // only and is not used.
 #pragma once
 #include "cuda/intrinsics.cuh"
