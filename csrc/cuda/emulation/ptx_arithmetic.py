@@ -485,6 +485,8 @@ def slct(f, name, a):
 @instruction("cvt")
 def cvt(f, name, a):
     to, source = last_types(name)[-2:]
+    if "tf32" in (to, source) or "satfinite" in name:
+        return unsupported(name)
     how = f"Round::{rounding(name)}"
     if to in ("f16x2", "bf16x2"):
         if source != "f32" or len(a) != 3:

@@ -56,7 +56,7 @@ _SPECIAL = {
     "%warpid": "current->warp",
     "%nwarpid": "uint32_t((launched->threads + 31) / 32)",
     "%smid": "0u",
-    "%nsmid": "4u",
+    "%nsmid": "uint32_t(config.multiprocessors)",
     "%gridid": "uint64_t(1)",
     "%clock": "uint32_t(clock_now())",
     "%clock_hi": "uint32_t(clock_now() >> 32)",
@@ -138,7 +138,7 @@ def isspacep(f, name, a):
     return unsupported(name)
 
 
-@instruction("prefetch", "prefetchu", "applypriority", "discard", "pmevent", "griddepcontrol", "setmaxnreg")
+@instruction("prefetch", "prefetchu", "applypriority", "discard", "pmevent", "griddepcontrol")
 def no_effect(f, name, a):
     return ";"
 
@@ -200,6 +200,8 @@ def ld(f, name, a):
 
 @instruction("st")
 def st(f, name, a):
+    if name[1] in ("async", "bulk"):
+        return unsupported(name)
     t, count, space = name[-1], vector_count(name), space_of(name)
     values = f.vector(a[1])
     q = f.temporary()
@@ -233,6 +235,8 @@ _ATOMIC = {
 
 @instruction("atom", "red")
 def atom(f, name, a):
+    if name[1] == "async":
+        return unsupported(name)
     returns = name[0] == "atom"
     destination, operand, *values = a if returns else ["_", *a]
     operation = next((p for p in name[1:] if p in _ATOMIC), None)
@@ -443,7 +447,7 @@ def mma(f, name, a):
     types = last_types(name)
     d, ra, rb, rc = (f.vector(v) for v in a[:4])
     known = shape in ("m16n8k8", "m16n8k16") and types[1] == types[2] and types[1] in ("f16", "bf16")
-    if not known or "row" not in name or "col" not in name:
+    if not known or name[1] != "sync" or "row" not in name or "col" not in name:
         return unsupported(name)
     k = int(shape[6:])
     x, y, z, out = (f.temporary() for _ in range(4))

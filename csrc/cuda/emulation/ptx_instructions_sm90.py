@@ -80,7 +80,7 @@ def fence_proxy(f, name, a):
 @instruction("cp.async.bulk")
 def cp_async_bulk(f, name, a):
     a = without_hint(name, a)
-    if name[3] == "shared::cluster" and name[4] == "global":
+    if name[3] == "shared::cluster" and name[4] == "global" and "multicast::cluster" not in name:
         to, barrier = f.address(a[0], "u32"), f.address(a[3], "u32")
         return f"bulk_load({f.site()}, {to}, {f.address(a[1])}, {f.value(a[2], 'u32')}, {barrier});"
     if name[3] == "global" and "bulk_group" in name and "cp_mask" not in name:
@@ -98,7 +98,7 @@ def cp_async_bulk_tensor(f, name, a):
     dimensions = int(name[4][0])
     at, form = f.temporary(), ".".join(name[5:])
     a = without_hint(name, a)
-    if "im2col" in form:
+    if re.search("im2col|gather4|scatter4", form):
         return unsupported(name)
     if form.startswith("shared::cluster.global") or form.startswith("shared::cta.global"):
         map_, xs = coordinates(f, a[1])

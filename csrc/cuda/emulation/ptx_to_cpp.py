@@ -19,7 +19,7 @@ from ptx_instructions import PtxError
 from ptx_types import SIZES, c_type, kind
 
 SHARED_START = 1024  # memory.h: kSharedStart
-SHARED_GAP = 32  # between static arrays, so that running over the end of one is seen
+GAP = 32  # bytes between static arrays and between variables, so that running over the end of one is seen
 
 
 def split_operands(text):
@@ -306,7 +306,7 @@ class Function:
 
     def declare_shared(self, text):
         alignment, _, name, size, _ = parse_variable(text)
-        offset = align_up(self.shared_end + (SHARED_GAP if self.shared_arrays else 0), max(alignment, 16))
+        offset = align_up(self.shared_end + (GAP if self.shared_arrays else 0), max(alignment, 16))
         self.shared[name] = offset
         self.shared_arrays.append((offset, size))
         self.shared_end = offset + size
@@ -391,7 +391,7 @@ class Function:
                 else:
                     self.instruction(s.text)
             except PtxError as error:
-                self.error(error, s)
+                self.module.errors.append(f"{self.module.path}:{s.line}: {error} (in {self.name})")
             except (KeyError, IndexError, ValueError, TypeError) as error:
                 self.module.errors.append(
                     f"{self.module.path}:{s.line}: cannot translate '{s.text}': {error!r} (in {self.name})"
@@ -525,7 +525,7 @@ class Module:
             if size == 0:
                 self.dynamic[name] = alignment
             else:
-                offset = align_up(self.shared_end + SHARED_GAP, max(alignment, 16))
+                offset = align_up(self.shared_end + GAP, max(alignment, 16))
                 self.shared[name] = offset
                 self.shared_arrays.append((offset, size))
                 self.shared_end = offset + size
@@ -553,7 +553,9 @@ class Module:
         for name, (alignment, ptx_type, size, initial) in self.variables.items():
             data = self.bytes_of(ptx_type, size, initial)
             values = "" if not any(data) else ",".join(map(str, data))
-            out.append(f"alignas({max(alignment, 16)}) unsigned char V_{c_name(name)}[{size}] = {{{values}}};")
+            out.append(
+                f"alignas({max(alignment, 16)}) unsigned char V_{c_name(name)}[{size + GAP}] = {{{values}}};"
+            )
         for f in self.functions:
             out.append(f.signature() + ";")
         for f in self.functions + self.kernels:
