@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #include "cuda/emulation/block.h"
@@ -18,7 +19,8 @@ struct Group {
   uint32_t lanes = 0;
   TrafficKind kind;
   bool write;
-  unsigned bytes;
+  unsigned width = 0;  // of the widest; cp.async may read less in some lanes
+  unsigned bytes[32];
   uint64_t address[32];
 };
 
@@ -40,13 +42,13 @@ unsigned site_index(int site) {
 
 // 32 banks of 4 bytes; accesses of 8 and 16 bytes go by half and quarter warps. A wavefront serves one word of every bank.
 void count_shared(const Group& g, Traffic& t) {
-  const unsigned lanes = g.bytes >= 16 ? 8 : g.bytes == 8 ? 16 : 32;
+  const unsigned lanes = g.width >= 16 ? 8 : g.width == 8 ? 16 : 32;
   for (unsigned first = 0; first < 32; first += lanes) {
     uint64_t words[32 * 4];
     unsigned n = 0;
     for (unsigned lane = first; lane < first + lanes; ++lane)
       if (g.lanes >> lane & 1)
-        for (uint64_t w = g.address[lane] / 4; w <= (g.address[lane] + g.bytes - 1) / 4; ++w) words[n++] = w;
+        for (uint64_t w = g.address[lane] / 4; w <= (g.address[lane] + g.bytes[lane] - 1) / 4; ++w) words[n++] = w;
     if (!n) continue;
     std::sort(words, words + n);
     n = static_cast<unsigned>(std::unique(words, words + n) - words);
@@ -60,18 +62,20 @@ void count_shared(const Group& g, Traffic& t) {
 void count_global(const Group& g, Traffic& t) {
   uint64_t touched[32 * 2];
   unsigned n = 0;
-  uint64_t bytes[32];
-  unsigned distinct = 0;
+  std::pair<uint64_t, unsigned> places[32];  // address, bytes
+  unsigned lanes = 0;
   for (unsigned lane = 0; lane < 32; ++lane)
     if (g.lanes >> lane & 1) {
-      for (uint64_t s = g.address[lane] / 32; s <= (g.address[lane] + g.bytes - 1) / 32; ++s) touched[n++] = s;
-      bytes[distinct++] = g.address[lane];
+      for (uint64_t s = g.address[lane] / 32; s <= (g.address[lane] + g.bytes[lane] - 1) / 32; ++s) touched[n++] = s;
+      places[lanes++] = {g.address[lane], g.bytes[lane]};
     }
   std::sort(touched, touched + n);
   t.moved += std::unique(touched, touched + n) - touched;
-  std::sort(bytes, bytes + distinct);
-  distinct = static_cast<unsigned>(std::unique(bytes, bytes + distinct) - bytes);
-  t.ideal += (distinct * g.bytes + 31) / 32;
+  std::sort(places, places + lanes);
+  unsigned bytes = 0;
+  for (unsigned i = 0; i < lanes; ++i)  // the last of those at one address is the longest
+    if (i + 1 == lanes || places[i].first != places[i + 1].first) bytes += places[i].second;
+  t.ideal += (bytes + 31) / 32;
 }
 
 void count(const Group& g) {
@@ -100,7 +104,8 @@ void count_access(TrafficKind kind, bool write, uint64_t address, unsigned bytes
   Group& g = p.groups[n - p.first];
   g.kind = kind;
   g.write = write;
-  g.bytes = bytes;
+  g.width = std::max(g.width, bytes);
+  g.bytes[t.lane] = bytes;
   g.address[t.lane] = address;
   g.lanes |= 1u << t.lane;
   while (!p.groups.empty() && p.groups.front().lanes == 0xFFFFFFFF) {
