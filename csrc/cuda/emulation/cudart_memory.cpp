@@ -90,7 +90,7 @@ Where where(const void* data, size_t bytes) {
   const Allocation* a = allocation_at(reinterpret_cast<uint64_t>(data));
   if (!a) return Where::host;
   const uint64_t at = reinterpret_cast<uint64_t>(data);
-  return a->live && at >= a->base && at + bytes <= a->base + a->bytes ? Where::device : Where::bad;
+  return a->live && at >= a->base && bytes <= a->bytes && at - a->base <= a->bytes - bytes ? Where::device : Where::bad;
 }
 
 cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {

@@ -98,8 +98,8 @@ uint32_t vote_ballot(int site, bool predicate, uint32_t mask) { return gather_bi
 bool vote_all(int site, bool predicate, uint32_t mask) { return gather_bits(site, !predicate, mask) == 0; }
 bool vote_any(int site, bool predicate, uint32_t mask) { return gather_bits(site, predicate, mask) != 0; }
 bool vote_uniform(int site, bool predicate, uint32_t mask) {
-  const uint32_t bits = gather_bits(site, predicate, mask);
-  return bits == 0 || bits == (mask & current->block->warps[current->warp].live);
+  // Asked twice, for lanes that took part may have returned since, and then nobody knows how many they were.
+  return gather_bits(site, predicate, mask) == 0 || gather_bits(site, !predicate, mask) == 0;
 }
 
 uint32_t match_any(int site, uint64_t value, uint32_t mask) {
