@@ -1,11 +1,14 @@
 """The emulator itself: every kind of fault is reported, what is right is not; counters, graphs, runtime errors."""
 
 import ctypes
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_build import CudaError, Device, build, build_folder, needs_compilers
+from cuda_build import EMULATION, CudaError, Device, build, build_folder, needs_compilers
 
 pytestmark = needs_compilers
 SOURCES = Path(__file__).parent / "cuda"
@@ -15,7 +18,8 @@ LAUNCH_FAILURE = "cudaErrorLaunchFailure"
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    return build([SOURCES / "emulator_faults.cu", SOURCES / "emulator_arithmetic.cu"], build_folder(tmp_path_factory))
+    names = ("emulator_faults", "emulator_faults_sm90", "emulator_arithmetic")
+    return build([SOURCES / f"{name}.cu" for name in names], build_folder(tmp_path_factory))
 
 
 @pytest.fixture(params=SCHEDULES)
@@ -47,7 +51,7 @@ def fails(device, kind, words, name, *arguments):
     report = device.report()
     assert report["failed"] == report[kind] == 1, report
     assert words in report["first"] and report["first"] in str(error.value) and LAUNCH_FAILURE in str(error.value)
-    assert "emulator_faults.cu:" in report["first"] or kind == "deadlocks", report["first"]
+    assert re.search(r"emulator_faults(_sm90)?\.cu:", report["first"]) or kind == "deadlocks", report["first"]
     assert "kernel " in report["first"]
 
 
@@ -165,9 +169,11 @@ def test_blocks_race(device):
 
 
 def test_last_block_pattern_is_no_race(device):
-    y, parts, arrived = ints(device, 1), ints(device, 8), ints(device, 1, 0)
-    passes(device, "run_last_block_adds", y, parts, arrived)
+    y, parts = ints(device, 1), ints(device, 8)
+    passes(device, "run_last_block_adds", y, parts, ints(device, 1, 0), 0)
     assert device.download(y, 1, np.int32)[0] == 36
+    for fault in (1, 2, 3):
+        fails(device, "races", "by another block", "run_last_block_adds", y, parts, ints(device, 1, 0), fault)
 
 
 def test_flags_need_fences(device):
@@ -181,8 +187,51 @@ def test_read_only_loads_of_what_the_kernel_writes(device):
     fails(device, "races", "read-only load", "run_read_only_of_own", ints(device))
 
 
-def test_endless_loop(one_device):
-    fails(one_device, "deadlocks", "spins for ever", "run_spins", ints(one_device, 1, 0))
+@pytest.mark.parametrize("name", ["run_spins", "run_waits_for_the_next_block", "run_spins_on_a_load"])
+def test_endless_loops(one_device, name):
+    fails(one_device, "deadlocks", "spins for ever", name, ints(one_device, 1, 0))
+
+
+@pytest.mark.parametrize("n", [1, -1])
+def test_variables_out_of_bounds(device, n):
+    passes(device, "run_reads_variables", ints(device), 0)
+    fails(device, "out_of_bounds", "", "run_reads_variables", ints(device), n)
+
+
+@pytest.mark.parametrize("limit, uniform", [(0, 1), (32, 1), (1, 0), (31, 0)])
+def test_votes_of_lanes_that_return(device, limit, uniform):
+    y = ints(device, 32)
+    passes(device, "run_votes", y, limit)
+    assert (device.download(y, 32, np.int32) == uniform).all()
+
+
+def test_one_warp_barrier_in_two_places(device):
+    passes(device, "run_two_places_of_one_barrier", ints(device, 32))
+
+
+@pytest.mark.parametrize("when", [0, 1])
+def test_threads_that_return_do_not_hold_up_the_cluster(device, when):
+    passes(device, "run_early_exit", ints(device, 128), when)
+
+
+def test_shared_memory_of_a_block_that_has_ended(device):
+    passes(device, "run_reads_neighbour", ints(device, 128), 1)
+    fails(device, "out_of_bounds", "which has ended", "run_reads_neighbour", ints(device, 128), 0)
+
+
+def test_what_tma_stores_is_waited_for(device):
+    y, z = ints(device, 64), ints(device, 64)
+    passes(device, "run_stores_and_reads", y, z, 0)
+    for fault in (1, 2):
+        fails(device, "races", "by an asynchronous operation", "run_stores_and_reads", y, z, fault)
+    fails(device, "missing_fences", "of shared memory", "run_stores_and_reads", y, z, 3)
+
+
+def test_what_tma_loads_is_fenced(device):
+    y, z = ints(device, 64), ints(device, 64)
+    passes(device, "run_writes_and_loads", y, z, 0)
+    for fault in (1, 2):
+        fails(device, "missing_fences", "of global memory", "run_writes_and_loads", y, z, fault)
 
 
 def test_trap(device):
@@ -249,8 +298,11 @@ def test_launch_errors(one_device):
 
 
 def test_out_of_memory_and_bad_frees(one_device):
-    with pytest.raises(CudaError, match="out of memory"):
-        one_device.malloc(9 << 30)
+    small = one_device.malloc(64)
+    for size in (9 << 30, 2**64 - 1):
+        with pytest.raises(CudaError, match="out of memory"):
+            one_device.malloc(size)
+    one_device.free(small)
     with pytest.raises(CudaError, match="InvalidValue"):
         one_device.free(ctypes.c_void_p(12345))
     x = one_device.malloc(100)
@@ -264,7 +316,7 @@ def test_copies_are_checked(one_device):
     at = host.ctypes.data_as(ctypes.c_void_p)
     copy = one_device.library.cudaMemcpy
     assert copy(x, at, ctypes.c_size_t(100), 1) == 0
-    for arguments in [(x, at, 101, 1), (x, at, 100, 2), (at, x, 100, 1), (at, x, 101, 2)]:
+    for arguments in [(x, at, 101, 1), (x, at, 100, 2), (at, x, 100, 1), (at, x, 101, 2), (x, at, 2**64 - 16, 1)]:
         assert copy(*arguments[:2], ctypes.c_size_t(arguments[2]), arguments[3]) == 1
     one_device.library.cudaGetLastError()
 
@@ -310,9 +362,66 @@ def test_wide_shared_accesses(one_device):
     assert kernel["barriers"] == 1 and kernel["blocks"] == 1
 
 
+@pytest.mark.parametrize("schedule", ["schedule=in_order", "schedule=reverse"])
+def test_sectors_of_lanes_with_less_to_copy(one_device, schedule):
+    x = one_device.upload(np.zeros(128, np.float32))
+    one_device.configure(f"count=1,{schedule}")
+    for tail in (16, 4):
+        one_device.report()
+        one_device.call("run_copy_with_tail", ints(one_device, 32), x, tail)
+        (kernel,) = one_device.report()["kernels"].values()
+        assert kernel["global_load"] == [1, 16, 16]
+        assert kernel["shared_store"] == [1, 4, 4]
+
+
 @pytest.mark.parametrize("stride, sectors", [(0, 1), (1, 4), (2, 8), (8, 32), (16, 32)])
 def test_sectors(one_device, stride, sectors):
     x = one_device.upload(np.zeros(32 * 16, np.float32))
     kernel = counted(one_device, "run_global_stride", one_device.malloc(4 * 32), x, stride)
     assert kernel["global_load"] == [1, sectors, 1 if stride == 0 else 4]
     assert kernel["global_store"] == [1, 4, 4]
+
+
+# ---- the translator
+
+PTX = """.version 8.0
+.target sm_90a
+.address_size 64
+.visible .entry kernel()
+{
+    .reg .b16 %h<4>; .reg .b32 %r<9>; .reg .f32 %f<9>; .reg .b64 %d<4>;
+    INSTRUCTION
+    ret;
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "instruction",
+    [
+        "multimem.red.add.u32 [%d1], %r1;",
+        "min.f32 %f1, %f2, %f3, %f4;",
+        "mov.u32 %r1, nothing;",
+        "add.rn.f32x2 %d1, %d2, %d3;",
+        # What begins like a known instruction and is another.
+        "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%r1], %r2, [%r3];",
+        "red.async.relaxed.cluster.shared::cluster.mbarrier::complete_tx::bytes.add.u32 [%r1], %r2, [%r3];",
+        "cvt.rna.tf32.f32 %r1, %f1;",
+        "cvt.rn.satfinite.f16.f32 %h1, %f1;",
+        "mma.sp.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1,%f2,%f3,%f4}, {%r1,%r2}, {%r3,%r4}, "
+        "{%f1,%f2,%f3,%f4}, %r5, 0x0;",
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%r1], [%d1], %r2, "
+        "[%r3], %h1;",
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile::gather4.mbarrier::complete_tx::bytes [%r1], "
+        "[%d1, {%r2, %r3, %r4, %r5, %r6}], [%r7];",
+        "fence.proxy.async::generic.acquire.sync_restrict::shared::cluster.cluster;",
+    ],
+)
+def test_what_is_not_known_is_an_error_with_its_line(instruction, tmp_path):
+    source = tmp_path / "x.ptx"
+    source.write_text(PTX.replace("INSTRUCTION", instruction))
+    command = [sys.executable, EMULATION / "ptx_to_cpp.py", source, tmp_path / "x.cpp"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("x.ptx:7: ") and len(done.stderr.splitlines()) == 1
+    source.write_text(PTX.replace("INSTRUCTION", "add.f32 %f1, %f2, %f3;"))
+    assert subprocess.run(command).returncode == 0

@@ -118,20 +118,24 @@ __global__ void global_race(int* y) {
 
 __global__ void blocks_write_the_same(int* y) { y[threadIdx.x] = blockIdx.x; }
 
-// The last block adds what all have written: right if a fence stands before the atomic.
+// The last block adds what all have written: right if a barrier and a fence for the whole device stand before the atomic.
+// 0: right; 1: no fence; 2: a fence for the block; 3: no barrier
+template <int kFault>
 __global__ void last_block_adds(int* y, int* parts, unsigned* arrived) {
   __shared__ bool last;
+  if (threadIdx.x == 31) parts[blockIdx.x] = blockIdx.x + 1;
+  if (kFault != 3) __syncthreads();
   if (threadIdx.x == 0) {
-    parts[blockIdx.x] = blockIdx.x + 1;
-    __threadfence();
+    if (kFault == 2) __threadfence_block();
+    if (kFault == 0 || kFault == 3) __threadfence();
     last = atomicAdd(arrived, 1) == gridDim.x - 1;
-    __threadfence();
   }
   __syncthreads();
   if (last && threadIdx.x == 0) {
     int sum = 0;
     for (unsigned i = 0; i < gridDim.x; ++i) sum += reinterpret_cast<volatile int*>(parts)[i];
     *y = sum;
+    *arrived = 0;  // for the next launch
   }
 }
 
@@ -166,6 +170,43 @@ __global__ void spins(volatile int* y) {
   }
 }
 
+__global__ void waits_for_the_next_block(int* y) {
+  atomicAdd(y, 1);
+  while (atomicAdd(y, 0) < static_cast<int>(gridDim.x * blockDim.x)) {
+  }
+}
+// Ordinary loads, which give nobody else a turn by themselves.
+__global__ void spins_on_a_load(const int* y) {
+  while (__ldcg(y) == 0) {
+  }
+}
+
+__device__ int variable[64], other_variable[64];
+__global__ void reads_variables(int* y, int n) { y[threadIdx.x] = variable[threadIdx.x + n] + other_variable[threadIdx.x + n]; }
+
+// vote.uni; lanes return as soon as they have voted.
+__global__ void votes(int* y, int limit) {
+  int uniform;
+  asm volatile(
+      "{\n.reg .pred mine, all;\nsetp.lt.s32 mine, %1, %2;\nvote.sync.uni.pred all, mine, 0xFFFFFFFF;\nselp.u32 %0, 1, 0, all;\n}"
+      : "=r"(uniform)
+      : "r"(static_cast<int>(threadIdx.x)), "r"(limit));
+  y[threadIdx.x] = uniform;
+}
+
+// Each half of the warp has a __syncwarp of its own, which is one: since sm_70 they need not be the same instruction.
+__global__ void two_places_of_one_barrier(int* y) {
+  __shared__ int s[32];
+  s[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x < 16) {
+    asm volatile("bar.warp.sync 0xFFFFFFFF;" ::: "memory");
+    y[threadIdx.x] = s[31 - threadIdx.x];
+  } else {
+    asm volatile("bar.warp.sync 0xFFFFFFFF;" ::: "memory");
+    y[threadIdx.x] = -s[31 - threadIdx.x];
+  }
+}
+
 __global__ void traps(int* y) {
   if (y[0]) __trap();
 }
@@ -186,6 +227,14 @@ __global__ void shared_wide(float4* y) {
   s[threadIdx.x] = make_float4(1, 2, 3, 4);
   __syncthreads();
   y[threadIdx.x] = s[threadIdx.x];
+}
+// The last lane copies only `tail` bytes of its 16.
+__global__ void copy_with_tail(float* y, const float* x, int tail) {
+  __shared__ float4 s[32];
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\ncp.async.wait_all;" ::"r"(shared_address(s + threadIdx.x)),
+               "l"(x + 4 * threadIdx.x), "r"(threadIdx.x == 31 ? tail : 16)
+               : "memory");
+  y[threadIdx.x] = s[threadIdx.x].x;
 }
 __global__ void global_stride(float* y, const float* x, int stride) { y[threadIdx.x] = x[threadIdx.x * stride]; }
 
@@ -214,16 +263,27 @@ void run_async_copy(float* y, const float* x, int fault) {
 }
 void run_global_race(int* y, int right) { right ? global_race<true><<<1, 64>>>(y) : global_race<false><<<1, 64>>>(y); }
 void run_blocks_write_the_same(int* y) { blocks_write_the_same<<<2, 32>>>(y); }
-void run_last_block_adds(int* y, int* parts, unsigned* arrived) { last_block_adds<<<8, 32>>>(y, parts, arrived); }
+void run_last_block_adds(int* y, int* parts, unsigned* arrived, int fault) {
+  if (fault == 0) last_block_adds<0><<<8, 32>>>(y, parts, arrived);
+  if (fault == 1) last_block_adds<1><<<8, 32>>>(y, parts, arrived);
+  if (fault == 2) last_block_adds<2><<<8, 32>>>(y, parts, arrived);
+  if (fault == 3) last_block_adds<3><<<8, 32>>>(y, parts, arrived);
+}
 void run_flag(int* y, int right) { right ? flag<true><<<1, 64>>>(y) : flag<false><<<1, 64>>>(y); }
 void run_read_only_of_own(int* y) { read_only_of_own<<<1, 32>>>(y); }
 void run_spins(int* y) { spins<<<1, 1>>>(y); }
+void run_waits_for_the_next_block(int* y) { waits_for_the_next_block<<<2, 256>>>(y); }
+void run_spins_on_a_load(int* y) { spins_on_a_load<<<1, 1>>>(y); }
+void run_reads_variables(int* y, int n) { reads_variables<<<1, 64>>>(y, n); }
+void run_votes(int* y, int limit) { votes<<<1, 32>>>(y, limit); }
+void run_two_places_of_one_barrier(int* y) { two_places_of_one_barrier<<<1, 32>>>(y); }
 void run_traps(int* y) { traps<<<1, 1>>>(y); }
 void run_all_threads(int* y, int blocks, int threads, int shared) { all_threads<<<blocks, threads, shared>>>(y); }
 void run_at_most_64(int* y, int threads) { at_most_64<<<1, threads>>>(y); }
 int allow_shared(int bytes) { return cudaFuncSetAttribute(all_threads, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes); }
 void run_shared_stride(int* y, int stride) { shared_stride<<<1, 32>>>(y, stride); }
 void run_shared_wide(float4* y) { shared_wide<<<1, 64>>>(y); }
+void run_copy_with_tail(float* y, const float* x, int tail) { copy_with_tail<<<1, 32>>>(y, x, tail); }
 void run_global_stride(float* y, const float* x, int stride) { global_stride<<<1, 32>>>(y, x, stride); }
 
 // y = x, captured once and replayed twice with other contents of x. Returns the first error.

@@ -28,7 +28,8 @@ bool failed = false;  // fault holds why
 Fault fault;
 uint64_t random_state = 1;
 unsigned live_threads = 0;
-constexpr uint64_t kSpinLimit = 20'000'000;
+// Of a thread, without being woken in between. What it waits for has had as many turns; with more threads a turn takes longer.
+uint64_t spin_limit() { return std::max(20'000u, 1'000'000u / live_threads); }
 
 struct ClusterBarrier {
   unsigned arrived = 0;
@@ -87,6 +88,7 @@ void leave() {
 
 void complete_barrier(Block& block, Barrier& b);
 void complete_meeting(Warp& warp, size_t i);
+void complete_cluster_barrier();
 
 // A thread that returns may be the last that others wait for.
 void retire(Thread& t) {
@@ -102,6 +104,11 @@ void retire(Thread& t) {
     if ((warp.meetings[i].arrived & warp.live) == (warp.meetings[i].mask & warp.live)) complete_meeting(warp, i--);
   for (Barrier& b : block.barriers)
     if (b.arrived && b.all && b.arrived == block.live) complete_barrier(block, b);
+  ClusterBarrier& c = cluster_barrier;
+  if (c.waits_for[t.agent] > c.phase)
+    --c.arrived;  // of the threads that are left
+  else if (c.arrived && c.arrived == live_threads)
+    complete_cluster_barrier();
 }
 
 void fiber_main() {
@@ -145,7 +152,7 @@ void start_block(Block& block, Index3 index, unsigned rank) {
     t.site = -1;
     t.knowledge = Knowledge();
     t.copies.clear();
-    t.spins = 0;
+    t.spins = t.plain_loads = 0;
     block.warps[t.warp].live |= 1u << t.lane;
     prepare(t.fiber, t.agent, &fiber_main);
     ready.push_back(&t);
@@ -264,7 +271,7 @@ void wake(Thread* t) {
 
 void let_others_run(bool spinning) {
   Thread& t = *current;
-  if (spinning && ++t.spins > kSpinLimit)
+  if (spinning && ++t.spins > spin_limit())
     fail(FaultKind::deadlock, "the thread spins for ever (or waits for another block, which runs later)");
   ready.push_back(&t);
   t.reason = "its turn";
@@ -378,7 +385,7 @@ void meet_warp(int site, uint32_t mask, void* slot, Together run, void* argument
   for (; i < warp.meetings.size(); ++i) {
     const Rendezvous& m = warp.meetings[i];
     if (!(m.mask & mask)) continue;
-    if (m.mask != mask || m.site != site)
+    if (m.mask != mask || (m.site != site && (m.run || run)))  // __syncwarp has no operands: any other is the same
       fail(FaultKind::divergent, "lanes of a warp are at different collectives: mask %08x here, %08x at %s", mask, m.mask,
            place(m.site).c_str());
     break;
@@ -419,13 +426,10 @@ void meet_group(int site, void* slot, Together run, void* argument) {
     if (first + i != t.linear) wake(&t.block->threads[first + i]);
 }
 
-void meet_cluster_arrive(int site) {
-  Thread& t = *current;
-  t.site = site;
+namespace {
+
+void complete_cluster_barrier() {
   ClusterBarrier& b = cluster_barrier;
-  tell(t, b.clock);
-  b.waits_for[t.agent] = b.phase + 1;
-  if (++b.arrived < live_threads) return;
   b.arrived = 0;
   ++b.phase;
   b.last = b.clock.take();
@@ -434,6 +438,17 @@ void meet_cluster_arrive(int site) {
     wake(w);
   }
   b.waiters.clear();
+}
+
+}  // namespace
+
+void meet_cluster_arrive(int site) {
+  Thread& t = *current;
+  t.site = site;
+  ClusterBarrier& b = cluster_barrier;
+  tell(t, b.clock);
+  b.waits_for[t.agent] = b.phase + 1;
+  if (++b.arrived == live_threads) complete_cluster_barrier();
 }
 
 void meet_cluster_wait(int site) {

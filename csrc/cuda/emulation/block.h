@@ -34,6 +34,7 @@ struct Thread {
   Knowledge knowledge;
   CopyGroups copies;  // cp.async
   uint64_t spins = 0;
+  uint64_t plain_loads = 0;  // of global memory
 };
 
 // Lanes of a warp, or threads of a warpgroup, that have come to an instruction which they execute together.

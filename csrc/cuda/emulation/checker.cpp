@@ -70,10 +70,12 @@ void add_entry(Cell& c, const Entry& e) {
   c.entries[c.count++] = e;
 }
 
+const Thread& thread_of(unsigned agent) { return cluster[agent / launched->threads].threads[agent % launched->threads]; }
+
 std::string who(unsigned agent) {
   char text[80];
   if (agent >= thread_agents) return "an asynchronous operation";
-  const Thread& t = cluster[agent / launched->threads].threads[agent % launched->threads];
+  const Thread& t = thread_of(agent);
   const Index3 b = t.block->index;
   if (cluster.size() > 1)
     std::snprintf(text, sizeof text, "thread (%u,%u,%u) of block (%u,%u,%u)", t.index.x, t.index.y, t.index.z, b.x, b.y, b.z);
@@ -112,10 +114,8 @@ void check_conflicts(const Cell& c, const Access& a, const ClockRef& known, unsi
     const Entry& e = c.entries[i];
     if (!(e.bytes & bytes) || (!a.write && !e.write) || (a.atomic && e.atomic)) continue;
     if (!ordered(e.time, e.agent, a, known)) report_race(e, a, rank, offset);
-    if (a.proxy == Proxy::async && e.write && !e.async && e.agent < thread_agents) {
-      const Thread& writer = cluster[e.agent / launched->threads].threads[e.agent % launched->threads];
-      if (writer.knowledge.fenced < e.time) report_fence(e, a, offset);
-    }
+    if (a.proxy == Proxy::async && e.write && !e.async && e.agent < thread_agents && thread_of(e.agent).knowledge.fenced < e.time)
+      report_fence(e, a, offset);
   }
 }
 
@@ -152,24 +152,36 @@ void for_each_word(uint64_t offset, unsigned bytes, F&& f) {
 uint32_t blocks_serial = 0;    // of the blocks that run
 uint32_t first_of_launch = 1;  // of this launch's blocks
 uint64_t last_launch = 0;
-std::vector<bool> ordered_blocks;  // by serial number: what they did is known here, through an atomic
+std::vector<ClockSum> known_blocks;  // by serial number: what of their threads' past is known here, through an atomic
 
-// What atomics to an address told, for the threads of a block and for later blocks.
+// What atomics to an address told, for the threads of a block and, after a fence that reaches further, for later blocks.
 struct Synchroniser {
-  ClockSum clock;
-  uint32_t clock_blocks = 0;  // whose clock it is
-  std::vector<uint32_t> blocks;
+  ClockSum clock, for_blocks;
+  uint32_t clock_blocks = 0;                           // whose clocks they are
+  std::vector<std::pair<uint32_t, ClockRef>> earlier;  // blocks, and what they told
+  uint32_t read_by = 0;                                // blocks that have learnt it
 };
 std::unordered_map<uint64_t, Synchroniser> synchronisers;
 
 bool ordered_before(const Touch& t, const Thread& now) {
   if (t.blocks == blocks_serial) return t.agent == now.agent || now.knowledge.others[t.agent] >= t.time;
   const uint32_t i = t.blocks - first_of_launch;
-  return t.blocks < first_of_launch || (i < ordered_blocks.size() && ordered_blocks[i]);
+  return t.blocks < first_of_launch || (i < known_blocks.size() && known_blocks[i][t.agent] >= t.time);
 }
 
-void check_touch(const Touch& t, bool t_writes, bool write, bool atomic, uint8_t bytes, long long at) {
+// Whether this block has read the word with an atomic: whatever atomics it saw there come before what it does there now.
+bool read_atomically(uint64_t word) {
+  for (const uint64_t address : {word, word - kWord}) {  // of 4 or 8 bytes
+    const auto it = synchronisers.find(address);
+    if (it != synchronisers.end() && it->second.read_by == blocks_serial) return true;
+  }
+  return false;
+}
+
+void check_touch(const Touch& t, bool t_writes, bool write, bool atomic, uint8_t bytes, uint64_t base, uint64_t word) {
   if (!t.blocks || !(t.bytes & bytes) || (t.atomic && atomic) || ordered_before(t, *current)) return;
+  if (t.atomic && t.blocks != blocks_serial && read_atomically(base + word * kWord)) return;
+  const long long at = static_cast<long long>(word * kWord) + __builtin_ctz(t.bytes & bytes);
   if (t.blocks == blocks_serial)
     fail(FaultKind::race,
          "data race in global memory, at %lld of an allocation: %s here, %s by %s at %s, and nothing orders the two", at,
@@ -207,11 +219,14 @@ void end_pending(unsigned agent, uint32_t time, bool write, unsigned rank, uint3
 }
 
 void check_global(uint64_t address, unsigned bytes, bool write, GlobalUse use) {
+  const Thread& t = *current;
+  check_global_as({t.agent, t.knowledge.now, t.site, write, use == GlobalUse::atomic, Proxy::generic}, address, bytes, use);
+}
+
+void check_global_as(const Access& access, uint64_t address, unsigned bytes, GlobalUse use) {
   const Allocation* a = allocation_at(address);
   if (!a || !a->shadow.cells) return;
-  const bool atomic = use == GlobalUse::atomic;
-  const Thread& t = *current;
-  const Access access{t.agent, t.knowledge.now, t.site, write, atomic, Proxy::generic};
+  const bool write = access.write, atomic = access.atomic;
   const bool trusted = a->shadow.made_at != unchecked_launches();
   for_each_word(address - a->base, bytes, [&](uint64_t at, uint8_t mask) {
     const uint64_t word = at / kWord;
@@ -220,9 +235,15 @@ void check_global(uint64_t address, unsigned bytes, bool write, GlobalUse use) {
     if (!write && !trusted && (initialised & mask) != mask)
       fail(FaultKind::uninitialised, "read of global memory, at %llu of an allocation of %zu bytes, which nobody has written",
            static_cast<unsigned long long>(at), a->bytes);
-    check_touch(c.write, true, write, atomic, mask, static_cast<long long>(at));
+    check_touch(c.write, true, write, atomic, mask, a->base, word);
+    if (access.proxy == Proxy::async && c.write.blocks == blocks_serial && c.write.agent < thread_agents &&
+        (c.write.bytes & mask) && thread_of(c.write.agent).knowledge.fenced_global < c.write.time)
+      fail(FaultKind::missing_fence,
+           "%s of global memory, at %llu of an allocation, through the async proxy, which %s wrote at %s with an ordinary "
+           "store and no fence.proxy.async after it",
+           verb(write), static_cast<unsigned long long>(at), who(c.write.agent).c_str(), describe(c.write.site).c_str());
     if (write) {
-      check_touch(c.read, false, write, atomic, mask, static_cast<long long>(at));
+      check_touch(c.read, false, write, atomic, mask, a->base, word);
       touch(c.write, access, mask);
       initialised |= mask;
     } else {
@@ -234,19 +255,24 @@ void check_global(uint64_t address, unsigned bytes, bool write, GlobalUse use) {
   });
 }
 
-void check_fence() {
+void check_fence(bool wide) {
   Thread& t = *current;
   Knowledge& k = t.knowledge;
   learn(t, k.unfenced);
   k.unfenced = ClockRef();
   k.at_last_fence = k.others;
   k.now_at_last_fence = k.now;
+  if (wide) {
+    k.at_last_wide_fence = k.others;
+    k.now_at_last_wide_fence = k.now;
+  }
   ++k.now;
 }
 
-void check_proxy_fence() {
+void check_proxy_fence(bool shared, bool global) {
   Knowledge& k = current->knowledge;
-  k.fenced = k.now;
+  if (shared) k.fenced = k.now;
+  if (global) k.fenced_global = k.now;
   ++k.now;
 }
 
@@ -256,6 +282,7 @@ void check_synchronising(uint64_t address, bool reads, bool writes, bool acquire
   Synchroniser& s = synchronisers[address];
   if (s.clock_blocks != blocks_serial) {
     s.clock.clear();
+    if (!s.for_blocks.empty()) s.earlier.emplace_back(s.clock_blocks, s.for_blocks.take());
     s.clock_blocks = blocks_serial;
   }
   if (reads) {
@@ -268,20 +295,25 @@ void check_synchronising(uint64_t address, bool reads, bool writes, bool acquire
       sum.add(told);
       k.unfenced = sum.take();
     }
-    for (const uint32_t b : s.blocks) {
-      const uint32_t i = b - first_of_launch;
-      if (ordered_blocks.size() <= i) ordered_blocks.resize(i + 1, false);
-      ordered_blocks[i] = true;
-    }
+    // The whole block learns what earlier ones told, without a fence: the CUDA guide's own examples have none on this side.
+    if (s.read_by != blocks_serial)
+      for (const auto& [blocks, clock] : s.earlier) {
+        const uint32_t i = blocks - first_of_launch;
+        if (known_blocks.size() <= i) known_blocks.resize(i + 1);
+        known_blocks[i].add(clock);
+      }
+    s.read_by = blocks_serial;
   }
   if (!writes) return;
   if (releases) {
+    s.for_blocks.add(k, t.agent);
     tell(t, s.clock);
-  } else {
-    s.clock.add(k.at_last_fence);
-    if (k.now_at_last_fence) s.clock.add(t.agent, k.now_at_last_fence);
+    return;
   }
-  if (s.blocks.empty() || s.blocks.back() != blocks_serial) s.blocks.push_back(blocks_serial);
+  s.clock.add(k.at_last_fence);
+  if (k.now_at_last_fence) s.clock.add(t.agent, k.now_at_last_fence);
+  s.for_blocks.add(k.at_last_wide_fence);
+  if (k.now_at_last_wide_fence) s.for_blocks.add(t.agent, k.now_at_last_wide_fence);
 }
 
 void checker_start_blocks(unsigned threads, unsigned) {
@@ -290,7 +322,7 @@ void checker_start_blocks(unsigned threads, unsigned) {
   thread_agents = threads;
   ++epoch;
   ++blocks_serial;
-  ordered_blocks.clear();
+  known_blocks.clear();
   if (last_launch != launched->serial) {
     last_launch = launched->serial;
     first_of_launch = blocks_serial;

@@ -49,9 +49,12 @@ class ClockRef {
 struct Knowledge {
   ClockRef others;
   uint32_t now = 1;
-  uint32_t fenced = 0;     // generic writes up to here are visible to the async proxy (fence.proxy.async)
+  // Generic writes up to here are visible to the async proxy (fence.proxy.async).
+  uint32_t fenced = 0, fenced_global = 0;
   ClockRef at_last_fence;  // what a relaxed atomic passes on, and
   uint32_t now_at_last_fence = 0;
+  ClockRef at_last_wide_fence;  // the same for other blocks
+  uint32_t now_at_last_wide_fence = 0;
   ClockRef unfenced;  // what a relaxed atomic brought, and the next fence makes known
 };
 
@@ -65,6 +68,7 @@ class ClockSum {
   ClockRef copy() const;
   void clear();
   bool empty() const { return !sum_.get(); }
+  uint32_t operator[](unsigned agent) const { return sum_[agent]; }
 
  private:
   ClockRef sum_, last_;  // last_: what was added last, and need not be added again
@@ -98,10 +102,12 @@ void end_pending(unsigned agent, uint32_t time, bool write, unsigned rank, uint3
 
 enum class GlobalUse { ordinary, read_only, atomic };  // read_only: ld.global.nc
 void check_global(uint64_t address, unsigned bytes, bool write, GlobalUse use = GlobalUse::ordinary);
+// The same by any agent, on behalf of the current thread: an asynchronous operation.
+void check_global_as(const Access&, uint64_t address, unsigned bytes, GlobalUse use = GlobalUse::ordinary);
 
-// membar, fence: orders relaxed atomics before and after it.
-void check_fence();
-void check_proxy_fence();
+// membar, fence: orders relaxed atomics before and after it; `wide`: for other blocks, too.
+void check_fence(bool wide);
+void check_proxy_fence(bool shared, bool global);
 // An atomic, volatile, relaxed, acquire or release access to `address` (as for global memory; shared: its generic address).
 void check_synchronising(uint64_t address, bool reads, bool writes, bool acquires, bool releases);
 

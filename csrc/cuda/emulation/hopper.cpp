@@ -73,11 +73,11 @@ void hopper_retire(const Thread& t) {
   wgmma_retire(t);
 }
 
-void fence_proxy_async(int site) {
+void fence_proxy_async(int site, bool shared, bool global) {
   current->site = site;
   if (!config.check || left_out(site)) return;
-  check_proxy_fence();
-  mbarrier_init_fence();
+  check_proxy_fence(shared, global);
+  if (shared) mbarrier_init_fence();
 }
 
 uint32_t map_to_rank(int site, uint32_t shared, uint32_t rank) {

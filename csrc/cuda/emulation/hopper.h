@@ -85,7 +85,7 @@ void wgmma_retire(const Thread&);
 
 // ---- the rest
 
-void fence_proxy_async(int site);
+void fence_proxy_async(int site, bool shared, bool global);  // of which memory
 // The address of the same place in the block of a rank: mapa.
 uint32_t map_to_rank(int site, uint32_t shared, uint32_t rank);
 // setmaxnreg: only asks whether there will be enough for all.

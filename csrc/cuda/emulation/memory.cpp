@@ -90,7 +90,7 @@ const char* name_of(const Allocation& a) { return a.live ? "" : ", which was fre
 
 void* device_allocate(size_t bytes) {
   Arena& a = arena();
-  if (a.used + bytes > kDeviceBytes) return nullptr;
+  if (bytes > kDeviceBytes - a.used) return nullptr;
   const size_t n = pages_of(bytes) + 1;  // and an empty page behind it
   size_t first = a.next, run = 0;
   for (size_t seen = 0; run < n; ++seen) {
@@ -173,6 +173,7 @@ unsigned char* shared_bytes(uint32_t address, unsigned bytes, unsigned alignment
   if (address % alignment) fail(FaultKind::misaligned, "shared memory address %u is not a multiple of %u", p.offset, alignment);
   if (p.rank >= launched->cluster_size)
     fail(FaultKind::out_of_bounds, "shared memory address %08x is of a block that is not there", address);
+  if (!cluster[p.rank].live) fail(FaultKind::out_of_bounds, "shared memory of block %u of the cluster, which has ended", p.rank);
   if (p.offset + bytes > shared_end || !usable[p.offset] || !usable[p.offset + bytes - 1])
     fail(
         FaultKind::out_of_bounds,
@@ -236,6 +237,7 @@ Space space_of(uint64_t address) {
 template <int kBytes>
 void load_global(int site, void* to, uint64_t address) {
   current->site = site;
+  if (++current->plain_loads % 256 == 0) let_others_run(true);  // it may wait for what another thread writes
   const unsigned char* from = global_bytes(address, kBytes, kBytes);
   if (config.check) check_global(address, kBytes, false);
   if (counted) count_access(TrafficKind::global, false, address, kBytes);

@@ -236,7 +236,7 @@ inline uint64_t pack(T... from) {
 
 template <class T, class F>
 inline T atomic_update(int site, uint64_t address, bool acquires, bool releases, F&& f) {
-  unsigned char* p = synchronising_bytes(site, address, sizeof(T), true, true, acquires, releases, false);
+  unsigned char* p = synchronising_bytes(site, address, sizeof(T), true, true, acquires, releases, true);
   T old;
   memcpy(&old, p, sizeof old);
   const T fresh = f(old);

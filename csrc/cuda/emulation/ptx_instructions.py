@@ -339,7 +339,7 @@ def bar(f, name, a):
 
 @instruction("membar", "fence")
 def fence(f, name, a):
-    return "if (config.check) check_fence();"
+    return f"if (config.check) check_fence({'false' if 'cta' in name else 'true'});"
 
 
 @instruction("shfl")

@@ -69,9 +69,11 @@ def fence_mbarrier_init(f, name, a):
 
 @instruction("fence.proxy")
 def fence_proxy(f, name, a):
-    if not name[2].startswith("async"):
+    spaces = {"": (True, True), "global": (False, True), "shared::cta": (True, False), "shared::cluster": (True, False)}
+    space = ".".join(name[3:])
+    if name[2] != "async" or space not in spaces:
         return unsupported(name)
-    return f"fence_proxy_async({f.site()});"
+    return f"fence_proxy_async({f.site()}, {', '.join(map(boolean, spaces[space]))});"
 
 
 # ---- TMA

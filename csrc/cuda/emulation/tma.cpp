@@ -1,7 +1,7 @@
 // TMA: boxes of tensors, and rows of bytes, between global and shared memory.
 //
-// What global memory an operation touches is checked when it is issued; the bytes move then, or, where the operation is deferred,
-// some time before the wait for it ends.
+// Who may touch what is checked when an operation is issued, for all of the time that it may take; the bytes move then, or, where
+// the operation is deferred, some time before the wait for it ends.
 #include <cuda.h>
 
 #include <cstring>
@@ -135,12 +135,13 @@ struct Move {
     for (uint32_t i = 0; i < size(); i += 16) std::memset(chunk(i), 0xFF, 16);
   }
 
-  // Bounds, and that who issued this may.
-  void check(bool write_shared, const Stamp& stamp, const ClockRef& known) const {
+  // Bounds, and that who issued this may. What a store writes is over later than what it reads.
+  void check(bool write_shared, const Stamp& stamp, const Stamp& in_global, const ClockRef& known) const {
+    const Access of_global{in_global.agent, in_global.time, current->site, !write_shared, false, Proxy::async};
     for (const Row& r : rows)
       if (r.bytes) {
         global_bytes(r.global, r.bytes, 1);
-        if (config.check) check_global(r.global, r.bytes, !write_shared);
+        if (config.check) check_global_as(of_global, r.global, r.bytes);
       }
     const Access access{stamp.agent, stamp.time, current->site, write_shared, false, Proxy::async};
     const uint32_t window = rank == current->block->rank ? 0 : (rank + 1) * kSharedStride;
@@ -234,7 +235,7 @@ ClockRef told_by_current() {
 
 void start_load(const Move& move, const SharedPlace& barrier) {
   const Stamp stamp = next_stamp();
-  move.check(true, stamp, told_by_current());
+  move.check(true, stamp, stamp, told_by_current());
   const auto happen = [move, barrier, stamp, site = current->site] {
     move.load();
     mbarrier_complete(site, barrier.rank, barrier.offset, move.size(), stamp);
@@ -250,7 +251,7 @@ void start_load(const Move& move, const SharedPlace& barrier) {
 
 struct Store {
   Move move;
-  Stamp stamp;
+  Stamp reads, writes;
   bool done = false, read = false;
 
   void happen() {
@@ -267,8 +268,8 @@ std::vector<ThreadState> threads;  // by agent
 
 void start_store(const Move& move) {
   if (move.rank != current->block->rank) fail(FaultKind::other, "a bulk store from another block's shared memory");
-  auto store = std::make_shared<Store>(Store{move, next_stamp()});
-  move.check(false, store->stamp, told_by_current());
+  auto store = std::make_shared<Store>(Store{move, next_stamp(), next_stamp()});
+  move.check(false, store->reads, store->writes, told_by_current());
   if (counted) ++counted->async_copies;
   if (happens_late())
     defer([store] { store->happen(); });
@@ -340,12 +341,13 @@ void bulk_wait(int site, unsigned pending_groups, bool reads_only) {
   ThreadState& s = threads[current->agent];
   ClockSum over;
   for (size_t i = 0; i + pending_groups < s.committed.size(); ++i)
-    for (auto& store : s.committed[i])
-      if (!store->read) {
-        store->happen();
-        store->read = true;
-        if (config.check) over.add(store->stamp.agent, store->stamp.time);
-      }
+    for (auto& store : s.committed[i]) {
+      store->happen();
+      store->read = true;
+      if (!config.check) continue;
+      over.add(store->reads.agent, store->reads.time);
+      if (!reads_only) over.add(store->writes.agent, store->writes.time);
+    }
   if (!over.empty()) learn(*current, over.take());
   if (!reads_only)
     while (s.committed.size() > pending_groups) s.committed.pop_front();

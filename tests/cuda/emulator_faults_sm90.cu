@@ -1,0 +1,97 @@
+// The same as emulator_faults.cu for what Hopper added.
+#include "cuda/intrinsics_sm90.cuh"
+
+using namespace qkv::cuda;
+
+namespace {
+
+// Half of each block returns: 0: before the cluster's barrier, 1: after it has arrived; both are right.
+template <int kWhen>
+__global__ void __cluster_dims__(2, 1, 1) early_exit(int* y) {
+  y[blockIdx.x * 64 + threadIdx.x] = 0;
+  if (kWhen == 1 && threadIdx.x >= 32) cluster_arrive();
+  if (threadIdx.x >= 32) return;
+  cluster_sync();
+  y[blockIdx.x * 64 + threadIdx.x] = 1;
+}
+
+// Reads what lies in the other block, which must still be there.
+template <bool kBarrier>
+__global__ void __cluster_dims__(2, 1, 1) reads_neighbour(int* y) {
+  __shared__ int s[64];
+  s[threadIdx.x] = threadIdx.x;
+  cluster_sync();
+  uint32_t v;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];"
+               : "=r"(v)
+               : "r"(cluster_address(shared_address(s + threadIdx.x), cluster_rank() ^ 1))
+               : "memory");
+  y[blockIdx.x * 64 + threadIdx.x] = v;
+  if (kBarrier) cluster_sync();
+}
+
+// TMA writes y, and other threads read it. 0: right; 1: waits only until shared memory has been read; 2: no wait;
+// 3: the fence is one for global memory
+template <int kFault>
+__global__ void stores_and_reads(float* y, float* z) {
+  __shared__ alignas(16) float s[64];
+  s[threadIdx.x] = threadIdx.x;
+  if (kFault == 3)
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+  else
+    fence_async_shared();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    bulk_store(y, shared_address(s), sizeof s);
+    bulk_commit();
+    if (kFault == 0 || kFault == 3) bulk_wait<0>();
+    if (kFault == 1) bulk_wait_read<0>();
+  }
+  __syncthreads();
+  float v;
+  asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(y + threadIdx.x) : "memory");
+  z[threadIdx.x] = v;
+  if (kFault == 2 && threadIdx.x == 0) bulk_wait<0>();
+}
+
+// TMA reads what the threads wrote to global memory. 0: right; 1: no fence; 2: one for shared memory
+template <int kFault>
+__global__ void writes_and_loads(float* y, float* z) {
+  __shared__ alignas(16) float s[64];
+  __shared__ uint64_t barrier;
+  const uint32_t b = shared_address(&barrier);
+  y[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x == 0) {
+    mbarrier_init(b, 1);
+    mbarrier_init_fence();
+  }
+  if (kFault == 0) fence_async();
+  if (kFault == 2) fence_async_shared();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    mbarrier_arrive_expect_tx(b, sizeof s);
+    bulk_load(shared_address(s), y, sizeof s, b);
+  }
+  mbarrier_wait(b, 0);
+  z[threadIdx.x] = s[threadIdx.x];
+}
+
+}  // namespace
+
+extern "C" {
+void run_early_exit(int* y, int when) { when == 0 ? early_exit<0><<<2, 64>>>(y) : early_exit<1><<<2, 64>>>(y); }
+void run_reads_neighbour(int* y, int right) {
+  right ? reads_neighbour<true><<<2, 64>>>(y) : reads_neighbour<false><<<2, 64>>>(y);
+}
+void run_stores_and_reads(float* y, float* z, int fault) {
+  if (fault == 0) stores_and_reads<0><<<1, 64>>>(y, z);
+  if (fault == 1) stores_and_reads<1><<<1, 64>>>(y, z);
+  if (fault == 2) stores_and_reads<2><<<1, 64>>>(y, z);
+  if (fault == 3) stores_and_reads<3><<<1, 64>>>(y, z);
+}
+void run_writes_and_loads(float* y, float* z, int fault) {
+  if (fault == 0) writes_and_loads<0><<<1, 64>>>(y, z);
+  if (fault == 1) writes_and_loads<1><<<1, 64>>>(y, z);
+  if (fault == 2) writes_and_loads<2><<<1, 64>>>(y, z);
+}
+}
