@@ -128,6 +128,67 @@ class Foreign:
 
 @device
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_copies_of_any_dtype(dtype: Any, rng: np.random.Generator) -> None:
+    x = values(rng, (7, 33, 20), dtype)
+    y = qkv.cuda.array(x)
+    for view in (
+        lambda a: a,
+        lambda a: a.T,
+        lambda a: a[::-1, 1::3],
+        lambda a: a[..., 2],
+        lambda a: a.transpose(0, 2, 1),
+    ):
+        copy = view(y).copy()
+        assert copy.is_contiguous and copy.pointer != y.pointer
+        assert same_bits(copy.numpy(), view(x))
+        assert same_bits(view(y).numpy(), view(x))
+
+
+@device
+def test_a_column_takes_no_more_host_memory_than_it_has(rng: np.random.Generator) -> None:
+    x = values(rng, (500, 300), np.float32)
+    column = qkv.cuda.array(x)[:, 7].numpy()
+    base = column
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    assert same_bits(column, x[:, 7]) and base.nbytes <= 2 * column.nbytes
+
+
+@device
+def test_float64_becomes_what_the_ops_take(rng: np.random.Generator) -> None:
+    x = np.concatenate([rng.standard_normal(1000) * 1e5, [np.inf, -np.inf, np.nan, 1e300, 1e-300, -0.0]]).reshape(2, -1)
+    y = qkv.cuda.array(x)
+    with np.errstate(over="ignore"):
+        assert same_bits(y.astype(np.float32).numpy(), x.astype(np.float32))
+        assert same_bits(y.T[::2].astype(np.float32).numpy(), x.T[::2].astype(np.float32))
+    for dtype in (np.float16, ml_dtypes.bfloat16):  # by way of float32
+        with np.errstate(over="ignore"):
+            assert same_bits(y.astype(dtype).numpy(), x.astype(np.float32).astype(dtype))
+    with pytest.raises(TypeError, match="from float32 to float64"):
+        y.astype(np.float32).astype(np.float64)
+
+
+@device
+def test_values_are_not_compared_in_silence() -> None:
+    x = qkv.cuda.array(np.float32([1, 2, 3]))
+    for wrong in (lambda: x == x, lambda: x != 1, lambda: 2 in x, lambda: bool(x)):
+        with pytest.raises(TypeError, match="not compared on the GPU"):
+            wrong()
+    assert {x: 1}[x] == 1
+
+
+@device
+def test_devices() -> None:
+    assert 0 <= qkv.cuda.current_device() < qkv.cuda.device_count()
+    qkv.cuda.set_device(qkv.cuda.current_device())
+    with pytest.raises(qkv.CudaError, match="device"):
+        qkv.cuda.set_device(qkv.cuda.device_count())
+    with pytest.raises(ValueError, match="must not be negative"):
+        qkv.cuda.set_cache_limit(-1)
+
+
+@device
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_dlpack_in_and_out(dtype: Any, rng: np.random.Generator) -> None:
     x = values(rng, (3, 4), dtype)
     y = qkv.cuda.array(x)

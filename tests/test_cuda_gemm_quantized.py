@@ -66,9 +66,8 @@ def test_float_weights_stay_what_they_are(rng: np.random.Generator) -> None:
         packed = qkv.pack_weight(w, dtype)
         there = qkv.cuda.array(packed)
         assert same_bits(there.dequantize().numpy().astype(np.float32), packed.dequantize())
-    x = normal(rng, (3, 20))
-    with pytest.raises(TypeError, match="weight is bfloat16; beside float32"):
-        qkv.linear(qkv.cuda.array(x), there)
+        for kind in (FLOAT32, FLOAT16, BFLOAT16):
+            check(normal(rng, (3, 20), kind), packed, f"{dtype} {kind}", bias=normal(rng, 9, kind), activation="gelu")
 
 
 @pytest.mark.parametrize("dtype, group", FORMATS)

@@ -44,4 +44,4 @@ def test_on_device(device: str, file: str) -> None:
         text=True,
         timeout=3600,
     )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-6000:] + done.stderr[-2000:]

@@ -106,13 +106,6 @@ void normalise(int64_t rows, int64_t* row, int64_t columns, int64_t* column) {
     *row = 1;
 }
 
-void run(DeviceCall* call, cuda::GemmArgs g) {
-  g.batch_invariant = batch_invariant();
-  g.workspace = call->scratch(cuda::gemm_workspace(g));
-  const Unlocked unlocked;
-  cuda::gemm(g, call->stream());
-}
-
 DeviceArray matmul(py::handle a_in, py::handle b_in, std::uintptr_t stream) {
   DeviceView a = read_device_array("matmul", "a", a_in), b = read_device_array("matmul", "b", b_in);
   check_dtypes("matmul", {&a, &b});
@@ -146,7 +139,10 @@ DeviceArray matmul(py::handle a_in, py::handle b_in, std::uintptr_t stream) {
   g.a = {a.data, a.dtype, inner.a, 0, p.a_m, p.a_k};
   g.b = {b.data, b.dtype, inner.b, 0, p.b_k, p.b_n};
   g.c = {out.data, a.dtype, inner.c, 0, p.n, 1};
-  // What of the batch does not merge into one dimension: a launch for each.
+  g.batch_invariant = batch_invariant();
+  // What of the batch does not merge into one dimension: a launch for each, one after the other in the stream.
+  std::vector<cuda::GemmArgs> launches;
+  size_t workspace = 0;
   std::vector<int64_t> at(p.batch.size(), 0);
   const int64_t item = a.item();
   for (;;) {
@@ -156,10 +152,17 @@ DeviceArray matmul(py::handle a_in, py::handle b_in, std::uintptr_t stream) {
       one.b.data += at[d] * p.batch[d].b * item;
       one.c.data += at[d] * p.batch[d].c * item;
     }
-    run(&call, one);
+    launches.push_back(one);
+    workspace = std::max(workspace, cuda::gemm_workspace(one));
     size_t d = 1;
     while (d < p.batch.size() && ++at[d] == p.batch[d].size) at[d++] = 0;
     if (d >= p.batch.size()) break;
+  }
+  void* const room = call.scratch(workspace);
+  const Unlocked unlocked;
+  for (cuda::GemmArgs& one : launches) {
+    one.workspace = room;
+    cuda::gemm(one, call.stream());
   }
   return out;
 }
@@ -202,6 +205,11 @@ DeviceArray linear(py::handle x_in, py::handle weight, py::handle bias_in, const
     w = read_device_array("linear", "weight", weight);
   else if (packed->is_float)
     w = read_device_array("linear", "weight", py::cast(packed->values));
+  if (packed && w && w.dtype == DType::bf16 && x.dtype != DType::bf16) {  // in float32
+    DeviceCall call("linear", stream_of(stream), x.array);
+    call.reads(w);
+    return linear(x_in, py::cast(call.widened(w)), bias_in, activation, gate_in, residual_in, out_in, stream);
+  }
   check_dtypes("linear", {&x, &gate, &residual});
   const int64_t n = !w              ? packed->view.n
                     : w.rank() == 2 ? w.shape[0]
@@ -248,7 +256,10 @@ DeviceArray linear(py::handle x_in, py::handle weight, py::handle bias_in, const
     g.a = {x.data, x.dtype, 0, 0, row, 1};
     g.b = {w.data, w.dtype, 0, 0, w_k, w_n};
     g.c = to;
-    run(&call, g);
+    g.batch_invariant = batch_invariant();
+    g.workspace = call.scratch(cuda::gemm_workspace(g));
+    const Unlocked unlocked;
+    cuda::gemm(g, call.stream());
   } else {
     for (const DeviceArray* p : {&packed->values, &packed->row_scale, &packed->scale, &packed->offset})
       if (p->storage) call.reads(*p, "linear: weight");

@@ -124,8 +124,9 @@ Plan plan_of(const AttentionArgs& a) {
   p.right = a.causal == Causal::none ? clip_window(a.window_right) : 0;
   if (a.softcap > 0 || a.bias.data || a.mask.data || a.relative_bias || a.alibi || !(a.scale > 0)) p.adjusted = true;
   const int64_t q_b = packed ? 1 : a.batch, most = a.d > a.dv ? a.d : a.dv;
-  p.aligned = a.d % 8 == 0 && a.dv % 8 == 0 && chunks_aligned(a.q, q_b, a.heads, a.s) && chunks_aligned(a.k, q_b, a.kv_heads, a.t) &&
-              chunks_aligned(a.v, q_b, a.kv_heads, a.t) && chunks_aligned(a.out, q_b, a.heads, a.s);
+  p.aligned = a.d % 8 == 0 && a.dv % 8 == 0 && chunks_aligned(a.q, q_b, a.heads, a.s) &&
+              chunks_aligned(a.k, q_b, a.kv_heads, a.t) && chunks_aligned(a.v, q_b, a.kv_heads, a.t) &&
+              chunks_aligned(a.out, q_b, a.heads, a.s);
   p.rows = (packed ? 1 : a.batch) * a.s * a.heads;
   p.sum_width = static_cast<int>((a.dv + 3) / 4 * 4);
 
@@ -139,8 +140,8 @@ Plan plan_of(const AttentionArgs& a) {
   plan.mma = a.q.dtype != DType::f32 && most <= kMostMmaWidth;
   const int width = mma_width(most);
   if (plan.mma) {
-    plan.large = !p.adjusted && p.aligned && usual_rows > mma_rows(false, width) &&
-                 blocks(mma_rows(true, width)) * 2 >= multiprocessors;
+    plan.large =
+        !p.adjusted && p.aligned && usual_rows > mma_rows(false, width) && blocks(mma_rows(true, width)) * 2 >= multiprocessors;
     p.tile_rows = mma_rows(plan.large, width);
   } else {
     p.tile_rows = kSimtRows;

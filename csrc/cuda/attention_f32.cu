@@ -195,8 +195,8 @@ QKV_DEVICE void multiply_values(const Problem& p, const Work& w, Shared& shared,
   }
 }
 
-// Four neighbouring columns of an output row, times `factor`; those that there are. __stwb: an ordinary store of four is taken apart
-// by nvcc, which shares it with the stores of one.
+// Four neighbouring columns of an output row, times `factor`; those that there are. __stwb: an ordinary store of four is taken
+// apart by nvcc, which shares it with the stores of one.
 template <class T>
 QKV_DEVICE void store4(const Problem& p, T* out, int64_t column, const float* x, float factor) {
   if (p.aligned && column < p.a.dv) {
@@ -316,13 +316,14 @@ __global__ void __launch_bounds__(kThreads, 2) attention_weights(const __grid_co
       if (r >= w.rows) continue;
       const Row row = shared.rows[r];
       const RowState state = states[r];
-      T* const to = static_cast<T*>(p.a.weights) + start +
-                    (static_cast<int64_t>(row.head) * w.e.s + row.query) * w.e.stored_t + key;
+      T* const to =
+          static_cast<T*>(p.a.weights) + start + (static_cast<int64_t>(row.head) * w.e.s + row.query) * w.e.stored_t + key;
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         if (key + j >= w.e.stored_t) continue;
         bool excluded = state.total == 0 || key + j < row.first || key + j >= row.last;
-        if (isnan(state.total)) excluded = excluded || is_masked(p, w.e, row, key + j);  // weights are NaN, but not where excluded
+        if (isnan(state.total))
+          excluded = excluded || is_masked(p, w.e, row, key + j);  // weights are NaN, but not where excluded
         to[j] = from_float<T>(excluded ? 0 : expf(s[i][j] - state.maximum) / state.total);
       }
     }

@@ -21,11 +21,11 @@ struct MmaShape {
   static constexpr int kWidth = kWidth_, kFragments = kFragments_;
   static constexpr int kThreads = 32 * kWarps, kWarpRows = 16 * kFragments, kRows = kWarps * kWarpRows;
   static constexpr int kKeys = kWidth <= 128 ? 64 : 32;
-  static constexpr int kTile = kKeys * kWidth * 2;                    // bytes of a tile of keys or values
-  static constexpr int kStages = kRows * kWidth * 2;                  // offsets in shared memory: queries, then two stages
-  static constexpr int kRowTable = kStages + 4 * kTile;               // Row (kRows)
-  static constexpr int kSpoiled = kRowTable + kRows * sizeof(Row);    // int (kRows)
-  static constexpr int kWork = kSpoiled + kRows * sizeof(int);        // Work
+  static constexpr int kTile = kKeys * kWidth * 2;                  // bytes of a tile of keys or values
+  static constexpr int kStages = kRows * kWidth * 2;                // offsets in shared memory: queries, then two stages
+  static constexpr int kRowTable = kStages + 4 * kTile;             // Row (kRows)
+  static constexpr int kSpoiled = kRowTable + kRows * sizeof(Row);  // int (kRows)
+  static constexpr int kWork = kSpoiled + kRows * sizeof(int);      // Work
   static constexpr int kSharedBytes = kWork + sizeof(Work);
   static_assert(kSharedBytes <= 99 * 1024);  // what sm_86 and sm_89 have
   // Blocks that a multiprocessor should hold, which limits registers.
@@ -72,8 +72,7 @@ struct MmaTile {
 #pragma unroll
       for (int f = 0; f < kFragments; ++f)
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          a[f][i] = pack2<T>(s[f][2 * k + i / 2][2 * (i % 2)], s[f][2 * k + i / 2][2 * (i % 2) + 1]);
+        for (int i = 0; i < 4; ++i) a[f][i] = pack2<T>(s[f][2 * k + i / 2][2 * (i % 2)], s[f][2 * k + i / 2][2 * (i % 2) + 1]);
 #pragma unroll
       for (int c = 0; c < kWidth / 16; ++c) {
         uint32_t b[4];
@@ -238,7 +237,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   for (int r = threadIdx.x; r < Shape::kRows; r += kThreads) spoiled[r] = 0;
   __syncthreads();
 
-  using Loader = TileLoader<T, kWidth, kThreads>;
+  using Loader = RowLoader<T, kWidth, kThreads>;
   const Loader loader(threadIdx.x);
   for (int r = loader.first_row; r < Shape::kRows; r += loader.kStep) {
     if (kPlain || p.aligned)
@@ -350,11 +349,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   });
   __syncthreads();
   for (int r = 0; r < w.rows; ++r)
-    if (spoiled[r])
-      restore_row<T, kThreads>(p, w.e, w.kv_head, rows[r], ends[r], reinterpret_cast<float*>(ends + Shape::kRows));
+    if (spoiled[r]) restore_row<T, kThreads>(p, w.e, w.kv_head, rows[r], ends[r], reinterpret_cast<float*>(ends + Shape::kRows));
 }
 
-// ---- launch --------------------------------------------------------------------------------------------------------------------
+// ---- launch
+// --------------------------------------------------------------------------------------------------------------------
 
 template <int kWidth>
 using LargeShape = MmaShape<kWidth, 4, kWidth <= 128 ? 2 : 1>;
@@ -380,10 +379,14 @@ void launch_mma(const Problem& p, bool large, int64_t blocks, cudaStream_t strea
 template <class T>
 void launch_mma(const Problem& p, bool large, int64_t blocks, cudaStream_t stream) {
   switch (mma_width(p.a.d > p.a.dv ? p.a.d : p.a.dv)) {
-    case 32: return launch_mma<T, 32>(p, large, blocks, stream);
-    case 64: return launch_mma<T, 64>(p, large, blocks, stream);
-    case 128: return launch_mma<T, 128>(p, large, blocks, stream);
-    default: return launch_mma<T, 256>(p, large, blocks, stream);
+    case 32:
+      return launch_mma<T, 32>(p, large, blocks, stream);
+    case 64:
+      return launch_mma<T, 64>(p, large, blocks, stream);
+    case 128:
+      return launch_mma<T, 128>(p, large, blocks, stream);
+    default:
+      return launch_mma<T, 256>(p, large, blocks, stream);
   }
 }
 

@@ -18,14 +18,6 @@ QKV_DEVICE float tanh_fast(float x) {
   return y < 0.55f ? near : copysignf(far, x);
 }
 
-QKV_DEVICE float read_float(const void* p, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f32: return static_cast<const float*>(p)[i];
-    case DType::f16: return __half2float(static_cast<const __half*>(p)[i]);
-    default: return __bfloat162float(static_cast<const __nv_bfloat16*>(p)[i]);
-  }
-}
-
 // Offset of (query, key 0) of x, which is bias or mask.
 QKV_DEVICE int64_t row_offset(const Strided4& x, const Entry& e, const Row& row) {
   return e.b * x.b + row.head * x.h + row.query * x.s;
@@ -47,7 +39,7 @@ QKV_DEVICE float adjusted_score(const Problem& p, const Entry& e, const Row& row
   const AttentionArgs& a = p.a;
   s *= a.scale;
   if (a.softcap > 0) s = a.softcap * tanhf(s / a.softcap);
-  if (a.bias.data) s += read_float(a.bias.data, a.bias.dtype, row_offset(a.bias, e, row) + key * a.bias.d);
+  if (a.bias.data) s += load_float(a.bias.data, a.bias.dtype, row_offset(a.bias, e, row) + key * a.bias.d);
   const int distance = key - (row.query + e.shift);
   if (a.relative_bias) s += a.relative_bias[row.head * (2 * a.max_distance + 1) + relative_index(p, distance)];
   if (a.alibi) s -= slope_of(p, e, row) * static_cast<float>(abs(distance));

@@ -28,7 +28,8 @@ QKV_DEVICE float one_weight(const Problem& p, const Entry& e, int kv_head, const
 // Completes an output row, in which the values that are not finite are missing. All threads of the block; `weights` is shared
 // memory for kThreads floats. Also the last resort for sums of finite values that overflowed, though their mean does not.
 template <class T, int kThreads>
-QKV_DEVICE void restore_row(const Problem& p, const Entry& e, int kv_head, const Row& row, const RowState& state, float* weights) {
+QKV_DEVICE void restore_row(const Problem& p, const Entry& e, int kv_head, const Row& row, const RowState& state,
+                            float* weights) {
   if (!is_finite(state.total)) return;  // some score is NaN or +inf, and all of the row is NaN
   T* const out = out_row<T>(p, e, row);
   for (int64_t column0 = 0; column0 < p.a.dv; column0 += kThreads) {

@@ -31,13 +31,13 @@ struct MatrixRows {
 
 // How kThreads threads fill a tile of rows: each thread has one chunk of every kStep-th row.
 template <class T, int kWidth, int kThreads>
-struct TileLoader {
+struct RowLoader {
   static constexpr int kChunks = kWidth / 8, kStep = kThreads / kChunks;
   static_assert(kThreads % kChunks == 0);
 
   int first_row, chunk;
 
-  QKV_DEVICE explicit TileLoader(int thread) : first_row(thread / kChunks), chunk(thread % kChunks) {}
+  QKV_DEVICE explicit RowLoader(int thread) : first_row(thread / kChunks), chunk(thread % kChunks) {}
 
   QKV_DEVICE unsigned char* place(unsigned char* tile, int row) const { return tile + swizzle<kWidth>(row, chunk); }
 

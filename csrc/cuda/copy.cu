@@ -11,7 +11,7 @@ constexpr int kTile = 64, kTileRows = 8;  // a block is (32, kTileRows)
 template <class From, class To>
 __global__ void __launch_bounds__(32 * kTileRows)
     transpose(const __grid_constant__ Rows x, const __grid_constant__ Rows y, int64_t across, int64_t y_across) {
-  __shared__ To tile[kTile][kTile + 4 / sizeof(To)];  // columns in different banks
+  __shared__ To tile[kTile][kTile + (sizeof(To) < 4 ? 4 / sizeof(To) : 1)];  // columns in different banks
   const int64_t tiles_n = ceil_div<int64_t>(x.n, kTile), tiles = tiles_n * ceil_div<int64_t>(across, kTile);
   const int64_t r = blockIdx.x / tiles, rest = blockIdx.x - r * tiles;
   const int64_t a0 = rest / tiles_n * kTile, n0 = (rest - rest / tiles_n * tiles_n) * kTile;
@@ -77,11 +77,22 @@ void copy(const CopyArgs& args, Stream stream_in) {
   const auto stream = static_cast<cudaStream_t>(stream_in);
   Rows x = args.x, y = args.y;
   simplify(&x, &y);
-  if (x.dtype == y.dtype) {  // bits; any type of their size will do
-    if (size_of(x.dtype) == 2)
-      launch<__half, __half>(x, y, stream);
-    else
-      launch<float, float>(x, y, stream);
+  if (args.from_double) {
+    with_dtype(y.dtype, [&](auto to) { map<double, decltype(to)>(x, y, Same{}, stream); });
+  } else if (args.item || x.dtype == y.dtype) {
+    switch (args.item ? args.item : size_of(x.dtype)) {
+      case 1:
+        launch<uint8_t, uint8_t>(x, y, stream);
+        break;
+      case 2:
+        launch<uint16_t, uint16_t>(x, y, stream);
+        break;
+      case 4:
+        launch<uint32_t, uint32_t>(x, y, stream);
+        break;
+      default:
+        launch<uint64_t, uint64_t>(x, y, stream);
+    }
   } else {
     with_dtype(x.dtype, [&](auto from) {
       with_dtype(y.dtype, [&](auto to) {

@@ -138,8 +138,8 @@ inline void simplify(Rows* x, Rows* y) {
 }
 
 // Whether x, simplified, is made of pieces of `count` elements, aligned to their size.
-inline bool in_pieces(const Rows& x, int64_t count) {
-  if (reinterpret_cast<uintptr_t>(x.data) % static_cast<uintptr_t>(count * size_of(x.dtype)) != 0 || x.step != 1) return false;
+inline bool in_pieces(const Rows& x, int64_t count, size_t item) {
+  if (reinterpret_cast<uintptr_t>(x.data) % (static_cast<size_t>(count) * item) != 0 || x.step != 1) return false;
   for (int d = 0; d < x.rank; ++d)
     if (x.strides[d] % count != 0) return false;
   return x.rank == 0 || x.n % count == 0;
@@ -148,14 +148,15 @@ inline bool in_pieces(const Rows& x, int64_t count) {
 // x and y are simplified and not empty.
 template <class From, class To, class F>
 void map(const Rows& x, const Rows& y, F f, cudaStream_t stream) {
-  constexpr int kCount = kPieceOf<From, To>;
   const auto blocks = [](int64_t items, int64_t each) { return static_cast<unsigned>(ceil_div(items, kMapThreads * each)); };
-  if (in_pieces(x, kCount) && in_pieces(y, kCount)) {
-    const auto kernel = x.rank == 0 ? map_pieces<From, To, true, F> : map_pieces<From, To, false, F>;
-    kernel<<<blocks(x.rows * ceil_div<int64_t>(x.n, kCount), kMapPieces), kMapThreads, 0, stream>>>(x, y, f);
-  } else {
-    map_elements<From, To><<<blocks(x.rows * x.n, kMapElements), kMapThreads, 0, stream>>>(x, y, f);
+  if constexpr (!std::is_same_v<From, double>) {  // which is converted once, on its way in
+    constexpr int kCount = kPieceOf<From, To>;
+    if (in_pieces(x, kCount, sizeof(From)) && in_pieces(y, kCount, sizeof(To))) {
+      const auto kernel = x.rank == 0 ? map_pieces<From, To, true, F> : map_pieces<From, To, false, F>;
+      return kernel<<<blocks(x.rows * ceil_div<int64_t>(x.n, kCount), kMapPieces), kMapThreads, 0, stream>>>(x, y, f);
+    }
   }
+  map_elements<From, To><<<blocks(x.rows * x.n, kMapElements), kMapThreads, 0, stream>>>(x, y, f);
 }
 
 }  // namespace qkv::cuda

@@ -17,17 +17,6 @@ constexpr int kPiece = 16 / sizeof(T);
 
 QKV_DEVICE bool aligned16(const void* p) { return (reinterpret_cast<uintptr_t>(p) & 15) == 0; }
 
-QKV_DEVICE float load_float(const void* data, DType dtype, int64_t i) {
-  switch (dtype) {
-    case DType::f16:
-      return to_float(static_cast<const __half*>(data)[i]);
-    case DType::bf16:
-      return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
-    default:
-      return static_cast<const float*>(data)[i];
-  }
-}
-
 // The first `count` of a piece, `step` elements apart; the rest is 0.
 template <class T>
 QKV_DEVICE void load_piece(const T* from, int64_t step, int count, float (&v)[kPiece<T>]) {

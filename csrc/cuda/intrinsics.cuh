@@ -13,6 +13,8 @@
 
 #include <type_traits>
 
+#include "core/dtype.h"
+
 #define QKV_DEVICE __device__ __forceinline__
 
 namespace qkv::cuda {
@@ -55,8 +57,9 @@ QKV_DEVICE float2 unpack2(uint32_t pair) {
     return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u));
 }
 
-// Any of the three dtypes to and from float.
+// Any of the three dtypes to and from float, and float64 to it.
 QKV_DEVICE float to_float(float x) { return x; }
+QKV_DEVICE float to_float(double x) { return static_cast<float>(x); }
 QKV_DEVICE float to_float(__half x) { return __half2float(x); }
 QKV_DEVICE float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 template <class T>
@@ -67,6 +70,17 @@ QKV_DEVICE T from_float(float x) {
     return __float2bfloat16_rn(x);
   else
     return x;
+}
+
+QKV_DEVICE float load_float(const void* data, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::f16:
+      return to_float(static_cast<const __half*>(data)[i]);
+    case DType::bf16:
+      return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
+  }
 }
 
 // ---- global memory, 16 bytes at an address that is a multiple of 16 ---------------------------------------------

@@ -45,6 +45,8 @@ void activation(const ActivationArgs&, Stream);
 // y = x: any strides, any two of the float types. Bytes as they are where both dtypes are equal.
 struct CopyArgs {
   Rows x, y;
+  int item = 0;              // not 0: bytes are moved, elements of so many, whatever the dtypes
+  bool from_double = false;  // x is float64
 };
 void copy(const CopyArgs&, Stream);
 

@@ -44,9 +44,15 @@ void allow_shared(Kernel* kernel, size_t dynamic, const char* op) {
 template <class F>
 void with_dtype(DType dtype, F&& f) {
   switch (dtype) {
-    case DType::f32: f(float{}); break;
-    case DType::f16: f(__half{}); break;
-    case DType::bf16: f(__nv_bfloat16{}); break;
+    case DType::f32:
+      f(float{});
+      break;
+    case DType::f16:
+      f(__half{});
+      break;
+    case DType::bf16:
+      f(__nv_bfloat16{});
+      break;
   }
 }
 

@@ -190,7 +190,12 @@ void set_cache_limit(size_t bytes) {
 void trim() { check(cudaMemPoolTrimTo(pool(), 0), "qkv.cuda"); }
 
 void upload(void* to, const void* from, size_t bytes, Stream stream) {
-  if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)), "qkv.cuda");
+  if (!bytes) return;
+  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)), "qkv.cuda");
+  // Ordinary memory has been copied to where the driver takes it from; page-locked memory is read by the device itself.
+  cudaPointerAttributes attributes{};
+  const bool locked = cudaPointerGetAttributes(&attributes, from) == cudaSuccess && attributes.type == cudaMemoryTypeHost;
+  if (locked) synchronize(stream);
 }
 
 void download(void* to, const void* from, size_t bytes, Stream stream) {

@@ -95,7 +95,6 @@ class TileLoader {
   // On to the tile below, or to the right.
   QKV_DEVICE void next_rows() { from_ += Tile::kRows * stride_; }
   QKV_DEVICE void next_columns() { from_ += Tile::kRowBytes; }
-  QKV_DEVICE void move(int64_t rows, int64_t columns) { from_ += rows * stride_ + 2 * columns; }
 
  private:
   const char* from_;  // of this thread's first chunk, if regular; else of the tile

@@ -35,6 +35,7 @@ __all__ = [
     "PackedWeight",
     "Stream",
     "array",
+    "current_device",
     "current_stream",
     "device_count",
     "device_name",
@@ -44,6 +45,7 @@ __all__ = [
     "memory_info",
     "set_batch_invariant",
     "set_cache_limit",
+    "set_device",
     "stream",
     "synchronize",
     "trim",
@@ -120,6 +122,16 @@ def device_count() -> int:
     return int(module().device_count())
 
 
+def current_device() -> int:
+    """Number of the device that this thread makes arrays on."""
+    return int(module().current_device())
+
+
+def set_device(device: int) -> None:
+    """Makes this thread's arrays on that device from now on; ops run where their arrays are."""
+    module().set_device(device)
+
+
 def device_name(device: int = 0) -> str:
     return str(module().device_name(device))
 
@@ -132,6 +144,8 @@ def memory_info() -> dict[str, int]:
 
 def set_cache_limit(nbytes: int) -> None:
     """How much freed memory of the current device is kept for reuse (a quarter of the device's at first)."""
+    if nbytes < 0:
+        raise ValueError(f"set_cache_limit: nbytes must not be negative, got {nbytes}")
     module().set_cache_limit(nbytes)
 
 
@@ -198,6 +212,10 @@ def synchronize() -> None:
     module().synchronize(current_stream())
 
 
+# CuPy destroys a stream with its object; results whose memory goes back in its order may live on.
+_cupy_streams: dict[int, Any] = {}
+
+
 def stream_of(arrays: Sequence[Any]) -> int:
     """The stream that an op on these arguments runs in: torch's or CuPy's current one for their arrays."""
     for given in arrays:
@@ -206,7 +224,8 @@ def stream_of(arrays: Sequence[Any]) -> int:
             if library == "torch":
                 return int(sys.modules["torch"].cuda.current_stream(given.device).cuda_stream)
             if library == "cupy":
-                return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+                current = sys.modules["cupy"].cuda.get_current_stream()
+                return int(_cupy_streams.setdefault(int(current.ptr), current).ptr)
     return current_stream()
 
 
@@ -273,12 +292,13 @@ def _numpy(self: Any) -> Any:
 
 
 def _astype(self: Any, dtype: Any) -> Any:
-    """Converted to float32, float16 or bfloat16, rounded to nearest even; a contiguous copy."""
+    """Converted from float64 or one of these to float32, float16 or bfloat16, rounded to nearest even; a contiguous
+    copy."""
     return self._astype(np.dtype(dtype), current_stream())
 
 
 def _copy(self: Any) -> Any:
-    """A contiguous copy."""
+    """A contiguous copy, of any dtype."""
     return self._astype(self.dtype, current_stream())
 
 

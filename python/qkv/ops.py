@@ -135,7 +135,8 @@ def linear(
 
     With a packed weight of another type than float32, rows of x are rounded to it first: to bfloat16; to 8 bits with a
     scale and a zero point a row (int8 with one scale a row) or a scale a group (int8 and int4 by group). A row that
-    holds NaN or infinity is NaN in the integer types. float64 x is multiplied by the dequantised weight, unrounded.
+    holds NaN or infinity is NaN in the integer types. float64 x is multiplied by the dequantised weight, unrounded. On
+    a GPU rows are not rounded: weights are widened, and infinity stays infinity where the product has it.
     """
     result = _cpu.linear(x, weight, bias, activation, gate, residual, out)
     if result is None:
@@ -184,6 +185,7 @@ def layer_norm(
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016); biased variance.
 
     x (..., C), weight and bias (C,). With a residual of x's shape: (layer_norm(x + residual), x + residual).
+    On a GPU the sum is rounded to x's dtype before it is normalised.
     """
     out = _cpu.norm(x, weight, bias, _number("layer_norm", "eps", eps), False, residual)
     return reference.layer_norm(x, weight, bias, eps, residual=residual) if out is None else out
@@ -194,6 +196,7 @@ def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6, *, residu
     """x / sqrt(mean x^2 + eps) * weight over the last axis (Zhang and Sennrich 2019).
 
     x (..., C), weight (C,). With a residual of x's shape: (rms_norm(x + residual), x + residual).
+    On a GPU the sum is rounded to x's dtype before it is normalised, and squares are summed in float32.
     """
     out = _cpu.norm(x, weight, None, _number("rms_norm", "eps", eps), True, residual)
     return reference.rms_norm(x, weight, eps, residual=residual) if out is None else out
