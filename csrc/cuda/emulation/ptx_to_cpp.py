@@ -553,9 +553,7 @@ class Module:
         for name, (alignment, ptx_type, size, initial) in self.variables.items():
             data = self.bytes_of(ptx_type, size, initial)
             values = "" if not any(data) else ",".join(map(str, data))
-            out.append(
-                f"alignas({max(alignment, 16)}) unsigned char V_{c_name(name)}[{size + GAP}] = {{{values}}};"
-            )
+            out.append(f"alignas({max(alignment, 16)}) unsigned char V_{c_name(name)}[{size + GAP}] = {{{values}}};")
         for f in self.functions:
             out.append(f.signature() + ";")
         for f in self.functions + self.kernels:
