@@ -391,6 +391,13 @@ def test_generate_with_a_seed(model: Any, printed: Any) -> None:
     assert first == printed("generate", path, "ab", "-", "ab", *options, text="ab\n")
     assert first == qkv.pipeline("text-generation", path)(["ab"] * 3, seed=3, temperature=2.0, max_new_tokens=8)
     assert len({json.dumps(records) for records in first}) > 1
+    for option, value in (("top_p", 0.6), ("min_p", 0.3), ("typical_p", 0.5)):
+        given = f"--{option.replace('_', '-')}"
+        filtered = printed("generate", path, "ab", "ab", "ab", *options, given, str(value))
+        assert filtered == qkv.pipeline("text-generation", path)(
+            ["ab"] * 3, seed=3, temperature=2.0, max_new_tokens=8, **{option: value}
+        )
+        assert filtered != first
 
 
 def test_chat(model: Any, printed: Any) -> None:

@@ -310,7 +310,7 @@ def _show_filled(given: Any, result: Any, arguments: argparse.Namespace) -> Line
 # ---- generated texts --------------------------------------------------------------------------------
 
 LENGTHS = ("max_new_tokens", "min_new_tokens", "max_length", "min_length")
-SAMPLING = ("temperature", "top_k", "top_p")
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 SEARCH = ("num_beams", "num_return_sequences", "length_penalty", "repetition_penalty", "no_repeat_ngram_size", "seed")
 
 
@@ -335,6 +335,8 @@ SEARCH_HELP = {
     "temperature": "of sampling: below 1 surer, above 1 freer",
     "top_k": "sample from the N likeliest tokens",
     "top_p": "sample from the likeliest tokens that make up this probability",
+    "min_p": "sample from tokens of at least this share of the likeliest one's probability",
+    "typical_p": "sample from the most typical tokens that make up this probability",
     "seed": "of sampling",
 }
 
