@@ -190,6 +190,10 @@ QKV_EMULATED __m512i _mm512_permutexvar_epi32(__m512i index, __m512i a) {
   auto i = lanes<uint32_t>(index), x = lanes<uint32_t>(a);
   return make<__m512i, uint32_t>([&](int lane) { return x[i[lane] % 16]; });
 }
+QKV_EMULATED __m512 _mm512_permutex2var_ps(__m512 a, __m512i index, __m512 b) {
+  auto i = lanes<uint32_t>(index), x = lanes<uint32_t>(a), y = lanes<uint32_t>(b);
+  return make<__m512, uint32_t>([&](int lane) { return (i[lane] & 16 ? y : x)[i[lane] % 16]; });
+}
 // Bit (a, b, c) of the table `rule`.
 QKV_EMULATED __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512i c, int rule) {
   auto x = lanes<uint32_t>(a), y = lanes<uint32_t>(b), z = lanes<uint32_t>(c);

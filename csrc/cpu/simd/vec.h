@@ -18,6 +18,7 @@
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
 //   power2(t)                 2^n for t = kShift + n, n in [-126, 127]; kShift + x rounds x to an integer
 //   power2_sixteenths(t)      2^(m/16) for t = kShift16 + m, m in [-2016, 2047]; AVX-512 alone, which looks 2^(j/16) up
+//   lookup(table, t)          table[j], j the last five bits of t; likewise
 //   reduce_add, reduce_max    over the lanes, in a fixed order
 //   transpose(p, ld, q, ldq)  q[c][r] = p[r][c] for a kLanes x kLanes block; transpose(p, ld, v): the rows of q as vectors
 //
@@ -168,6 +169,7 @@ QKV_PAIR_1(swap_pairs)
 QKV_PAIR_1(power2)
 #if defined(QKV_AVX512)
 QKV_PAIR_1(power2_sixteenths)
+QKV_INLINE Pair lookup(const float* table, Pair t) { return {lookup(table, t.a), lookup(table, t.b)}; }
 #endif
 QKV_PAIR_2(add)
 QKV_PAIR_2(sub)

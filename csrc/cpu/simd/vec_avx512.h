@@ -98,6 +98,9 @@ QKV_INLINE Vec power2_sixteenths(Vec t) {
   const __m512i bits = _mm512_castps_si512(t.v), fraction = _mm512_permutexvar_epi32(bits, _mm512_loadu_si512(kSixteenths));
   return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(bits, 19), fraction))};
 }
+QKV_INLINE Vec lookup(const float* table, Vec t) {
+  return {_mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_castps_si512(t.v), _mm512_loadu_ps(table + 16))};
+}
 
 #if defined(QKV_AVX512_BF16_VNNI)
 // Lanes of two bf16 each: sum + the product of the upper ones + that of the lower ones; denormals count as zero.
