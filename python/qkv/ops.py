@@ -437,6 +437,7 @@ def attention_varlen(
 
     q (total_q, H, D), k (total_k, Hkv, D), v (total_k, Hkv, Dv). cu_seqlens_q and cu_seqlens_k (B + 1,) integers:
     sequence b has queries cu_seqlens_q[b] ... cu_seqlens_q[b+1] - 1 and likewise keys. Options as for `attention`.
+    On a GPU lengths that are in its memory are not checked, and results of tokens of no sequence are left unwritten.
 
     Returns out (total_q, H, Dv); with return_lse also float32 (H, total_q); with return_weights also a list of B
     arrays (H, S_b, T_b).
