@@ -192,6 +192,15 @@ def test_endless_loops(one_device, name):
     fails(one_device, "deadlocks", "spins for ever", name, ints(one_device, 1, 0))
 
 
+@pytest.mark.parametrize("call", [0, 1])
+@pytest.mark.parametrize("threads", [32, 64])
+def test_a_kernel_has_the_shared_arrays_that_it_reaches(one_device, threads, call):
+    y = ints(one_device, threads + 1)
+    passes(one_device, "run_array_of_function", y, call, threads)
+    *neighbours, size = one_device.download(y, threads + 1, np.int32)
+    assert (np.array(neighbours) == np.arange(threads) ^ 1).all() and size == 4 * threads
+
+
 @pytest.mark.parametrize("n", [1, -1])
 def test_variables_out_of_bounds(device, n):
     passes(device, "run_reads_variables", ints(device), 0)

@@ -139,6 +139,23 @@ __global__ void last_block_adds(int* y, int* parts, unsigned* arrived) {
   }
 }
 
+// nvcc puts an array of a device function that several kernels call before all of them; each kernel has those that it reaches.
+template <int kSize>
+__device__ int of_neighbour(int v) {
+  __shared__ int s[kSize];
+  s[threadIdx.x] = v;
+  __syncthreads();
+  return s[threadIdx.x ^ 1];
+}
+template <int kSize>
+__device__ __noinline__ int called(int v) {
+  return of_neighbour<kSize>(v);
+}
+template <int kSize, bool kCall>
+__global__ void array_of_function(int* y) {
+  y[threadIdx.x] = kCall ? called<kSize>(threadIdx.x) : of_neighbour<kSize>(threadIdx.x);
+}
+
 // A flag in shared memory passes data between two warps.
 template <bool kFence>
 __global__ void flag(int* y) {
@@ -268,6 +285,15 @@ void run_last_block_adds(int* y, int* parts, unsigned* arrived, int fault) {
   if (fault == 1) last_block_adds<1><<<8, 32>>>(y, parts, arrived);
   if (fault == 2) last_block_adds<2><<<8, 32>>>(y, parts, arrived);
   if (fault == 3) last_block_adds<3><<<8, 32>>>(y, parts, arrived);
+}
+void run_array_of_function(int* y, int call, int threads) {
+  const auto kernel = threads == 32 ? call ? array_of_function<32, true> : array_of_function<32, false>
+                      : call        ? array_of_function<64, true>
+                                    : array_of_function<64, false>;
+  cudaFuncAttributes attributes;
+  cudaFuncGetAttributes(&attributes, kernel);
+  kernel<<<1, threads>>>(y);
+  cudaMemcpy(y + threads, &attributes.sharedSizeBytes, sizeof(int), cudaMemcpyHostToDevice);
 }
 void run_flag(int* y, int right) { right ? flag<true><<<1, 64>>>(y) : flag<false><<<1, 64>>>(y); }
 void run_read_only_of_own(int* y) { read_only_of_own<<<1, 32>>>(y); }

@@ -121,13 +121,12 @@ class Function:
 
     def __init__(self, module, name, is_kernel, parameters, results, body, first_line):
         self.module, self.name, self.is_kernel = module, name, is_kernel
-        self.parameters, self.results = parameters, results
+        self.parameters, self.results, self.body = parameters, results, body
         self.statements = statements(body, first_line)
         self.registers = {}  # name -> PTX type
         self.locals = {}  # .local and .param variables -> C++ expression of their address
         self.shared = {}  # name -> offset
-        self.shared_arrays = list(module.shared_arrays) if is_kernel else []
-        self.shared_end = module.shared_end
+        self.shared_arrays, self.shared_end, self.dynamic_alignment = [], SHARED_START, 0  # of a kernel: all it uses
         self.out = []
         self.temporaries = 0
         self.branch_targets = {}
@@ -419,7 +418,8 @@ class Module:
         self.text = text
         self.errors, self.sites, self.site_keys = [], [], {}
         self.files = dict(re.findall(r'^\s*\.file\s+(\d+)\s+"([^"]*)"', text, re.M))
-        self.shared, self.shared_arrays, self.shared_end = {}, [], SHARED_START
+        self.shared_variables = {}  # name -> alignment, size
+        self.shared = {}  # name -> offset
         self.dynamic = {}  # extern shared arrays -> alignment
         self.variables = {}
         self.functions = []
@@ -461,6 +461,7 @@ class Module:
                 raise PtxError(f"{self.path}:{self.line_of(at)}: cannot read '{text[at : at + 60]}'")
             self.declare_variable(m[1].split(), m[2])
             at = m.end()
+        self.lay_out_shared(kernels)
         for f in self.functions:  # device functions first: their sites come before all kernels'
             f.translate()
         self.function_sites = len(self.sites)
@@ -525,12 +526,31 @@ class Module:
             if size == 0:
                 self.dynamic[name] = alignment
             else:
-                offset = align_up(self.shared_end + GAP, max(alignment, 16))
-                self.shared[name] = offset
-                self.shared_arrays.append((offset, size))
-                self.shared_end = offset + size
+                self.shared_variables[name] = alignment, size
             return
         self.variables[name] = (alignment, ptx_type, size, initial)
+
+    def lay_out_shared(self, kernels):
+        """Gives the shared variables of the file offsets, and to each kernel those that it names, or that a function
+        or variable names which it names: nvcc puts what is in a device function before all kernels."""
+        text = {name: initial or "" for name, (*_, initial) in self.variables.items()}
+        text |= {f.name: f.body for f in self.functions}
+        names = {name: set(re.findall(r"[\w$]+", t)) for name, t in text.items()}
+        users = {name: [] for name in self.shared_variables}
+        for k in kernels:
+            found, new = set(), set(re.findall(r"[\w$]+", k.body))
+            while new:
+                found |= new
+                new = set().union(*(names[n] for n in new if n in names)) - found
+            k.dynamic_alignment = max((a for name, a in self.dynamic.items() if name in found), default=0)
+            for name in found & users.keys():
+                users[name].append(k)
+        for name, (alignment, size) in self.shared_variables.items():
+            offset = align_up(max((k.shared_end for k in users[name]), default=SHARED_START) + GAP, max(alignment, 16))
+            self.shared[name] = offset
+            for k in users[name]:
+                k.shared_arrays.append((offset, size))
+                k.shared_end = offset + size
 
     def bytes_of(self, ptx_type, size, initial):
         element = SIZES[ptx_type]
@@ -575,7 +595,6 @@ class Module:
             )
         out.append("const Kernel kernels[] = {")
         for i, k in enumerate(self.kernels):
-            uses_dynamic = [a for n, a in self.dynamic.items()]
             fields = [
                 c_string(k.name),
                 f"&F_{c_name(k.name)}",
@@ -587,7 +606,7 @@ class Module:
                 len(k.shared_arrays),
                 sum(s for _, s in k.shared_arrays),
                 k.shared_end,
-                max(uses_dynamic, default=0),
+                k.dynamic_alignment,
                 k.max_threads,
                 "{" + ", ".join(map(str, k.required)) + "}",
                 "{" + ", ".join(map(str, k.cluster)) + "}",
