@@ -306,6 +306,12 @@ def test_launch_errors(one_device):
     one_device.library.cudaGetLastError()
 
 
+@pytest.mark.parametrize("file", ["sm80", "sm90"])
+def test_static_kernels_of_one_name_are_refused(one_device, file):
+    with pytest.raises(CudaError, match=r"two .cu files have a static one of its name.*InvalidDeviceFunction"):
+        one_device.call(f"run_of_this_name_are_two_{file}", ints(one_device, 1))
+
+
 def test_out_of_memory_and_bad_frees(one_device):
     small = one_device.malloc(64)
     for size in (9 << 30, 2**64 - 1):

@@ -198,7 +198,7 @@ const char* cudaGetErrorString(cudaError_t error) {
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
     case cudaErrorInvalidDeviceFunction:
-      return "invalid device function (the emulator has no PTX of this kernel)";
+      return "invalid device function (the emulator has no PTX of this kernel, or two .cu files have a static one of its name)";
     case cudaErrorInvalidResourceHandle:
       return "invalid resource handle";
     case cudaErrorInvalidSymbol:

@@ -506,6 +506,7 @@ class Module:
         f = Function(self, name, is_kernel, parameters, results, text[start : end - 1], self.line_of(start))
         if is_kernel:
             numbers = re.search(r"\.maxntid\s+([\d,\s]+)", bounds)
+            f.internal = not re.search(r"\.(visible|weak)\b", prefix)
             f.max_threads = 1
             for n in re.findall(r"\d+", numbers[1]) if numbers else ["0"]:
                 f.max_threads *= int(n)
@@ -612,6 +613,7 @@ class Module:
                 "{" + ", ".join(map(str, k.cluster)) + "}",
                 k.first_site,
                 k.end_site,
+                "true" if k.internal else "false",
             ]
             out.append("{" + ", ".join(map(str, fields)) + "},")
         out.append("{}};")

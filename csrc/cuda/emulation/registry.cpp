@@ -37,8 +37,11 @@ std::string without_hashes(const char* mangled) {
 Registration::Registration(const Module& module) {
   Registry& r = registry();
   r.modules.push_back(&module);
-  for (unsigned i = 0; i < module.kernel_count; ++i)
-    r.kernels.emplace(without_hashes(module.kernels[i].name), &module.kernels[i]);
+  for (unsigned i = 0; i < module.kernel_count; ++i) {
+    const Kernel* const k = &module.kernels[i];
+    const auto [it, fresh] = r.kernels.emplace(without_hashes(k->name), k);
+    if (!fresh && (k->internal || (it->second && it->second->internal))) it->second = nullptr;
+  }
   for (unsigned i = 0; i < module.variable_count; ++i)
     r.variables.emplace(without_hashes(module.variables[i].name), &module.variables[i]);
 }

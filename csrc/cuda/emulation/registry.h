@@ -46,6 +46,7 @@ struct Kernel {
   unsigned required_threads[3];   // 0: not given
   unsigned required_cluster[3];   // __cluster_dims__; 0: not given
   unsigned first_site, end_site;  // those of its body; device functions' come before all kernels'
+  bool internal;                  // static, or in an anonymous namespace: another file may have one of the same name
 };
 
 struct Module {
@@ -63,7 +64,8 @@ struct Registration {
   explicit Registration(const Module&);
 };
 
-// nullptr if there is none. In the names of anonymous namespaces the hashes, which depend on how nvcc was called, are ignored.
+// nullptr if there is none, or if several files have an internal one of this name: which is meant is not known here. In the
+// names of anonymous namespaces the hashes, which depend on how nvcc was called, are ignored.
 const Kernel* find_kernel(const char* mangled);
 const Variable* find_variable(const char* name);
 // The variable that holds an address, or nullptr.
