@@ -70,6 +70,12 @@ def test_races(device, name):
     fails(device, "races", "data race in", f"run_{name}", ints(device, 64, 0), 0)
 
 
+def test_race_with_one_of_many_readers(device):
+    y = ints(device, 1024)
+    passes(device, "run_last_warp_races", y, 1024)
+    fails(device, "races", "data race in shared memory", "run_last_warp_races", y, 992)
+
+
 def test_race_of_first_use_is_a_race_or_a_read_of_nothing(device):
     with pytest.raises(CudaError):
         device.call("run_shared_race", ints(device), 0)

@@ -139,6 +139,17 @@ __global__ void last_block_adds(int* y, int* parts, unsigned* arrived) {
   }
 }
 
+// All threads read a word and one writes it, which a barrier orders after all the others or all but the last 32.
+__global__ void last_warp_races(int* y, int threads) {
+  __shared__ int s;
+  if (threadIdx.x == 0) s = 1;
+  __syncthreads();
+  y[threadIdx.x] = s;
+  if (threadIdx.x >= threads) return;
+  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+  if (threadIdx.x == 0) s = 2;
+}
+
 // nvcc puts an array of a device function that several kernels call before all of them; each kernel has those that it reaches.
 template <int kSize>
 __device__ int of_neighbour(int v) {
@@ -299,6 +310,7 @@ void run_array_of_function(int* y, int call, int threads) {
   kernel<<<1, threads>>>(y);
   cudaMemcpy(y + threads, &attributes.sharedSizeBytes, sizeof(int), cudaMemcpyHostToDevice);
 }
+void run_last_warp_races(int* y, int threads) { last_warp_races<<<1, 1024>>>(y, threads); }
 void run_flag(int* y, int right) { right ? flag<true><<<1, 64>>>(y) : flag<false><<<1, 64>>>(y); }
 void run_read_only_of_own(int* y) { read_only_of_own<<<1, 32>>>(y); }
 void run_spins(int* y) { spins<<<1, 1>>>(y); }

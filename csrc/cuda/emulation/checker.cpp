@@ -27,6 +27,9 @@ struct GlobalCell {
 namespace {
 
 constexpr unsigned kWord = 4;
+// Of a word: all threads of the largest cluster may have read it, and asynchronous operations.
+constexpr unsigned kMostEntries = 1 << 15;
+static_assert(kMostEntries >= kMaxClusterBlocks * 1024 + kAsyncAgents);
 
 // One who touched a word of shared memory, and which of its bytes.
 struct Entry {
@@ -41,7 +44,8 @@ struct Entry {
 struct Cell {
   uint32_t epoch;  // of another block: nothing is known
   uint8_t initialised;
-  uint8_t count, capacity_log2;
+  uint8_t capacity_log2;
+  uint16_t count;
   Entry* entries;
 };
 
@@ -63,7 +67,7 @@ Cell& cell_of(unsigned rank, uint32_t offset) {
 
 void add_entry(Cell& c, const Entry& e) {
   if (!c.entries || c.count == 1u << c.capacity_log2) {
-    if (c.count == 128) return;  // more readers than are worth remembering
+    if (c.count == kMostEntries) return;
     c.capacity_log2 = c.entries ? c.capacity_log2 + 1 : 1;
     c.entries = static_cast<Entry*>(std::realloc(c.entries, sizeof(Entry) << c.capacity_log2));
   }
