@@ -189,6 +189,12 @@ def test_flags_need_fences(device):
     fails(device, "races", "data race in shared memory", "run_flag", y, 0)
 
 
+def test_who_spins_lets_others_run(device):
+    y = ints(device, 64)
+    passes(device, "run_volatile_flag", y, ints(device, 1, 0))
+    assert (device.download(y, 64, np.int32)[32:] == 42).all()
+
+
 def test_read_only_loads_of_what_the_kernel_writes(device):
     fails(device, "races", "read-only load", "run_read_only_of_own", ints(device))
 

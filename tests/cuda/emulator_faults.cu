@@ -187,6 +187,20 @@ __global__ void flag(int* y) {
   }
 }
 
+// The same through global memory, between threads that have not met before.
+__global__ void volatile_flag(int* y, volatile int* ready) {
+  if (threadIdx.x == 0) {
+    y[0] = 42;
+    __threadfence();
+    *ready = 1;
+  } else if (threadIdx.x >= 32) {
+    while (*ready == 0) {
+    }
+    __threadfence();
+    y[threadIdx.x] = y[0];
+  }
+}
+
 __global__ void read_only_of_own(int* y) {
   y[threadIdx.x] = 1;
   __syncthreads();
@@ -312,6 +326,7 @@ void run_array_of_function(int* y, int call, int threads) {
 }
 void run_last_warp_races(int* y, int threads) { last_warp_races<<<1, 1024>>>(y, threads); }
 void run_flag(int* y, int right) { right ? flag<true><<<1, 64>>>(y) : flag<false><<<1, 64>>>(y); }
+void run_volatile_flag(int* y, int* ready) { volatile_flag<<<1, 64>>>(y, ready); }
 void run_read_only_of_own(int* y) { read_only_of_own<<<1, 32>>>(y); }
 void run_spins(int* y) { spins<<<1, 1>>>(y); }
 void run_waits_for_the_next_block(int* y) { waits_for_the_next_block<<<2, 256>>>(y); }

@@ -273,7 +273,10 @@ void let_others_run(bool spinning) {
   Thread& t = *current;
   if (spinning && ++t.spins > spin_limit())
     fail(FaultKind::deadlock, "the thread spins for ever (or waits for another block, which runs later)");
-  ready.push_back(&t);
+  if (spinning && config.schedule == Schedule::reverse)
+    ready.insert(ready.begin(), &t);  // at the end it would be the next again, and what it waits for would never run
+  else
+    ready.push_back(&t);
   t.reason = "its turn";
   leave();
 }
