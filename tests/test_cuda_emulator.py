@@ -174,6 +174,13 @@ def test_blocks_race(device):
     fails(device, "races", "by another block", "run_blocks_write_the_same", ints(device))
 
 
+@pytest.mark.parametrize("blocks, barrier", [(1, 0), (2, 1), (3, 1), (2, 0)])
+def test_race_with_one_of_many_readers_of_global_memory(device, blocks, barrier):
+    y = ints(device, 1 + 3 * 128, 0)
+    passes(device, "run_all_read_one_writes", y, 1, 1)
+    fails(device, "races", "data race in global memory", "run_all_read_one_writes", y, blocks, barrier)
+
+
 def test_last_block_pattern_is_no_race(device):
     y, parts = ints(device, 1), ints(device, 8)
     passes(device, "run_last_block_adds", y, parts, ints(device, 1, 0), 0)

@@ -116,6 +116,17 @@ __global__ void global_race(int* y) {
   y[threadIdx.x] = v;
 }
 
+// All threads read a word and one of the last block writes it.
+template <bool kBarrier>
+__global__ void all_read_one_writes(int* y) {
+  y[1 + blockIdx.x * blockDim.x + threadIdx.x] = y[0];
+  if (kBarrier)
+    __syncthreads();
+  else
+    __syncwarp();
+  if (blockIdx.x == gridDim.x - 1 && threadIdx.x == 0) y[0] = 1;
+}
+
 __global__ void blocks_write_the_same(int* y) { y[threadIdx.x] = blockIdx.x; }
 
 // The last block adds what all have written: right if a barrier and a fence for the whole device stand before the atomic.
@@ -308,6 +319,9 @@ void run_async_copy(float* y, const float* x, int fault) {
   if (fault == 3) async_copy<3><<<1, 32>>>(y, x);
 }
 void run_global_race(int* y, int right) { right ? global_race<true><<<1, 64>>>(y) : global_race<false><<<1, 64>>>(y); }
+void run_all_read_one_writes(int* y, int blocks, int barrier) {
+  barrier ? all_read_one_writes<true><<<blocks, 128>>>(y) : all_read_one_writes<false><<<blocks, 128>>>(y);
+}
 void run_blocks_write_the_same(int* y) { blocks_write_the_same<<<2, 32>>>(y); }
 void run_last_block_adds(int* y, int* parts, unsigned* arrived, int fault) {
   if (fault == 0) last_block_adds<0><<<8, 32>>>(y, parts, arrived);

@@ -16,10 +16,12 @@ struct Touch {
   uint32_t time;
   uint16_t agent;
   uint8_t bytes;
-  bool atomic;
+  bool atomic : 1;
+  bool another : 1;  // of a word's read: there is a second one
   int site;
 };
-// The last write and the last read: enough to find most races, not all.
+// The last write, and one of the reads since: enough to find most races, not all. A second read, for few words have one, is in an
+// array of its own, behind the cells: keep_read() says which two they are.
 struct GlobalCell {
   Touch write, read;
 };
@@ -167,7 +169,7 @@ struct Synchroniser {
 };
 std::unordered_map<uint64_t, Synchroniser> synchronisers;
 
-bool ordered_before(const Touch& t, const Thread& now) {
+inline bool ordered_before(const Touch& t, const Thread& now) {
   if (t.blocks == blocks_serial) return t.agent == now.agent || now.knowledge.others[t.agent] >= t.time;
   const uint32_t i = t.blocks - first_of_launch;
   return t.blocks < first_of_launch || (i < known_blocks.size() && known_blocks[i][t.agent] >= t.time);
@@ -182,8 +184,8 @@ bool read_atomically(uint64_t word) {
   return false;
 }
 
-void check_touch(const Touch& t, bool t_writes, bool write, bool atomic, uint8_t bytes, uint64_t base, uint64_t word) {
-  if (!t.blocks || !(t.bytes & bytes) || (t.atomic && atomic) || ordered_before(t, *current)) return;
+// What no clock orders before now is a race, unless it is an atomic's that this block has seen.
+void check_unordered(const Touch& t, bool t_writes, bool write, uint8_t bytes, uint64_t base, uint64_t word) {
   if (t.atomic && t.blocks != blocks_serial && read_atomically(base + word * kWord)) return;
   const long long at = static_cast<long long>(word * kWord) + __builtin_ctz(t.bytes & bytes);
   if (t.blocks == blocks_serial)
@@ -195,10 +197,41 @@ void check_touch(const Touch& t, bool t_writes, bool write, bool atomic, uint8_t
        verb(write), verb(t_writes), describe(t.site).c_str());
 }
 
-void touch(Touch& t, const Access& a, uint8_t bytes) {
-  const bool same = t.blocks == blocks_serial && t.agent == a.agent && t.time == a.time && t.atomic == a.atomic;
-  t = {blocks_serial, a.time, static_cast<uint16_t>(a.agent), same ? static_cast<uint8_t>(t.bytes | bytes) : bytes,
-       a.atomic,      a.site};
+inline void check_touch(const Touch& t, bool t_writes, bool write, bool atomic, uint8_t bytes, uint64_t base, uint64_t word) {
+  if (t.blocks && (t.bytes & bytes) && !(t.atomic && atomic) && !ordered_before(t, *current))
+    check_unordered(t, t_writes, write, bytes, base, word);
+}
+
+inline bool is_same(const Touch& t, const Access& a) {
+  return t.blocks == blocks_serial && t.agent == a.agent && t.time == a.time && t.atomic == a.atomic;
+}
+
+inline void touch(Touch& t, const Access& a, uint8_t bytes) {
+  const bool same = is_same(t, a);
+  t = {blocks_serial, a.time, static_cast<uint16_t>(a.agent), same ? static_cast<uint8_t>(t.bytes | bytes) : bytes, a.atomic,
+       false,         a.site};
+}
+
+Touch& other_read(const Allocation& a, uint64_t word) { return reinterpret_cast<Touch*>(a.shadow.cells + a.shadow.words)[word]; }
+
+// Of the two reads that are kept nothing orders the first before a later one, and the second is as far from it as any: in another
+// block, or else in another warp. So one of them races with a write by whom only its own warp, or its own block, is ordered
+// before.
+inline void keep_read(Touch& first, Touch& second, const Access& a, uint8_t bytes) {
+  const auto needless = [&](const Touch& t) {
+    return !t.blocks || is_same(t, a) || (!(t.bytes & ~bytes) && (t.atomic || !a.atomic) && ordered_before(t, *current));
+  };
+  const auto distance = [&](uint32_t blocks, unsigned agent) {
+    return blocks != first.blocks ? 2 : agent / 32 != first.agent / 32u ? 1 : 0;
+  };
+  if (needless(first)) {
+    const bool another = first.another && !needless(second);
+    touch(first, a, bytes);
+    first.another = another;
+  } else if (!first.another || needless(second) || distance(blocks_serial, a.agent) >= distance(second.blocks, second.agent)) {
+    touch(second, a, bytes);
+    first.another = true;
+  }
 }
 
 }  // namespace
@@ -248,13 +281,14 @@ void check_global_as(const Access& access, uint64_t address, unsigned bytes, Glo
            verb(write), static_cast<unsigned long long>(at), who(c.write.agent).c_str(), describe(c.write.site).c_str());
     if (write) {
       check_touch(c.read, false, write, atomic, mask, a->base, word);
+      if (c.read.another) check_touch(other_read(*a, word), false, write, atomic, mask, a->base, word);
       touch(c.write, access, mask);
       initialised |= mask;
     } else {
       if (use == GlobalUse::read_only && c.write.blocks >= first_of_launch && (c.write.bytes & mask))
         fail(FaultKind::race, "a read-only load (ld.global.nc) at %llu of an allocation, which this kernel writes at %s",
              static_cast<unsigned long long>(at), describe(c.write.site).c_str());
-      touch(c.read, access, mask);
+      keep_read(c.read, other_read(*a, word), access, mask);
     }
   });
 }
@@ -369,6 +403,6 @@ void host_copied(const void* to, const void* from, size_t bytes) {
   }
 }
 
-size_t shadow_cell_bytes() { return sizeof(GlobalCell); }
+size_t shadow_cell_bytes() { return sizeof(GlobalCell) + sizeof(Touch); }
 
 }  // namespace qkv::emulation
