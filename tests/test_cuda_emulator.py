@@ -170,6 +170,14 @@ def test_async_copies(device):
     fails(device, "unfinished_copies", "never waited for", "run_async_copy", y, x, 3)
 
 
+def test_source_of_async_copies(device):
+    y, x = ints(device, 64), ints(device, 64, 1)
+    passes(device, "run_async_source", y, x, 0)
+    assert (device.download(y, 64, np.int32) == 1).all()
+    for fault in (1, 2):
+        fails(device, "races", "read (still going on)", "run_async_source", y, x, fault)
+
+
 def test_blocks_race(device):
     fails(device, "races", "by another block", "run_blocks_write_the_same", ints(device))
 

@@ -107,6 +107,21 @@ __global__ void async_copy(float* y, const float* x) {
   if (kFault == 1) asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
+// Another thread, or the same, writes to where a cp.async reads. 0: right, after its wait; 1: another, before; 2: the same,
+// before
+template <int kFault>
+__global__ void async_source(int* y, int* x) {
+  __shared__ int s[64];
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\ncp.async.commit_group;" ::"r"(shared_address(s + threadIdx.x)),
+               "l"(x + threadIdx.x)
+               : "memory");
+  if (kFault == 0) asm volatile("cp.async.wait_group 0;" ::: "memory");
+  __syncthreads();
+  x[kFault == 2 ? threadIdx.x : threadIdx.x ^ 32] = 2;
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  y[threadIdx.x] = s[threadIdx.x];
+}
+
 template <bool kBarrier>
 __global__ void global_race(int* y) {
   y[threadIdx.x] = threadIdx.x;
@@ -317,6 +332,11 @@ void run_async_copy(float* y, const float* x, int fault) {
   if (fault == 1) async_copy<1><<<1, 32>>>(y, x);
   if (fault == 2) async_copy<2><<<1, 32>>>(y, x);
   if (fault == 3) async_copy<3><<<1, 32>>>(y, x);
+}
+void run_async_source(int* y, int* x, int fault) {
+  if (fault == 0) async_source<0><<<1, 64>>>(y, x);
+  if (fault == 1) async_source<1><<<1, 64>>>(y, x);
+  if (fault == 2) async_source<2><<<1, 64>>>(y, x);
 }
 void run_global_race(int* y, int right) { right ? global_race<true><<<1, 64>>>(y) : global_race<false><<<1, 64>>>(y); }
 void run_all_read_one_writes(int* y, int blocks, int barrier) {

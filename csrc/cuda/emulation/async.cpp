@@ -21,8 +21,11 @@ void finish(CopyAsync& c) {
 void retire_group(std::vector<CopyAsync>& group) {
   for (CopyAsync& c : group) {
     finish(c);
+    if (!config.check) continue;
     const SharedPlace p = shared_place(c.address);
-    if (config.check) end_pending(current->agent, current->knowledge.now, true, p.rank, p.offset, c.bytes);
+    end_pending(current->agent, current->knowledge.now, true, p.rank, p.offset, c.bytes);
+    if (c.source_bytes)
+      end_pending_global(current->agent, current->knowledge.now, reinterpret_cast<uint64_t>(c.from), c.source_bytes);
   }
 }
 
@@ -49,7 +52,7 @@ void copy_async(int site, uint32_t address, uint64_t from, unsigned bytes, unsig
          bytes);
   if (source_bytes) {
     c.from = global_bytes(from, source_bytes, 1);
-    if (config.check) check_global(from, source_bytes, false);
+    if (config.check) check_global_as({t.agent, kPending, site, false, false, Proxy::generic}, from, source_bytes);
     if (counted) count_access(TrafficKind::global, false, from, source_bytes);
   }
   const SharedPlace p = shared_place(address);

@@ -170,6 +170,7 @@ struct Synchroniser {
 std::unordered_map<uint64_t, Synchroniser> synchronisers;
 
 inline bool ordered_before(const Touch& t, const Thread& now) {
+  if (t.blocks == blocks_serial && t.time == kPending) return false;
   if (t.blocks == blocks_serial) return t.agent == now.agent || now.knowledge.others[t.agent] >= t.time;
   const uint32_t i = t.blocks - first_of_launch;
   return t.blocks < first_of_launch || (i < known_blocks.size() && known_blocks[i][t.agent] >= t.time);
@@ -190,8 +191,9 @@ void check_unordered(const Touch& t, bool t_writes, bool write, uint8_t bytes, u
   const long long at = static_cast<long long>(word * kWord) + __builtin_ctz(t.bytes & bytes);
   if (t.blocks == blocks_serial)
     fail(FaultKind::race,
-         "data race in global memory, at %lld of an allocation: %s here, %s by %s at %s, and nothing orders the two", at,
-         verb(write), verb(t_writes), who(t.agent).c_str(), describe(t.site).c_str());
+         "data race in global memory, at %lld of an allocation: %s here, %s%s by %s at %s, and nothing orders the two", at,
+         verb(write), verb(t_writes), t.time == kPending ? " (still going on)" : "", who(t.agent).c_str(),
+         describe(t.site).c_str());
   fail(FaultKind::race,
        "data race in global memory, at %lld of an allocation: %s here, %s by another block at %s, and nothing orders the two", at,
        verb(write), verb(t_writes), describe(t.site).c_str());
@@ -290,6 +292,19 @@ void check_global_as(const Access& access, uint64_t address, unsigned bytes, Glo
              static_cast<unsigned long long>(at), describe(c.write.site).c_str());
       keep_read(c.read, other_read(*a, word), access, mask);
     }
+  });
+}
+
+void end_pending_global(unsigned agent, uint32_t time, uint64_t address, unsigned bytes) {
+  const Allocation* a = allocation_at(address);
+  if (!a || !a->shadow.cells) return;
+  for_each_word(address - a->base, bytes, [&](uint64_t at, uint8_t) {
+    Touch& read = a->shadow.cells[at / kWord].read;
+    const auto end = [&](Touch& t) {
+      if (t.blocks == blocks_serial && t.agent == agent && t.time == kPending) t.time = time;
+    };
+    end(read);
+    if (read.another) end(other_read(*a, at / kWord));
   });
 }
 

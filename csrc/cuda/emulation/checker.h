@@ -104,6 +104,8 @@ enum class GlobalUse { ordinary, read_only, atomic };  // read_only: ld.global.n
 void check_global(uint64_t address, unsigned bytes, bool write, GlobalUse use = GlobalUse::ordinary);
 // The same by any agent, on behalf of the current thread: an asynchronous operation.
 void check_global_as(const Access&, uint64_t address, unsigned bytes, GlobalUse use = GlobalUse::ordinary);
+// What `agent` read here with time kPending is over.
+void end_pending_global(unsigned agent, uint32_t time, uint64_t address, unsigned bytes);
 
 // membar, fence: orders relaxed atomics before and after it; `wide`: for other blocks, too.
 void check_fence(bool wide);
