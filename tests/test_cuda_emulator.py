@@ -255,6 +255,13 @@ def test_shared_memory_of_a_block_that_has_ended(device):
     fails(device, "out_of_bounds", "which has ended", "run_reads_neighbour", ints(device, 128), 0)
 
 
+def test_memory_of_an_mbarrier(device):
+    y = ints(device, 1)
+    passes(device, "run_reuses_mbarrier", y, 0)
+    for fault in (1, 2, 3):
+        fails(device, "other", "where an mbarrier is until mbarrier.inval", "run_reuses_mbarrier", y, fault)
+
+
 def test_what_tma_stores_is_waited_for(device):
     y, z = ints(device, 64), ints(device, 64)
     passes(device, "run_stores_and_reads", y, z, 0)

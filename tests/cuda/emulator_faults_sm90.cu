@@ -30,6 +30,23 @@ __global__ void __cluster_dims__(2, 1, 1) reads_neighbour(int* y) {
   if (kBarrier) cluster_sync();
 }
 
+// The memory of an mbarrier is used again. 0: right; 1 ... 3: without mbarrier.inval, by a store, a load, another init
+template <int kFault>
+__global__ void reuses_mbarrier(int* y) {
+  __shared__ uint64_t barrier;
+  const uint32_t b = shared_address(&barrier);
+  if (threadIdx.x == 0) mbarrier_init(b, 64);
+  __syncthreads();
+  mbarrier_arrive(b);
+  mbarrier_wait(b, 0);
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  if (kFault == 0) asm volatile("mbarrier.inval.shared.b64 [%0];" ::"r"(b) : "memory");
+  if (kFault < 2) asm volatile("st.shared.u32 [%0], 7;" ::"r"(b + 4) : "memory");
+  if (kFault == 0 || kFault == 2) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(*y) : "r"(b + 4) : "memory");
+  if (kFault == 0 || kFault == 3) mbarrier_init(b, 1);
+}
+
 // TMA writes y, and other threads read it. 0: right; 1: waits only until shared memory has been read; 2: no wait;
 // 3: the fence is one for global memory
 template <int kFault>
@@ -85,6 +102,12 @@ void run_of_this_name_are_two_sm90(int* y) { of_this_name_are_two<<<1, 1>>>(y); 
 void run_early_exit(int* y, int when) { when == 0 ? early_exit<0><<<2, 64>>>(y) : early_exit<1><<<2, 64>>>(y); }
 void run_reads_neighbour(int* y, int right) {
   right ? reads_neighbour<true><<<2, 64>>>(y) : reads_neighbour<false><<<2, 64>>>(y);
+}
+void run_reuses_mbarrier(int* y, int fault) {
+  if (fault == 0) reuses_mbarrier<0><<<1, 64>>>(y);
+  if (fault == 1) reuses_mbarrier<1><<<1, 64>>>(y);
+  if (fault == 2) reuses_mbarrier<2><<<1, 64>>>(y);
+  if (fault == 3) reuses_mbarrier<3><<<1, 64>>>(y);
 }
 void run_stores_and_reads(float* y, float* z, int fault) {
   if (fault == 0) stores_and_reads<0><<<1, 64>>>(y, z);

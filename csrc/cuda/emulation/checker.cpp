@@ -46,7 +46,7 @@ struct Entry {
 struct Cell {
   uint32_t epoch;  // of another block: nothing is known
   uint8_t initialised;
-  uint8_t capacity_log2;
+  uint8_t capacity_log2 : 7, mbarrier : 1;
   uint16_t count;
   Entry* entries;
 };
@@ -62,6 +62,7 @@ Cell& cell_of(unsigned rank, uint32_t offset) {
   if (c.epoch != epoch) {
     c.epoch = epoch;
     c.initialised = 0;
+    c.mbarrier = 0;
     c.count = 0;
   }
   return c;
@@ -130,6 +131,8 @@ void check_word(const Access& a, const ClockRef& known, unsigned rank, uint32_t 
   if (!a.write && (c.initialised & bytes) != bytes)
     fail(FaultKind::uninitialised, "read of shared memory at %u, which nobody has written", offset);
   check_conflicts(c, a, known, rank, offset, bytes);
+  if (c.mbarrier && (a.write || !a.atomic))  // what mbarriers do themselves reads atomically
+    fail(FaultKind::other, "%s of shared memory at %u, where an mbarrier is until mbarrier.inval", verb(a.write), offset);
   // A write replaces what it overwrites; a read replaces the reads that are ordered before it.
   for (unsigned i = 0; i < c.count;) {
     Entry& e = c.entries[i];
@@ -245,6 +248,10 @@ void check_shared_as(const Access& a, const ClockRef& known, unsigned rank, uint
 void check_shared(unsigned rank, uint32_t offset, unsigned bytes, bool write, bool atomic) {
   const Thread& t = *current;
   check_shared_as({t.agent, t.knowledge.now, t.site, write, atomic, Proxy::generic}, t.knowledge.others, rank, offset, bytes);
+}
+
+void place_mbarrier(unsigned rank, uint32_t offset, bool lives) {
+  for (const uint32_t word : {offset, offset + kWord}) cell_of(rank, word).mbarrier = lives;
 }
 
 void end_pending(unsigned agent, uint32_t time, bool write, unsigned rank, uint32_t offset, unsigned bytes) {

@@ -100,6 +100,9 @@ void check_shared_as(const Access&, const ClockRef& known, unsigned rank, uint32
 // What `agent` did here with time kPending at `site` is over: its time is `time` now.
 void end_pending(unsigned agent, uint32_t time, bool write, unsigned rank, uint32_t offset, unsigned bytes);
 
+// From now on an mbarrier lives here, or does no longer: ordinary accesses are faults while it does.
+void place_mbarrier(unsigned rank, uint32_t offset, bool lives);
+
 enum class GlobalUse { ordinary, read_only, atomic };  // read_only: ld.global.nc
 void check_global(uint64_t address, unsigned bytes, bool write, GlobalUse use = GlobalUse::ordinary);
 // The same by any agent, on behalf of the current thread: an asynchronous operation.

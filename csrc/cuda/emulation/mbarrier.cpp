@@ -91,12 +91,14 @@ void mbarrier_init(int site, uint32_t address, uint32_t arrivals) {
   Mbarrier& b = barriers[key(p.rank, p.offset)];
   b.arrivals = b.pending = arrivals;
   b.initialiser = current->agent;
+  if (config.check) place_mbarrier(p.rank, p.offset, true);
 }
 
 void mbarrier_invalidate(int site, uint32_t address) {
   use(site, address);
   const SharedPlace p = shared_place(address);
   barriers.erase(key(p.rank, p.offset));
+  if (config.check) place_mbarrier(p.rank, p.offset, false);
 }
 
 void mbarrier_init_fence() {
