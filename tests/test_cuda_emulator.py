@@ -146,6 +146,13 @@ def test_deadlock(device):
     fails(device, "deadlocks", "32 threads wait for a named barrier at emulator_faults.cu:", "run_named_barrier", 64)
 
 
+def test_barrier_of_all_with_and_without_their_number(device):
+    y = ints(device)
+    passes(device, "run_barrier_of_all", y, 64)
+    assert (device.download(y, 64, np.int32) == np.arange(64)[::-1]).all()
+    fails(device, "divergent", "barrier 0: ", "run_barrier_of_all", y, 96)
+
+
 def test_divergent_barrier(device):
     fails(device, "divergent", "__syncthreads in divergent code", "run_divergent_barriers", ints(device))
 

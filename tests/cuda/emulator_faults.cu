@@ -62,6 +62,17 @@ __global__ void named_barrier(int threads) {
   if (threadIdx.x < 32) asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
 }
 
+// One half says how many threads there are, and the other that it waits for all.
+__global__ void barrier_of_all(int* y, int threads) {
+  __shared__ int s[64];
+  s[threadIdx.x] = threadIdx.x;
+  if (threadIdx.x < 32)
+    asm volatile("bar.sync 0, %0;" ::"r"(threads) : "memory");
+  else
+    asm volatile("bar.sync 0;" ::: "memory");
+  y[threadIdx.x] = s[63 - threadIdx.x];
+}
+
 __global__ void divergent_barriers(int* y) {
   if (threadIdx.x < 32) {
     y[threadIdx.x] = 1;
@@ -323,6 +334,7 @@ void run_dynamic_out_of_bounds(int* y, int n) { dynamic_out_of_bounds<<<1, 32, 3
 void run_copy_ints(int* y, const int* x, int n, int threads) { copy_ints<<<1, threads>>>(y, x, n); }
 void run_misaligned(float4* y, const float* x, int offset) { misaligned<<<1, 1>>>(y, x, offset); }
 void run_named_barrier(int threads) { named_barrier<<<1, 64>>>(threads); }
+void run_barrier_of_all(int* y, int threads) { barrier_of_all<<<1, 64>>>(y, threads); }
 void run_divergent_barriers(int* y) { divergent_barriers<<<1, 64>>>(y); }
 void run_divergent_shuffle(int* y) { divergent_shuffle<<<1, 32>>>(y); }
 void run_shuffle_from_nobody(int* y) { shuffle_from_nobody<<<1, 32>>>(y); }

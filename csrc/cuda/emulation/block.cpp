@@ -306,14 +306,15 @@ Barrier& arrive(int site, unsigned id, unsigned count, bool wait, bool predicate
   if (id >= 16) fail(FaultKind::other, "barrier %u: there are 16", id);
   if (count % 32) fail(FaultKind::other, "barrier %u: %u threads is not a whole number of warps", id, count);
   Barrier& b = block.barriers[id];
-  const bool all = count == 0;
+  bool all = count == 0;
   const unsigned expected = all ? block.live : count;
   if (b.arrived) {
-    if (b.all != all || (!all && b.expected != expected))
+    if (!(b.all && all) && b.expected != expected)
       fail(FaultKind::divergent, "barrier %u: %u threads are expected here, %u at %s", id, expected, b.expected,
            place(b.site).c_str());
-    if (all && b.site != site)
+    if (all && b.all && b.site != site)
       fail(FaultKind::divergent, "__syncthreads in divergent code: other threads are at %s", place(b.site).c_str());
+    all &= b.all;  // who said how many come does not mean that those who return are among them
   }
   b.site = site;
   b.all = all;
