@@ -481,3 +481,11 @@ def test_what_is_not_known_is_an_error_with_its_line(instruction, tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("x.ptx:7: ") and len(done.stderr.splitlines()) == 1
     source.write_text(PTX.replace("INSTRUCTION", "add.f32 %f1, %f2, %f3;"))
     assert subprocess.run(command).returncode == 0
+
+
+def test_the_translator_finds_its_neighbours(tmp_path):
+    source = tmp_path / "x.ptx"
+    source.write_text(PTX.replace("INSTRUCTION", ""))
+    # Isolated, Python does not look for modules beside the script, nor with PYTHONSAFEPATH.
+    command = [sys.executable, "-I", EMULATION / "ptx_to_cpp.py", source, tmp_path / "x.cpp"]
+    assert subprocess.run(command).returncode == 0

@@ -12,6 +12,8 @@ import os
 import re
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there with PYTHONSAFEPATH
+
 import ptx_arithmetic  # noqa: F401  (adds to the table of instructions, as the next)
 import ptx_instructions
 import ptx_instructions_sm90  # noqa: F401
