@@ -122,7 +122,8 @@ def _objects(folder, source, defines, include):
 def build(sources, folder, *, defines=(), include=()):
     """A shared library of .cu files (PTX of sm_90a for those whose name has _sm90, else of sm_80) and the emulator."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        emulator = [pool.submit(_cxx, folder, f, f.stem, "-O2") for f in sorted(EMULATION.glob("*.cpp"))]
+        host = [CSRC / "cuda" / "runtime.cpp", *sorted(EMULATION.glob("*.cpp"))]  # runtime.cpp: launch.cuh's errors
+        emulator = [pool.submit(_cxx, folder, f, f.stem, "-O2") for f in host]
         kernels = [pool.submit(_objects, folder, s, tuple(defines), tuple(include)) for s in sources]
         objects = [f.result() for f in emulator] + [o for f in kernels for o in f.result()]
     library = folder / f"lib-{_digest(*(o.name for o in objects))}.so"

@@ -475,7 +475,8 @@ def start_gpu_build(hopper: bool, folder: Path) -> GpuBuild:
     library = folder / f"{source(hopper).stem}.so"
     arch = ["arch=compute_90a,code=sm_90a"] if hopper else ["arch=compute_80,code=[sm_80,compute_80]"]
     flags = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-I", str(ROOT / "csrc"), "-gencode", *arch]
-    command = [nvcc() or "nvcc", *flags, "-shared", "-Xcompiler", "-fPIC", "-o", str(library), str(source(hopper))]
+    sources = [str(source(hopper)), str(ROOT / "csrc" / "cuda" / "runtime.cpp")]  # which has launch.cuh's errors
+    command = [nvcc() or "nvcc", *flags, "-shared", "-Xcompiler", "-fPIC", "-o", str(library), *sources]
     return GpuBuild(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True), library)
 
 
