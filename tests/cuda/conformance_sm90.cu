@@ -329,10 +329,10 @@ __device__ void wgmma_case(const uint32_t* in, uint32_t* out, int accumulate) {
 #define WGMMA(name, T, N, TA, TB, S, R, ACCUMULATE) \
   CASE(name, 128, 4 * kImage) { wgmma_case<T, N, TA, TB, S, R>(in, out, ACCUMULATE); }
 #define WGMMA_N(N) WGMMA(wgmma_bf16_n##N, __nv_bfloat16, N, false, false, 128, false, 1)
-WGMMA_N(8)
-WGMMA_N(16)
-WGMMA_N(24) WGMMA_N(32) WGMMA_N(40) WGMMA_N(48) WGMMA_N(64) WGMMA_N(80) WGMMA_N(96) WGMMA_N(112) WGMMA_N(128) WGMMA_N(144)
-    WGMMA_N(160) WGMMA_N(176) WGMMA_N(192) WGMMA_N(208) WGMMA_N(224) WGMMA_N(240) WGMMA_N(256)
+// clang-format off: it takes these for what they are not
+WGMMA_N(8) WGMMA_N(16) WGMMA_N(24) WGMMA_N(32) WGMMA_N(40) WGMMA_N(48) WGMMA_N(64) WGMMA_N(80) WGMMA_N(96) WGMMA_N(112)
+WGMMA_N(128) WGMMA_N(144) WGMMA_N(160) WGMMA_N(176) WGMMA_N(192) WGMMA_N(208) WGMMA_N(224) WGMMA_N(240) WGMMA_N(256)
+// clang-format on
 #define WGMMA_LAYOUT(S)                                          \
   WGMMA(wgmma_f16_kk_##S, __half, 96, false, false, S, false, 1) \
   WGMMA(wgmma_f16_km_##S, __half, 96, false, true, S, false, 1)  \
