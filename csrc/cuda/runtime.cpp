@@ -194,8 +194,8 @@ void upload(void* to, const void* from, size_t bytes, Stream stream) {
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)), "qkv.cuda");
   // Ordinary memory has been copied to where the driver takes it from; page-locked memory is read by the device itself.
   cudaPointerAttributes attributes{};
-  const bool locked = cudaPointerGetAttributes(&attributes, from) == cudaSuccess && attributes.type == cudaMemoryTypeHost;
-  if (locked) synchronize(stream);
+  check(cudaPointerGetAttributes(&attributes, from), "qkv.cuda");
+  if (attributes.type == cudaMemoryTypeHost) synchronize(stream);
 }
 
 void download(void* to, const void* from, size_t bytes, Stream stream) {
