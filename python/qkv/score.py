@@ -12,6 +12,7 @@ from .generate.call import of_model
 from .layers import Array, Memory, Run
 from .outputs import ModelOutput
 from .packing import Packed
+from .placement import host, take
 
 AT_ONCE = 64  # tokens whose logits over the whole vocabulary are held at a time
 
@@ -46,7 +47,7 @@ def score(
         if targets is not None:
             if decoder_input_ids is not None or decoder_attention_mask is not None:
                 raise ValueError("score: give targets or decoder_input_ids, not both")
-            decoder_input_ids, decoder_attention_mask = _decoder_ids(model, targets)
+            decoder_input_ids, decoder_attention_mask = decoder_ids(model, targets)
         if decoder_input_ids is None:
             raise ValueError(f"score: a {model.architecture} scores targets, or decoder_input_ids; there is no default")
         source = model.encoder.embeddings.pack(texts, attention_mask, None, None)
@@ -74,7 +75,7 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (list, tuple)) and bool(value) and isinstance(value[0], str))
 
 
-def _decoder_ids(model: Any, targets: Any) -> tuple[Array, Array]:
+def decoder_ids(model: Any, targets: Any) -> tuple[Array, Array]:
     """What a decoder is fed while it writes texts, with the last of its tokens, and a mask, both (B, S)."""
     if isinstance(targets, np.ndarray) and targets.dtype.kind in "UO":
         targets = targets.tolist()
@@ -106,6 +107,6 @@ def _scores(model: Any, packed: Packed, x: Array) -> Array:
     told = np.flatnonzero(~first[:-1])  # tokens that another one of their row stands before
     for at in range(0, told.size, AT_ONCE):
         tokens = told[at : at + AT_ONCE]
-        logs = ops.log_softmax(model.head.logits(x[tokens - 1]))
+        logs = ops.log_softmax(host(model.head.logits(take(x, tokens - 1))))
         scores[tokens] = logs[np.arange(tokens.size), packed.ids[tokens]]
     return scores

@@ -1,0 +1,112 @@
+"""Attention to look at: `attention` makes a page of HTML, `figure` a picture, of a model's output or any weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from . import sources
+from .sources import Map
+
+__all__ = ["attention", "figure"]
+
+
+def attention(
+    x: Any,
+    tokens: Any = None,
+    target_tokens: Any = None,
+    path: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+    image: Any = None,
+    *,
+    row: int = 0,
+    grid: tuple[int, int] | None = None,
+) -> str:
+    """One HTML file that shows attention weights, complete in itself; returned as text, and written where path is
+    given.
+
+    It has every head as a thumbnail with its entropy, any of them, several, or their mean as a matrix or as lines
+    between tokens, and where queries and keys are the same tokens attention rollout (Abnar and Zuidema 2020). Weights
+    have 16 bits where the page stays small, else 8 or fewer; the page says how large the error is.
+
+    x: a model's output with output_attentions=True; generate's with return_dict_in_generate=True too, whose steps
+    have a slider; an array of weights (layers, heads, S, T), (heads, S, T) or (S, T); or a list of layers, (B, heads,
+    S, T), (heads, S, T) or (S, T). Padding is left out.
+    tokens: strings, one for each key; for self-attention the queries too. Of an encoder-decoder the encoder's. None:
+    numbers. target_tokens: the decoder's, of an array of weights those of the S queries. For generate: of the whole
+    sequence, prompt included.
+    image: of a vision model, the image under the weights: (H, W, 3) integers from 0 to 255 or floats from 0 to 1, or,
+    with the extra `images`, a path or one of Pillow's. grid: (rows, columns) of its patches, which are the last
+    tokens; None: a square.
+    row: of the batch. title: of the page.
+
+    TypeError: what is no array, or tokens that are no strings. ValueError: shapes and tokens that do not fit, negative
+    weights, NaN, rows with a sum above 1, weights that do not fit into 10 MB. UserWarning: rows with a sum below 1.
+    """
+    from .assemble import page
+
+    found = _maps(x, tokens, target_tokens, row, image, grid)
+    text = page(found, _title(title))
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def figure(
+    x: Any,
+    tokens: Any = None,
+    target_tokens: Any = None,
+    path: str | os.PathLike[str] | None = None,
+    title: str | None = None,
+    *,
+    row: int = 0,
+    kind: str | None = None,
+    layer: int | None = None,
+    head: int | None = None,
+) -> Any:
+    """A matplotlib Figure of attention weights, saved where path, such as x.png or x.svg, is given: all heads as a
+    grid, the heads of one layer, or with head too one head large. Needs the extra `plot`.
+
+    kind: of several kinds of attention in x, "encoder", "decoder" or "cross"; None: cross where there is one. The
+    other arguments are those of `attention`. ValueError, besides: there is no such kind, layer or head.
+    """
+    from .plot import draw
+
+    found = _maps(x, tokens, target_tokens, row, None, None)
+    names = {item.name.split("-")[0].lower(): item for item in found}
+    if kind is not None and kind not in names:
+        raise ValueError(f"view: there is no kind {kind!r:.60}; there are {', '.join(names)}")
+    item = names[kind] if kind is not None else found[-1]
+    for name, value, count in (("layer", layer, item.weights.shape[0]), ("head", head, item.weights.shape[1])):
+        if value is not None and (not isinstance(value, int) or not 0 <= value < count):
+            raise ValueError(f"view: {name} must be from 0 to {count - 1}; got {value!r:.60}")
+    if head is not None and layer is None:
+        raise ValueError("view: a head needs its layer too")
+    drawn = draw(item, _title(title), layer, head)
+    if path is not None:
+        drawn.savefig(path, dpi=150)
+    return drawn
+
+
+def _title(title: str | None) -> str:
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"view: title must be a string; got {type(title).__name__}")
+    return "Attention" if title is None else title
+
+
+def _maps(x: Any, tokens: Any, target_tokens: Any, row: int, image: Any, grid: Any) -> list[Map]:
+    if image is None:
+        if grid is not None:
+            raise ValueError("view: grid is for an image; there is none")
+        return sources.maps(x, tokens, target_tokens, row)
+    from .pictures import patch_names, picture
+
+    found = sources.maps(x, tokens, target_tokens, row)
+    made = picture(image, len(found[0].keys), grid)
+    shown = sources.with_picture(found, made)
+    if tokens is not None:
+        return shown
+    names = patch_names(len(found[0].keys) - made.rows * made.columns, made.rows, made.columns)
+    return [replace(item, queries=names, keys=names) for item in shown]

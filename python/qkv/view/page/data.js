@@ -1,0 +1,109 @@
+// The page's data: tokens as JSON, weights as compressed codes (qkv/view/codes.py says how).
+
+const page = JSON.parse(document.getElementById('data').textContent);
+const ZERO = 0, REST = 1, POWER = 3;
+const CACHED = 1 << 22; // weights that are kept decoded
+
+async function unpack(text) {
+  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
+  const buffer = await new Response(stream).arrayBuffer();
+  return page.bits === 16 ? new Uint16Array(buffer) : new Uint8Array(buffer);
+}
+
+function levelsOf(count) {
+  return Float32Array.from({ length: count + 2 }, (_, code) => (Math.max(code - REST, 0) / count) ** POWER);
+}
+
+// Weights (layers, heads, rows, columns), of which a head is decoded when it is looked at.
+class Weights {
+  constructor(codes, shape, levels) {
+    [this.layers, this.heads, this.rows, this.columns] = shape;
+    Object.assign(this, { codes, levels, cache: new Map() });
+  }
+
+  head(layer, head) {
+    const key = layer * this.heads + head;
+    let found = this.cache.get(key);
+    if (!found) {
+      found = this.decode(key);
+      const size = this.rows * this.columns;
+      if ((this.cache.size + 1) * size > CACHED) this.cache.delete(this.cache.keys().next().value);
+      this.cache.set(key, found);
+    }
+    return found;
+  }
+
+  decode(number) {
+    const { rows, columns, codes, levels } = this;
+    const weights = new Float32Array(rows * columns);
+    let at = number * rows * (columns + 1), to = 0;
+    for (let row = 0; row < rows; row++) {
+      const rest = levels[codes[at++]];
+      for (let column = 0; column < columns; column++) {
+        const code = codes[at++];
+        weights[to++] = code === REST ? rest : levels[code];
+      }
+    }
+    return weights;
+  }
+}
+
+// The mean of some matrices of one size.
+function mean(matrices) {
+  if (matrices.length === 1) return matrices[0];
+  const sum = new Float32Array(matrices[0].length);
+  for (const matrix of matrices) for (let i = 0; i < sum.length; i++) sum[i] += matrix[i];
+  for (let i = 0; i < sum.length; i++) sum[i] /= matrices.length;
+  return sum;
+}
+
+// One kind of attention. Its columns in the grid are the heads, their mean, and attention rollout where there is one.
+class AttentionMap {
+  constructor(described, weights, rolled) {
+    Object.assign(this, described, { weights, rolled });
+    [this.layers, this.heads, this.rows, this.cols] = described.shape;
+    this.columns = [...Array(this.heads).keys()];
+    if (this.heads > 1) this.columns.push('mean');
+    if (rolled) this.columns.push('rollout');
+  }
+
+  matrix(layer, column) {
+    if (column === 'rollout') return this.rolled.head(layer, 0);
+    if (column !== 'mean') return this.weights.head(layer, column);
+    if (this.meanOf !== layer) {
+      this.meanOf = layer;
+      const sum = new Float32Array(this.rows * this.cols);
+      for (let head = 0; head < this.heads; head++) {
+        const weights = this.weights.head(layer, head);
+        for (let i = 0; i < sum.length; i++) sum[i] += weights[i] / this.heads;
+      }
+      this.meanWeights = sum;
+    }
+    return this.meanWeights;
+  }
+
+  title(layer, column) {
+    if (column === 'rollout') return `Rollout through layer ${layer}`;
+    if (column === 'mean') return `Layer ${layer}, mean of ${this.heads} heads`;
+    return `Layer ${layer}, head ${column}`;
+  }
+}
+
+async function readMaps() {
+  const blocks = [...document.querySelectorAll('script.codes')];
+  const levels = levelsOf(page.levels);
+  const read = async (shape) => {
+    const block = blocks.shift();
+    const codes = await unpack(block.textContent);
+    block.remove(); // the text is larger than the codes
+    return new Weights(codes, shape, levels);
+  };
+  const maps = [];
+  for (const described of page.maps) {
+    const [layers, , rows, columns] = described.shape;
+    const weights = await read(described.shape);
+    maps.push(new AttentionMap(described, weights, described.rollout ? await read([layers, 1, rows, columns]) : null));
+  }
+  return maps;
+}
