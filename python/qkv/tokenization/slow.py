@@ -16,8 +16,8 @@ Piece = tuple[str, int, int, int]  # token, first character, one behind the last
 class Backend:
     """Splits a text at added tokens and leaves what lies between to `pieces`.
 
-    vocabulary: token -> id. before, after: special tokens around a text or pair. added: by id; tokens among them that
-    the vocabulary lacks count as added. pair_types: the second text of a pair is of type 1.
+    vocabulary: token -> id. before, between, after: special tokens around and between the texts of an input. added: by
+    id; tokens among them that the vocabulary lacks count as added. pair_types: the second text of a pair is of type 1.
     """
 
     pair_types = True
@@ -28,6 +28,7 @@ class Backend:
         *,
         unk_token: str,
         before: Sequence[str] = (),
+        between: Sequence[str] = (),
         after: Sequence[str] = (),
         added: Mapping[int, Added] | None = None,
     ):
@@ -37,7 +38,7 @@ class Backend:
         self.names = {i: token for token, i in self.vocabulary.items()}
         self.names.update({i: token.content for i, token in self.added.items()})
         self.added_ids = {token.content: i for i, token in self.added.items()}
-        self.before, self.after = list(before), list(after)
+        self.before, self.between, self.after = list(before), list(between), list(after)
         self.truncation: Truncation | None = None
         longest = sorted(filter(None, self.added_ids), key=len, reverse=True)
         self.pattern = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
@@ -77,7 +78,7 @@ class Backend:
         return dict(self.added)
 
     def num_special_tokens_to_add(self, is_pair: bool) -> int:
-        return len(self.before) + len(self.after)
+        return len(self.before) + len(self.between) * is_pair + len(self.after)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         special = {i for i, token in self.added.items() if token.special} if skip_special_tokens else set()
@@ -141,16 +142,18 @@ class Backend:
     def _assemble(self, parts: list[Encoding], special: bool) -> Encoding:
         windows = [parts]
         if self.truncation is not None:
-            room = self.truncation.max_length - (len(self.before) + len(self.after) if special else 0)
+            special_tokens = self.num_special_tokens_to_add(len(parts) > 1) if special else 0
+            room = self.truncation.max_length - special_tokens
             windows = _windows(parts, room, self.truncation)
         first, *rest = [self._template(window, special) for window in windows]
         first.overflowing = rest
         return first
 
     def _template(self, parts: list[Encoding], special: bool) -> Encoding:
-        before, after = (self.before, self.after) if special else ([], [])
+        before, between, after = (self.before, self.between, self.after) if special else ([], [], [])
         last = (len(parts) - 1) * self.pair_types
-        whole = [_special(before, self, 0), *parts, _special(after, self, last)]
+        inner = [part for text in parts[1:] for part in (_special(between, self, 0), text)]
+        whole = [_special(before, self, 0), parts[0], *inner, _special(after, self, last)]
         fields = ("ids", "type_ids", "tokens", "offsets", "special_tokens_mask", "sequence_ids", "word_ids")
         return Encoding(**{name: [value for e in whole for value in getattr(e, name)] for name in fields})
 

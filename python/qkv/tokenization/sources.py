@@ -10,7 +10,7 @@ from typing import Any
 
 from ..config import Config
 from ..files import parse_json
-from . import fast, ggml, spm, vocabularies, words
+from . import byte, fast, ggml, spm, vocabularies, words
 from .special import NAMES, SpecialTokens
 
 SPM_FILES = ("spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
@@ -35,6 +35,8 @@ def open_files(
     elif ggml.FILE in files:
         values = read_settings(files, ggml.FILE)
         backend = ggml.open_ggml(values, special, str(config.get("model_type")))
+    elif name == "ByT5Tokenizer":
+        backend = byte.open_bytes(settings, special)
     elif name == "MarianTokenizer" and "vocab.json" in files:
         return words.open_marian(files, settings, special)
     elif name == "TransfoXLTokenizer":

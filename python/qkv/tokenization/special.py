@@ -71,6 +71,7 @@ FAMILIES: dict[str, Family] = {
     "MBart50Tokenizer": Family({k: v for k, v in _ROBERTA.items() if k != "bos_token"}, mask_strips=True),
     "AlbertTokenizer": Family(_ALBERT, mask_strips=True),
     "T5Tokenizer": Family(_T5),
+    "ByT5Tokenizer": Family(_T5),
     "MarianTokenizer": Family(_T5),
     "GPT2Tokenizer": Family(_GPT2),
     "Qwen2Tokenizer": Family(_QWEN2),
