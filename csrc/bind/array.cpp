@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "bind/int_checks.h"
+#include "bind/paged_checks.h"
 #include "bind/recording.h"
 
 namespace qkv {
@@ -78,23 +79,10 @@ Array read_cache(const char* op, const char* name, py::handle object, bool write
   return x;
 }
 
-void check_cache_dtypes(const Array& k, const Array& v) {
-  const bool wide = k.is_double || v.is_double;
-  if (k.is_int8 != v.is_int8 || (!wide && !k.is_int8 && k.dtype != v.dtype))
-    fail_type(v.where + " is " + dtype_name(v) + " but k_cache is " + dtype_name(k));
-}
-
 Array read_scale(const char* op, const char* name, py::handle object, const Array& cache, bool writeable) {
-  if (!cache.is_int8) {
-    if (!object.is_none()) fail_value(std::string(op) + ": " + name + " is for int8 caches; " + dtype_name(cache) + " has none");
-    return Array();
-  }
-  if (object.is_none()) fail_value(std::string(op) + ": an int8 cache needs " + name);
+  if (!has_scale(op, name, object, cache)) return Array();
   const Array scale = read_cache(op, name, object, writeable);
-  if (scale.is_double || scale.is_int8 || scale.dtype != DType::f32)
-    fail_type(scale.where + " must be float32, got " + dtype_name(scale));
-  const std::vector<int64_t> shape(cache.shape.begin(), cache.shape.end() - 1);
-  if (scale.shape != shape) fail_value(scale.where + " must be " + shape_text(shape) + ", got " + shape_text(scale.shape));
+  check_scale(scale, cache);
   return scale;
 }
 

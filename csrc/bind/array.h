@@ -27,8 +27,6 @@ struct Array : View {
 Array read_array(const char* op, const char* name, py::handle object);
 // As read_array, or int8: keys or values in a cache. `writeable`: in place, so a read-only or misaligned array is a ValueError.
 Array read_cache(const char* op, const char* name, py::handle object, bool writeable);
-// TypeError unless both caches have one dtype (float64 mixes with all but int8).
-void check_cache_dtypes(const Array& k, const Array& v);
 // float32 scales of a cache (blocks, block_size, Hkv, D), one per token and head: there if and only if the cache is int8.
 Array read_scale(const char* op, const char* name, py::handle object, const Array& cache, bool writeable);
 // As read_array; None gives an empty Array.

@@ -9,6 +9,7 @@
 #include "bind/attention_checks.h"
 #include "bind/bind.h"
 #include "bind/int_checks.h"
+#include "bind/paged_checks.h"
 #include "bind/recording.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
@@ -222,8 +223,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
 std::vector<int64_t> read_per_sequence(const char* op, const char* name, py::handle object, int64_t batch) {
   Shape shape;
   std::vector<int64_t> x = read_ints(op, name, object, &shape);
-  if (shape != Shape{batch})
-    fail_value(std::string(op) + ": " + name + " must be " + shape_text({batch}) + ", got " + shape_text(shape));
+  check_per_sequence(op, name, shape, batch);
   return x;
 }
 
@@ -238,10 +238,7 @@ class BlockTables {
     const py::dtype type = table_.dtype();
     if (type.kind() != 'i' && type.kind() != 'u')
       fail_type(where + " must hold integers, got " + py::str(type).cast<std::string>());
-    if (table_.ndim() != 2 || table_.shape(0) != batch) {
-      Shape shape(table_.shape(), table_.shape() + table_.ndim());
-      fail_value(where + " must be (" + std::to_string(batch) + ", blocks of a sequence), got " + shape_text(shape));
-    }
+    check_tables(op, Shape(table_.shape(), table_.shape() + table_.ndim()), batch);
     if (type.byteorder() == (PY_BIG_ENDIAN ? '<' : '>')) {
       unrecorded();
       table_ = py::array_t<int64_t, py::array::forcecast>::ensure(table_);
@@ -293,37 +290,21 @@ struct PagedCall {
 
   // Lengths fit the tables, and the blocks that some query sees are there.
   void look_up() {
-    const std::string o_p = "attention_paged: ";
-    int64_t places;
-    if (__builtin_mul_overflow(tables.width(), a.block_size, &places)) places = INT64_MAX;
     blocks.clear();
     cu_blocks.clear();
     rows.clear();
     a.longest_k = 0;
     for (size_t i = 0; i + 1 < cu_q.size(); ++i) {
       const int64_t t = lengths[i], s = cu_q[i + 1] - cu_q[i], start = starts[i];
-      check_length("attention_paged", "a sequence's length", t);
-      if (start < 0 || start > places)
-        fail_value(o_p + "starts must lie in 0 to " + std::to_string(places) + ", got " + std::to_string(start));
-      if (t < 0 || t > places - start)
-        fail_value(o_p + "kv_lengths must lie in 0 to " + std::to_string(places - start) + ", what " +
-                   std::to_string(tables.width()) + " blocks of " + std::to_string(a.block_size) + " hold, got " +
-                   std::to_string(t));
+      check_sequence(start, t, tables.width(), a.block_size);
       rows.push_back(a.kv_heads > 0 ? s * (a.heads / a.kv_heads) : 0);
       cu_blocks.push_back(static_cast<int64_t>(blocks.size()));
       a.longest_k = std::max(a.longest_k, t);
-      const int64_t shift = a.causal == Causal::top_left ? 0 : t - s;
-      const int64_t first = std::max<int64_t>(shift - a.window_left, 0);
-      const int64_t ahead = a.causal == Causal::none ? a.window_right : 0;
-      const int64_t last = std::min(shift + s + ahead, t);  // no query sees a key from here on
-      if (s == 0 || first >= last) continue;
-      const int64_t first_block = (start + first) / a.block_size, end_block = (start + last - 1) / a.block_size + 1;
-      blocks.resize(blocks.size() + static_cast<size_t>(first_block), 0);  // never looked up
-      for (int64_t n = first_block; n < end_block; ++n) {
+      const SeenBlocks seen = seen_blocks(a, s, t, start);
+      blocks.resize(blocks.size() + static_cast<size_t>(seen.first), 0);  // never looked up
+      for (int64_t n = seen.first; n < seen.end; ++n) {
         const int64_t block = tables.at(static_cast<int64_t>(i), n);
-        if (block < 0 || block >= cache_blocks)
-          fail_value(o_p + "block_tables names block " + std::to_string(block) + " for sequence " + std::to_string(i) +
-                     ", the cache has " + std::to_string(cache_blocks));
+        check_block(block, i, cache_blocks);
         blocks.push_back(block);
       }
     }
@@ -349,35 +330,13 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
                            const py::object& sinks, bool return_lse, bool return_weights, py::handle out_in, bool check_only,
                            bool bf16) {
   const char* op = "attention_paged";
-  const std::string o_p = std::string(op) + ": ";
   const Array q = read_array(op, "q", q_in), k = read_cache(op, "k_cache", k_in, false),
               v = read_cache(op, "v_cache", v_in, false);
-  if (q.rank() != 3) fail_value(q.where + " must be (tokens, H, D), got shape " + shape_text(q.shape));
-  for (const Array* x : {&k, &v})
-    if (x->rank() != 4) fail_value(x->where + " must be (blocks, block_size, Hkv, D), got shape " + shape_text(x->shape));
-  check_cache_dtypes(k, v);
-  bool serve_double = q.is_double || k.is_double || v.is_double;
   const auto call = std::make_shared<PagedCall>();
   AttentionArgs& a = call->a;
+  check_paged(op, q, k, v, !starts_in.is_none(), &a);
+  bool serve_double = q.is_double || k.is_double || v.is_double;
   a.bf16 = bf16;
-  a.heads = q.shape[1];
-  a.kv_heads = k.shape[2];
-  a.d = q.shape[2];
-  a.dv = v.shape[3];
-  a.block_size = k.shape[1];
-  check_length(op, "q's width", a.d);
-  check_length(op, "v's width", a.dv);
-  if (v.shape[2] != a.kv_heads)
-    fail_value(v.where + " has " + heads_text(v.shape[2]) + ", k_cache has " + std::to_string(a.kv_heads));
-  if (a.heads > 0 && (a.kv_heads == 0 || a.heads % a.kv_heads != 0))
-    fail_value(k.where + " has " + heads_text(a.kv_heads) + ", which does not divide q's " + std::to_string(a.heads));
-  if (a.heads == 0 && a.kv_heads != 0) fail_value(o_p + "q has 0 heads, k_cache has " + std::to_string(a.kv_heads));
-  if (k.shape[3] != a.d) fail_value(k.where + " has width " + std::to_string(k.shape[3]) + ", q has " + std::to_string(a.d));
-  if (v.shape[0] != k.shape[0] || v.shape[1] != k.shape[1])
-    fail_value(v.where + " has " + std::to_string(v.shape[0]) + " blocks of " + std::to_string(v.shape[1]) + ", k_cache has " +
-               std::to_string(k.shape[0]) + " of " + std::to_string(k.shape[1]));
-  if (starts_in.is_none() && (a.block_size == 0 || a.block_size % 16 != 0))
-    fail_value(k.where + " has blocks of " + std::to_string(a.block_size) + ", which is no multiple of 16");
   const Array k_scale = read_scale(op, "k_scale", k_scale_in, k, false),
               v_scale = read_scale(op, "v_scale", v_scale_in, v, false);
 

@@ -7,6 +7,7 @@
 #include "bind/packed_weight.h"
 #include "bind/recording.h"
 #include "bind/row_checks.h"
+#include "bind/token_checks.h"
 #include "core/last_cache.h"
 #include "core/parallel.h"
 #include "cpu/dispatch.h"
@@ -137,10 +138,8 @@ py::array scaled_sum(py::handle x_in, double scale, py::handle other_in, bool di
   for (const Array* p : {&x, &other})
     if (*p && (p->is_double || p->dtype != DType::f32 || !(p->owner.flags() & py::array::c_style)))
       fail_value(p->where + " must be contiguous float32");
-  if (x.rank() == 0) fail_value(x.where + " must have at least 1 dimension");
+  check_scaled_sum(x, other);
   const int64_t n = x.shape.back();
-  if (other && other.shape != x.shape && other.shape != std::vector<int64_t>{n})
-    fail_value(other.where + " must have x's shape " + shape_text(x.shape) + " or be one row, got " + shape_text(other.shape));
   py::array out = new_array(op, float32_dtype(), x.shape);
   if (out.size() == 0) return out;
   const auto floats = [](const Array& a) { return reinterpret_cast<const float*>(a.data); };
@@ -164,8 +163,7 @@ py::tuple top_k(py::handle x_in, int64_t k) {
   const Array x = read_array(op, "x", x_in);
   if (x.is_double || x.dtype != DType::f32 || x.rank() != 2 || !(x.owner.flags() & py::array::c_style))
     fail_value(x.where + " must be contiguous float32 (rows, n)");
-  if (k < 1 || k > x.shape[1])
-    fail_value("top_k: k must lie in 1 to " + std::to_string(x.shape[1]) + ", got " + std::to_string(k));
+  check_top_k(x, k);
   const std::vector<int64_t> shape = {x.shape[0], k};
   py::array values = new_array(op, float32_dtype(), shape), places = new_array(op, py::dtype::of<int64_t>(), shape);
   launch([args = TopKArgs{reinterpret_cast<const float*>(x.data), x.shape[0], x.shape[1], k,
@@ -175,12 +173,6 @@ py::tuple top_k(py::handle x_in, int64_t k) {
     kernels().top_k(a);
   });
   return py::make_tuple(values, places);
-}
-
-void check_ids(const std::vector<int64_t>& ids, int64_t rows) {
-  for (const int64_t id : ids)
-    if (id < 0 || id >= rows)
-      fail_value("embedding: id " + std::to_string(id) + " is outside the table's " + std::to_string(rows) + " rows");
 }
 
 py::object embedding(py::handle ids_in, py::handle table_in) {
@@ -196,7 +188,7 @@ py::object embedding(py::handle ids_in, py::handle table_in) {
     a.width = packed->k;
   } else {
     table = read_array("embedding", "table", table_in);
-    if (table.rank() != 2) fail_value("embedding: table must be (vocabulary, width), got " + shape_text(table.shape));
+    check_table(table);
     rows = table.shape[0];
     a.width = table.shape[1];
     a.table = table.data;
@@ -275,9 +267,7 @@ py::array rotary_angles(py::handle positions_in, py::handle frequencies_in) {
   const std::vector<int64_t> positions = read_ints(op, "positions", positions_in, &shape);
   const LiveInts live_positions(positions_in);
   const Array f = read_array(op, "frequencies", frequencies_in);
-  if (shape.size() != 1) fail_value("rotary_angles: positions must be (total), got " + shape_text(shape));
-  if (f.is_double || f.dtype != DType::f32 || f.rank() != 1 || !(f.owner.flags() & py::array::c_style))
-    fail_value("rotary_angles: frequencies must be one row of contiguous float32");
+  check_angles(shape, f, f.owner.flags() & py::array::c_style);
   py::array out = new_array(op, float32_dtype(), {shape[0], 1, f.shape[0]});
   const auto run = [y = static_cast<float*>(out.mutable_data()), frequencies = reinterpret_cast<const float*>(f.data),
                     n = f.shape[0]](const std::vector<int64_t>& at) {

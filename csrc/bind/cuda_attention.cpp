@@ -1,76 +1,8 @@
 // attention and attention_varlen on a GPU's arrays.
-#include "bind/attention_checks.h"
-#include "bind/device_array.h"
-#include "bind/gil.h"
-#include "bind/int_checks.h"
+#include "bind/cuda_attention.h"
 
 namespace qkv {
 namespace {
-
-cuda::Stream stream_of(std::uintptr_t handle) { return reinterpret_cast<cuda::Stream>(handle); }
-
-// Integers of an argument: in host memory checked and sent along, on the device taken as they are, since nothing waits for them.
-struct DeviceInts {
-  cuda::Ints ints{};
-  DeviceArray array;
-  std::vector<int64_t> host;  // where they came from there
-  bool on_host = false;
-  std::vector<int64_t> shape;
-};
-
-DeviceInts read_device_ints(DeviceCall* call, const char* name, py::handle object) {
-  DeviceInts r;
-  const std::string where = std::string(call->op()) + ": " + name;
-  if (py::isinstance<DeviceArray>(object)) {
-    r.array = object.cast<const DeviceArray&>();
-    const py::dtype& t = r.array.dtype;
-    if (t.kind() != 'i' || (t.itemsize() != 4 && t.itemsize() != 8))
-      fail_type(where + " must hold int32 or int64, got " + py::str(t).cast<std::string>());
-    if (!r.array.contiguous()) fail_value(where + " must be contiguous");
-    call->reads(r.array, where);
-    r.shape = r.array.shape;
-  } else {
-    const py::array_t<int64_t, py::array::c_style> ints = read_int_array(call->op(), name, object);
-    r.on_host = true;
-    r.shape.assign(ints.shape(), ints.shape() + ints.ndim());
-    r.host.assign(ints.data(), ints.data() + ints.size());
-    r.array = upload(ints, call->stream());
-  }
-  r.ints = {r.array.data, r.array.dtype.itemsize() == 8};
-  return r;
-}
-
-// relative_bias, alibi_slopes, sinks.
-struct Options {
-  DeviceView relative_bias, alibi, sinks;
-};
-
-void read_common(DeviceCall* call, const DeviceView& q, py::handle relative_bias, py::handle alibi, py::handle sinks,
-                 const py::object& scale, const py::object& softcap, int64_t batch, Options* o, cuda::AttentionArgs* a) {
-  const char* op = call->op();
-  a->batch = batch;
-  read_scale(op, scale, softcap, a);
-  o->relative_bias = read_optional_device_array(op, "relative_bias", relative_bias);
-  o->alibi = read_optional_device_array(op, "alibi_slopes", alibi);
-  o->sinks = read_optional_device_array(op, "sinks", sinks);
-  check_score_parameters(op, q, o->relative_bias, o->alibi, o->sinks, a);
-  for (const DeviceView* p : {&o->relative_bias, &o->alibi, &o->sinks}) call->reads(*p);
-  a->relative_bias = call->floats(o->relative_bias);
-  a->alibi = call->floats(o->alibi);
-  a->sinks = call->floats(o->sinks);
-}
-
-void run(DeviceCall* call, cuda::AttentionArgs a) {
-  a.batch_invariant = batch_invariant();
-  a.workspace = call->scratch(cuda::attention_workspace(a));
-  const Unlocked unlocked;
-  cuda::attention(a, call->stream());
-}
-
-// Only the last dimension must be adjacent.
-DeviceView adjacent(DeviceCall* call, const DeviceView& x) {
-  return x.size() > 0 && x.shape.back() > 1 && x.strides.back() != 1 ? call->compact(x) : x;
-}
 
 py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py::object& causal, py::handle mask_in,
                      py::handle bias_in, py::handle relative_bias, py::handle alibi, const py::object& scale,
@@ -89,9 +21,9 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
   a.t = k.shape[s];
   a.causal = causal_of(op, causal);
   read_window(op, left, right, &a);
-  DeviceCall call(op, stream_of(stream), q.array);
+  DeviceCall call(op, reinterpret_cast<cuda::Stream>(stream), q.array);
   for (const DeviceView* x : {&q, &k, &v}) call.reads(*x);
-  Options o;
+  DeviceOptions o;
   read_common(&call, q, relative_bias, alibi, sinks, scale, softcap, batch, &o, &a);
 
   const Shape scores = {batch, a.heads, a.s, a.t};
@@ -154,7 +86,7 @@ py::object attention(py::handle q_in, py::handle k_in, py::handle v_in, const py
     a.out = strided(out.view());
     a.lse_b = a.heads * a.s;
     a.lse_h = a.s;
-    run(&call, a);
+    run_attention(&call, a);
   }
   return results(py::cast(out.finish()), lse, weights);
 }
@@ -171,7 +103,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
   check_heads(op, q, k, v, 1, 0, &a);
   a.s = q.shape[0];
   a.t = k.shape[0];
-  DeviceCall call(op, stream_of(stream), q.array);
+  DeviceCall call(op, reinterpret_cast<cuda::Stream>(stream), q.array);
   for (const DeviceView* x : {&q, &k, &v}) call.reads(*x);
   DeviceInts cu_q = read_device_ints(&call, "cu_seqlens_q", cu_q_in), cu_k = read_device_ints(&call, "cu_seqlens_k", cu_k_in);
   if (cu_q.on_host) check_cu_seqlens(op, "cu_seqlens_q", cu_q.host, cu_q.shape, a.s);
@@ -187,7 +119,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
   a.cu_k = cu_k.ints;
   a.causal = causal_of(op, causal);
   read_window(op, left, right, &a);
-  Options o;
+  DeviceOptions o;
   read_common(&call, q, relative_bias, alibi, sinks, scale, softcap, batch, &o, &a);
   const Shape out_shape = {a.s, a.heads, a.dv};
   checked_size(op, out_shape);
@@ -200,37 +132,20 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
     a.lse_h = a.s;
     lse = py::cast(made);
   }
-  DeviceArray probabilities, starts;
+  DeviceArray starts;
   if (return_weights) {
     // The shapes of the result are the lengths: of those that are on the device, the host must wait here.
     for (DeviceInts* x : {&cu_q, &cu_k})
       if (!x->on_host) {
-        const py::array_t<int64_t, py::array::c_style | py::array::forcecast> ints(to_host(x->array, call.stream()));
-        x->host.assign(ints.data(), ints.data() + ints.size());
+        fetch_ints(x, call.stream());
         check_cu_seqlens(op, x == &cu_q ? "cu_seqlens_q" : "cu_seqlens_k", x->host, x->shape, x == &cu_q ? a.s : a.t);
       }
-    std::vector<int64_t> start;
-    int64_t total = 0;
-    for (int64_t b = 0; b < batch; ++b) {
-      const auto i = static_cast<size_t>(b);
-      start.push_back(total);
-      total += a.heads * (cu_q.host[i + 1] - cu_q.host[i]) * (cu_k.host[i + 1] - cu_k.host[i]);
+    std::vector<int64_t> lengths_q, lengths_k;
+    for (size_t i = 0; i < static_cast<size_t>(batch); ++i) {
+      lengths_q.push_back(cu_q.host[i + 1] - cu_q.host[i]);
+      lengths_k.push_back(cu_k.host[i + 1] - cu_k.host[i]);
     }
-    probabilities = call.make(q.array.dtype, {total});
-    starts = upload(py::array_t<int64_t>(static_cast<py::ssize_t>(start.size()), start.data()), call.stream());
-    a.weights = probabilities.data;
-    a.weight_start = reinterpret_cast<const int64_t*>(starts.data);
-    py::list list;
-    for (int64_t b = 0; b < batch; ++b) {
-      const auto i = static_cast<size_t>(b);
-      const int64_t s = cu_q.host[i + 1] - cu_q.host[i], t = cu_k.host[i + 1] - cu_k.host[i];
-      DeviceArray one = probabilities;
-      one.data += start[i] * one.item();
-      one.shape = {a.heads, s, t};
-      one.strides = {s * t, t, 1};
-      list.append(py::cast(one));
-    }
-    weights = list;
+    weights = make_weights(&call, q.array.dtype, lengths_q, lengths_k, &starts, &a);
   }
   if (a.s * a.heads > 0) {
     q = adjacent(&call, q);
@@ -241,7 +156,7 @@ py::object attention_varlen(py::handle q_in, py::handle k_in, py::handle v_in, p
     a.k = strided(k);
     a.v = strided(v);
     a.out = strided(out.view());
-    run(&call, a);
+    run_attention(&call, a);
   }
   return results(py::cast(out.finish()), lse, weights);
 }

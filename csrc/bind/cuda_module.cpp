@@ -32,6 +32,9 @@ void bind_cuda_runtime(py::module_& m) {
   m.def("device_count", cuda::device_count);
   m.def("why_not", cuda::why_not);
   m.def("device_name", cuda::device_name, py::arg("device"));
+  m.def("compute_capability", cuda::compute_capability, py::arg("device"));
+  m.def("driver_version", cuda::driver_version);
+  m.def("runtime_version", cuda::runtime_version);
   m.def("current_device", cuda::current_device);
   m.def("set_device", cuda::set_device, py::arg("device"));
   m.def("memory_info", [] {
@@ -48,7 +51,9 @@ void bind_cuda_runtime(py::module_& m) {
     const Unlocked unlocked;
     cuda::trim();
   });
-  m.def("create_stream", [] { return reinterpret_cast<std::uintptr_t>(cuda::create_stream()); });
+  m.def(
+      "create_stream", [](bool captures) { return reinterpret_cast<std::uintptr_t>(cuda::create_stream(captures)); },
+      py::arg("captures") = false);
   m.def(
       "synchronize",
       [](std::uintptr_t s) {
@@ -87,6 +92,13 @@ PYBIND11_MODULE(QKV_CUDA_MODULE, m) {
   m.doc() = "CUDA kernels of qkv. Private: use qkv.ops and qkv.cuda, where the functions are documented.";
   qkv::bind_cuda_runtime(m);
   qkv::bind_device_array(m);
+  qkv::bind_device_recording(m);
   qkv::bind_cuda_ops(m);
+  qkv::bind_cuda_choice(m);
+  qkv::bind_cuda_additive_attention(m);
   qkv::bind_cuda_attention(m);
+  qkv::bind_cuda_attention_paged(m);
+  qkv::bind_cuda_cache(m);
+  qkv::bind_cuda_tokens(m);
+  qkv::bind_device_moves(m);
 }

@@ -90,6 +90,29 @@ DeviceArray unary(const std::string& name, py::handle x_in, std::uintptr_t strea
   return out;
 }
 
+// Of int64 numbers, in place.
+void advance(py::handle x_in, std::uintptr_t stream) {
+  if (!py::isinstance<DeviceArray>(x_in))
+    fail_type("advance: x must be an array on the GPU, got " + std::string(Py_TYPE(x_in.ptr())->tp_name));
+  const DeviceArray& x = x_in.cast<const DeviceArray&>();
+  if (x.dtype.kind() != 'i' || x.item() != 8)
+    fail_type("advance: x must hold int64, got " + py::str(x.dtype).cast<std::string>());
+  View v;
+  v.data = x.data;
+  v.shape = x.shape;
+  v.strides = x.strides;
+  v.where = "advance: x";
+  for (size_t d = 0; d < v.shape.size(); ++d)
+    if (v.shape[d] > 1 && v.strides[d] == 0) fail_value("advance: x is broadcast: its numbers are not places of their own");
+  DeviceCall call("advance", stream_of(stream), x);
+  call.writes(x);
+  if (x.size() == 0) return;
+  if (v.shape.empty()) v.shape = v.strides = {1};
+  const auto rows = rows_along(v.rank() - 1, {&v});
+  const Unlocked unlocked;
+  cuda::advance({rows[0]}, call.stream());
+}
+
 // ---- products
 
 // x as (batch, rows, columns) strides, after `compact` where neither of the last two is 1.
@@ -329,7 +352,7 @@ DeviceArray dequantize(const DeviceWeight& w, std::uintptr_t stream_in) {
   for (const DeviceArray* p : {&w.values, &w.row_scale})
     if (p->storage) call.reads(*p, "dequantize: weight");
   DeviceArray out = call.make(py::dtype::of<float>(), {w.view.n, w.view.k});
-  if (out.size() > 0) cuda::dequantize({w.view, nullptr, w.view.n, out.data, DType::f32}, stream);
+  if (out.size() > 0) cuda::dequantize({w.view, {}, w.view.n, out.data, DType::f32}, stream);
   return out;
 }
 
@@ -351,6 +374,7 @@ void bind_cuda_ops(py::module_& m) {
   m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"),
         py::arg("stream"));
   m.def("unary", unary, py::arg("name"), py::arg("x"), py::arg("stream"));
+  m.def("advance", advance, py::arg("x"), py::arg("stream"));
   m.def("matmul", matmul, py::arg("a"), py::arg("b"), py::arg("stream"));
   m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"),
         py::arg("residual"), py::arg("out"), py::arg("stream"));

@@ -218,6 +218,8 @@ py::capsule to_dlpack(const DeviceArray& given_array, const py::object& stream, 
   if (!stream.is_none() && !py::isinstance<py::int_>(stream)) fail_type("__dlpack__: stream must be an integer or None");
   if (!device.is_none() && !device.equal(py::make_tuple(kDLCUDA, given_array.storage->device)))
     throw py::buffer_error("__dlpack__: the array stays on its device; .numpy() copies it to the host");
+  if (DeviceRecording::current())
+    throw cuda::Error(0, "__dlpack__: this thread records, and other libraries' work is not captured; hand arrays over outside");
   const bool copies = !copy.is_none() && copy.cast<bool>();
   const DeviceArray a = copies ? converted(given_array, given_array.dtype, given_array.storage->written) : given_array;
   // The consumer's stream: None and 1 the legacy default, 2 the per-thread default, -1: it takes care itself.
@@ -299,7 +301,9 @@ py::dict array_interface(const DeviceArray& a) {
 // ---- storage
 
 Storage::~Storage() {
-  if (owned)
+  if (arena)
+    arena->give_back(data, others);
+  else if (owned)
     cuda::release(data, device, stream, others.data(), others.size());
   else if (foreign)  // goes back to its library, in the order of the stream that it was handed over for
     cuda::join(device, stream, others.data(), others.size());
@@ -334,13 +338,14 @@ DeviceArray new_device_array(const char* op, const py::dtype& dtype, const std::
   Storage& s = *a.storage;
   s.bytes = static_cast<size_t>(checked_size(op, shape) * dtype.itemsize());
   s.stream = s.written = stream;
-  int device = 0;
-  {
+  s.device = cuda::current_device();
+  if (DeviceRecording* const recording = DeviceRecording::current()) {
+    recording->check(op, stream, s.device);
+    if (s.bytes > 0) recording->allocate(op, a.storage);
+  } else if (s.bytes > 0) {
     const Unlocked unlocked;
-    device = cuda::current_device();
-    if (s.bytes > 0) s.data = cuda::allocate(s.bytes, stream);
+    s.data = cuda::allocate(s.bytes, stream, op);
   }
-  s.device = device;
   s.owned = s.bytes > 0;
   static char empty[1];  // an array of no elements has no memory
   a.data = s.bytes > 0 ? static_cast<char*>(s.data) : empty;
@@ -361,6 +366,7 @@ DeviceArray upload(const py::array& from, cuda::Stream stream) {
 
 // What lies between the first and the last element is copied as it is, so any strides come over in one piece.
 py::array to_host(const DeviceArray& a, cuda::Stream stream) {
+  cuda::refuse_while_capturing("copy results to the host after a replay");
   const auto [low, high] = extent(a);
   if (high - low > 2 * a.size() * a.item()) return to_host(converted(a, a.dtype, stream), stream);  // mostly gaps
   py::array bytes(py::dtype::of<uint8_t>(), std::vector<py::ssize_t>{high - low});
@@ -384,12 +390,15 @@ py::array to_host(const DeviceArray& a, cuda::Stream stream) {
 
 namespace {
 
-DeviceView checked_view(std::string where, const DeviceArray& array) {
+DeviceView checked_view(std::string where, const DeviceArray& array, bool int8 = false) {
   DeviceView v;
   v.where = std::move(where);
   v.array = array;
   const int kind = kernel_dtype(array.dtype);
-  if (kind < 0) fail_type(v.where + " must be float32, float16 or bfloat16, got " + py::str(array.dtype).cast<std::string>());
+  v.is_int8 = int8 && array.dtype.kind() == 'i' && array.dtype.itemsize() == 1;
+  if (kind < 0 && !v.is_int8)
+    fail_type(v.where + " must be float32, float16" + (int8 ? ", bfloat16 or int8" : " or bfloat16") + ", got " +
+              py::str(array.dtype).cast<std::string>());
   v.dtype = kind == 1 ? DType::f16 : kind == 2 ? DType::bf16 : DType::f32;
   v.data = array.data;
   v.shape = array.shape;
@@ -399,12 +408,20 @@ DeviceView checked_view(std::string where, const DeviceArray& array) {
 
 }  // namespace
 
-DeviceView read_device_array(const char* op, const char* name, py::handle object) {
+namespace {
+
+DeviceView read_device(const char* op, const char* name, py::handle object, bool int8) {
   const std::string where = std::string(op) + ": " + name;
   if (!py::isinstance<DeviceArray>(object))
     fail_type(where + " must be an array on the GPU, got " + std::string(Py_TYPE(object.ptr())->tp_name));
-  return checked_view(where, object.cast<const DeviceArray&>());
+  return checked_view(where, object.cast<const DeviceArray&>(), int8);
 }
+
+}  // namespace
+
+DeviceView read_device_array(const char* op, const char* name, py::handle object) { return read_device(op, name, object, false); }
+
+DeviceView read_device_cache(const char* op, const char* name, py::handle object) { return read_device(op, name, object, true); }
 
 DeviceView read_optional_device_array(const char* op, const char* name, py::handle object) {
   return object.is_none() ? DeviceView() : read_device_array(op, name, object);
@@ -415,12 +432,15 @@ DeviceView device_view(const DeviceArray& array) { return checked_view("out", ar
 // ---- calls
 
 DeviceCall::DeviceCall(const char* op, cuda::Stream stream, const DeviceArray& lead)
-    : op_(op), stream_(stream), on_(lead.storage->device), device_(lead.storage->device) {}
+    : op_(op), stream_(stream), on_(lead.storage->device), device_(lead.storage->device), recording_(DeviceRecording::current()) {
+  if (recording_) recording_->check(op, stream, device_);
+}
 
 void DeviceCall::reads(const DeviceArray& x, const std::string& name) {
   Storage& s = *x.storage;
   if (s.device != device_)
     fail_value(name + " is on device " + std::to_string(s.device) + ", the first array on " + std::to_string(device_));
+  if (recording_) return recording_->reads(x.storage);
   if (s.written != stream_ && std::find(s.after.begin(), s.after.end(), stream_) == s.after.end()) {
     cuda::wait_for(stream_, s.written);
     s.after.push_back(stream_);
@@ -434,6 +454,7 @@ void DeviceCall::reads(const DeviceView& x) {
 
 void DeviceCall::writes(const DeviceArray& x) {
   reads(x, std::string(op_) + ": out");
+  if (recording_) return recording_->writes(x.storage);
   cuda::wait_for(stream_, x.storage->stream);
   for (const cuda::Stream s : x.storage->others) cuda::wait_for(stream_, s);  // those that still read what is there
   x.storage->written = stream_;
@@ -463,8 +484,10 @@ DeviceView DeviceCall::compact(const DeviceView& x) {
   DeviceArray as_viewed = x.array;  // which may have been broadcast
   as_viewed.shape = x.shape;
   as_viewed.strides = x.strides;
-  DeviceView y = device_view(converted(as_viewed, x.array.dtype, stream_));
-  y.where = x.where;
+  DeviceView y = x;
+  y.array = converted(as_viewed, x.array.dtype, stream_);
+  y.data = y.array.data;
+  y.strides = y.array.strides;
   temporary_.push_back(y.array);
   return y;
 }

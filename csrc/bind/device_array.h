@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "bind/device_recording.h"
 #include "bind/view.h"
 #include "cuda/runtime.h"
 
@@ -26,7 +27,8 @@ struct Storage {
   std::vector<cuda::Stream> others;  // beside `stream`, where it is used
   std::vector<cuda::Stream> after;   // beside `written`, streams that run after that already
   bool owned = false;
-  std::shared_ptr<void> foreign;  // what keeps memory of another library alive
+  std::shared_ptr<cuda::Arena> arena;  // whose memory it is, of a recording
+  std::shared_ptr<void> foreign;       // what keeps memory of another library alive
 
   Storage() = default;
   Storage(const Storage&) = delete;
@@ -59,6 +61,8 @@ struct DeviceView : View {
 };
 DeviceView read_device_array(const char* op, const char* name, py::handle object);
 DeviceView read_optional_device_array(const char* op, const char* name, py::handle object);
+// As read_device_array, or int8: keys or values in a cache.
+DeviceView read_device_cache(const char* op, const char* name, py::handle object);
 DeviceView device_view(const DeviceArray& array);  // of an array that we made
 
 // One op's call: its device, its stream, and what it reads and writes there.
@@ -86,6 +90,7 @@ class DeviceCall {
   cuda::Stream stream_;
   cuda::OnDevice on_;
   int device_;
+  DeviceRecording* recording_;  // that this thread makes, or nullptr
   std::vector<DeviceArray> temporary_;
 };
 
@@ -117,6 +122,12 @@ bool batch_invariant();
 
 void bind_device_array(py::module_& m);
 void bind_cuda_ops(py::module_& m);
+void bind_cuda_choice(py::module_& m);
+void bind_cuda_additive_attention(py::module_& m);
 void bind_cuda_attention(py::module_& m);
+void bind_cuda_attention_paged(py::module_& m);
+void bind_cuda_cache(py::module_& m);
+void bind_cuda_tokens(py::module_& m);
+void bind_device_moves(py::module_& m);
 
 }  // namespace qkv

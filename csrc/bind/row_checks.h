@@ -1,4 +1,4 @@
-// What norms check whatever their arrays' memory is.
+// What ops over rows check whatever their arrays' memory is.
 #pragma once
 #include <string>
 
@@ -17,6 +17,12 @@ inline void check_norm(const char* op, const View& x, const View& weight, const 
   if (residual && residual.shape != x.shape)
     fail_value(residual.where + " must have x's shape " + shape_text(x.shape) + ", got " + shape_text(residual.shape));
   if (!(eps >= 0)) fail_value(std::string(op) + ": eps must not be negative, got " + std::to_string(eps));
+}
+
+// Of top_k, whose x is (rows, n).
+inline void check_top_k(const View& x, int64_t k) {
+  if (k < 1 || k > x.shape[1])
+    fail_value("top_k: k must lie in 1 to " + std::to_string(x.shape[1]) + ", got " + std::to_string(k));
 }
 
 // An eps below the smallest float still keeps a row of zeros from dividing by zero.

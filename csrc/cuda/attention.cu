@@ -21,7 +21,7 @@ constexpr int64_t kLeastSplitKeys = 256;  // below, a merge costs more than it s
 constexpr int64_t kMostPartBytes = 256 << 20;
 
 // One row of the output, a block each, from the sums of its splits.
-template <class T>
+template <class T, bool kPaged>
 __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_constant__ Problem p) {
   __shared__ RowState parts[kMostSplits];
   __shared__ float2 merges[kMostSplits];  // factors of the sums before a part and of its own
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_co
   }
   if (!state.spoiled) return;
   __syncthreads();
-  restore_row<T, kMergeThreads>(p, e, kv_head, row, end.state, weights);
+  restore_row<T, kMergeThreads, kPaged>(p, e, kv_head, row, end.state, weights);
 }
 
 struct Plan {
@@ -84,9 +84,10 @@ struct Plan {
   size_t part_bytes, row_state_bytes;
 };
 
-bool chunks_aligned(const Strided4& x, int64_t b, int64_t h, int64_t s) {
-  const auto whole = [](int64_t n, int64_t stride) { return n <= 1 || stride % 8 == 0; };
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && whole(b, x.b) && whole(h, x.h) && whole(s, x.s);
+// Whether each eight neighbours of x (of `item` bytes) can be read at once, or four and four.
+bool chunks_aligned(const Strided4& x, int64_t b, int64_t h, int64_t s, int item = 2) {
+  const auto whole = [&](int64_t n, int64_t stride) { return n <= 1 || stride % (item == 4 ? 4 : 8) == 0; };
+  return reinterpret_cast<uintptr_t>(x.data) % (item == 1 ? 8 : 16) == 0 && whole(b, x.b) && whole(h, x.h) && whole(s, x.s);
 }
 
 // Blocks that a large GPU's multiprocessor holds: by shared memory, of which it has some 200 KB, and registers.
@@ -115,33 +116,42 @@ int choose_splits(int64_t blocks, int64_t room, int64_t most) {
 Plan plan_of(const AttentionArgs& a) {
   Plan plan = {};
   Problem& p = plan.p;
-  const bool packed = a.cu_q.data;
+  const bool packed = a.cu_q.data, paged = a.block_tables.data;
   p.a = a;
   p.group = static_cast<int>(a.heads / a.kv_heads);
   if (a.s > kMostTokens / p.group || a.t > kMostTokens || a.max_distance > kMostTokens || a.d > kMostTokens || a.dv > kMostTokens)
     throw Error(cudaErrorInvalidValue, "attention: more than 2^30 tokens, or rows of one key head, in a call");
+  if (paged) {
+    if (a.block_size > kMostTokens || a.blocks > INT32_MAX || a.more_keys > kMostTokens)
+      throw Error(cudaErrorInvalidValue, "attention: a cache of more than 2^31 blocks, or of blocks of more than 2^30 tokens");
+    // Granlund & Montgomery 1994, for dividends below 2^31.
+    const uint64_t size = a.block_size > 0 ? static_cast<uint64_t>(a.block_size) : 1;
+    while (uint64_t{1} << p.block_shift < size) ++p.block_shift;
+    p.block_magic = static_cast<unsigned>(((uint64_t{1} << 32) * ((uint64_t{1} << p.block_shift) - size)) / size + 1);
+  }
   p.left = clip_window(a.window_left);
   p.right = a.causal == Causal::none ? clip_window(a.window_right) : 0;
   if (a.softcap > 0 || a.bias.data || a.mask.data || a.relative_bias || a.alibi || !(a.scale > 0)) p.adjusted = true;
   const int64_t q_b = packed ? 1 : a.batch, most = a.d > a.dv ? a.d : a.dv;
-  p.aligned = a.d % 8 == 0 && a.dv % 8 == 0 && chunks_aligned(a.q, q_b, a.heads, a.s) &&
-              chunks_aligned(a.k, q_b, a.kv_heads, a.t) && chunks_aligned(a.v, q_b, a.kv_heads, a.t) &&
-              chunks_aligned(a.out, q_b, a.heads, a.s);
+  p.aligned = a.d % 8 == 0 && a.dv % 8 == 0 && chunks_aligned(a.q, q_b, a.heads, a.s) && chunks_aligned(a.out, q_b, a.heads, a.s);
+  for (const Strided4* x : {&a.k, &a.v})
+    p.aligned = p.aligned && (paged ? chunks_aligned(*x, a.blocks, a.kv_heads, a.block_size, stored_size(a.stored))
+                                    : chunks_aligned(*x, q_b, a.kv_heads, a.t));
   p.rows = (packed ? 1 : a.batch) * a.s * a.heads;
   p.sum_width = static_cast<int>((a.dv + 3) / 4 * 4);
 
   const int multiprocessors = device_attribute(cudaDevAttrMultiProcessorCount);
   const int64_t head_rows = a.s * p.group;                              // of a batch entry and key head; packed: of all entries
   const int64_t usual_rows = packed ? head_rows / a.batch : head_rows;  // of one entry
-  const int64_t usual_keys = packed ? ceil_div(a.t, a.batch) : a.t;
+  const int64_t usual_keys = packed && !paged ? ceil_div(a.t, a.batch) : a.t;
   const auto tiles = [&](int64_t rows) { return packed ? head_rows / rows + a.batch : ceil_div(head_rows, rows); };
   const auto blocks = [&](int64_t rows) { return tiles(rows) * a.kv_heads * (packed ? 1 : a.batch); };
 
   plan.mma = a.q.dtype != DType::f32 && most <= kMostMmaWidth;
   const int width = mma_width(most);
   if (plan.mma) {
-    plan.large =
-        !p.adjusted && p.aligned && usual_rows > mma_rows(false, width) && blocks(mma_rows(true, width)) * 2 >= multiprocessors;
+    plan.large = !paged && !p.adjusted && p.aligned && usual_rows > mma_rows(false, width) &&
+                 blocks(mma_rows(true, width)) * 2 >= multiprocessors;
     p.tile_rows = mma_rows(plan.large, width);
   } else {
     p.tile_rows = kSimtRows;
@@ -188,20 +198,24 @@ void attention(const AttentionArgs& a, Stream on) {
     p.sums = reinterpret_cast<float*>(p.parts + p.rows * (p.fold ? 1 : p.splits));
   }
   if (!plan.mma)
-    launch_simt(p, plan.blocks, stream);
+    (a.block_tables.data ? launch_simt_paged : launch_simt)(p, plan.blocks, stream);
+  else if (a.block_tables.data)
+    (a.q.dtype == DType::f16 ? launch_mma_paged<__half> : launch_mma_paged<__nv_bfloat16>)(p, plan.blocks, stream);
   else if (a.q.dtype == DType::f16)
     launch_mma<__half>(p, plan.large, plan.blocks, stream);
   else
     launch_mma<__nv_bfloat16>(p, plan.large, plan.blocks, stream);
   if (p.splits > 1 && !p.fold)
     with_dtype(a.q.dtype, [&](auto t) {
-      attention_merge<decltype(t)><<<static_cast<unsigned>(p.rows), kMergeThreads, 0, stream>>>(p);
+      const auto kernel = a.block_tables.data ? attention_merge<decltype(t), true> : attention_merge<decltype(t), false>;
+      kernel<<<static_cast<unsigned>(p.rows), kMergeThreads, 0, stream>>>(p);
       check_launch("attention");
     });
   if (a.weights) {
     p.tile_rows = kSimtRows;
     p.row_tiles = a.cu_q.data ? a.s * p.group / kSimtRows + a.batch : ceil_div(a.s * p.group, int64_t{kSimtRows});
-    launch_weights(p, p.row_tiles * a.kv_heads * (a.cu_q.data ? 1 : a.batch), stream);
+    (a.block_tables.data ? launch_weights_paged : launch_weights)(p, p.row_tiles * a.kv_heads * (a.cu_q.data ? 1 : a.batch),
+                                                                  stream);
   }
 }
 

@@ -16,9 +16,14 @@ constexpr int kSimtRows = 64;
 // `blocks`: tiles of rows of all key heads. T is __half or __nv_bfloat16, in attention_f16.cu and attention_bf16.cu.
 template <class T>
 void launch_mma(const Problem& p, bool large, int64_t blocks, cudaStream_t stream);
-// Any width and dtype; attention_f32.cu.
+// The same over a paged cache, in attention_paged_f16.cu and attention_paged_bf16.cu.
+template <class T>
+void launch_mma_paged(const Problem& p, int64_t blocks, cudaStream_t stream);
+// Any width and dtype; attention_f32.cu and attention_paged_f32.cu.
 void launch_simt(const Problem& p, int64_t blocks, cudaStream_t stream);
+void launch_simt_paged(const Problem& p, int64_t blocks, cudaStream_t stream);
 // Probabilities, of the row states that the kernels above left.
 void launch_weights(const Problem& p, int64_t blocks, cudaStream_t stream);
+void launch_weights_paged(const Problem& p, int64_t blocks, cudaStream_t stream);
 
 }  // namespace qkv::cuda

@@ -2,18 +2,22 @@
 // rows and walks over tiles of keys; scores of one tile are all that exists of the S x T matrix, in registers.
 //
 // Each warp has its own rows and all keys of a tile. Keys and values arrive by cp.async in two stages: tile n + 1 is on its way
-// while tile n is worked on. With two fragments (32 rows) a warp, each ldmatrix of keys or values feeds four mma.sync: with one,
-// shared memory is the limit.
+// while tile n is worked on. Those of a paged cache too: where the keys of tile n + 2 lie is looked up while tile n is worked on,
+// and what is stored as something else than T becomes T in shared memory. With two fragments (32 rows) a warp, each ldmatrix of
+// keys or values feeds four mma.sync: with one, shared memory is the limit.
 #pragma once
 #include <utility>
 
 #include "cuda/attention_launch.cuh"
+#include "cuda/attention_mma_paged.cuh"
 #include "cuda/attention_score.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_spoiled.cuh"
 #include "cuda/attention_tile.cuh"
 
 namespace qkv::cuda {
+
+enum class Memory { plain, general, paged };  // plain: nothing adjusted, everything aligned
 
 // kWidth: D and Dv, whichever is larger, up to 32, 64, 128 or 256. Sums of a row depend on kWidth and the keys alone.
 template <int kWidth_, int kWarps, int kFragments_>
@@ -26,8 +30,10 @@ struct MmaShape {
   static constexpr int kRowTable = kStages + 4 * kTile;             // Row (kRows)
   static constexpr int kSpoiled = kRowTable + kRows * sizeof(Row);  // int (kRows)
   static constexpr int kWork = kSpoiled + kRows * sizeof(int);      // Work
+  static constexpr int kPlaces = (kWork + static_cast<int>(sizeof(Work)) + 15) / 16 * 16;  // paged: KeyPlace (2, kKeys)
+  static constexpr int kScales = kPlaces + 2 * kKeys * sizeof(KeyPlace);                   // of int8: float2 (2, kKeys)
   static constexpr int kSharedBytes = kWork + sizeof(Work);
-  static_assert(kSharedBytes <= 99 * 1024);  // what sm_86 and sm_89 have
+  static constexpr int kPagedBytes = kScales + 2 * kKeys * sizeof(float2);
   // Blocks that a multiprocessor should hold, which limits registers.
   static constexpr int kBlocks = kWidth <= 64 && kFragments == 1 ? 3 : 2;
 };
@@ -214,9 +220,11 @@ struct MmaRows {
   }
 };
 
-template <class T, class Shape, bool kPlain>
+template <class T, class Shape, Memory kMemory>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma(const __grid_constant__ Problem p) {
+  constexpr bool kPlain = kMemory == Memory::plain, kPaged = kMemory == Memory::paged;
   using Tile = MmaTile<T, Shape, kPlain>;
+  using Paged = PagedKeys<T, Shape>;
   using Rows = MmaRows<Shape>;
   constexpr int kChunkTiles = kChunkKeys / Shape::kKeys;
   constexpr int kWidth = Shape::kWidth, kKeys = Shape::kKeys, kThreads = Shape::kThreads, kFragments = Shape::kFragments;
@@ -237,6 +245,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   for (int r = threadIdx.x; r < Shape::kRows; r += kThreads) spoiled[r] = 0;
   __syncthreads();
 
+  // Asked for anew where it is needed, for the registers' sake.
+  const auto my_tiles = [&] {
+    const TileRange all = tiles_seen<kKeys>(rows[0], rows[Shape::kRows - 1]);
+    return p.fold ? all : split_of<kKeys>(p, all, blockIdx.y);
+  };
+  if constexpr (kPaged)
+    if (!p.fold && p.splits > 1 && my_tiles().begin >= my_tiles().end) return leave_split<kThreads>(p, w, rows, blockIdx.y);
+
   using Loader = RowLoader<T, kWidth, kThreads>;
   const Loader loader(threadIdx.x);
   for (int r = loader.first_row; r < Shape::kRows; r += loader.kStep) {
@@ -247,8 +263,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   }
   cp_async_commit();
   const int first_key = rows[0].first, end_key = rows[Shape::kRows - 1].last;
-  const T* const keys = key_row<T>(p, p.a.k, w.e, w.kv_head, 0);
-  const T* const values = key_row<T>(p, p.a.v, w.e, w.kv_head, 0);
+  const T* const keys = kPaged ? nullptr : key_row<T>(p, p.a.k, w.e, w.kv_head, 0);
+  const T* const values = kPaged ? nullptr : key_row<T>(p, p.a.v, w.e, w.kv_head, 0);
   const auto load_half = [&](const Loader& loader, unsigned char* to, const T* from, int64_t step, int key0, int width) {
     from += (key0 + loader.first_row) * step;
     const auto valid = [&](int row) {
@@ -265,16 +281,51 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
     }
   };
   const auto load_tile = [&](int tile, int stage) {
-    unsigned char* const to = shared + Shape::kStages + stage * (2 * Shape::kTile);
-    const Loader loader(opaque(threadIdx.x));
-    load_half(loader, to, keys, p.a.k.s, tile * kKeys, d);
-    load_half(loader, to + Shape::kTile, values, p.a.v.s, tile * kKeys, dv);
+    if constexpr (kPaged) {
+      Paged::load_tile(p, shared, tile, stage);
+    } else {
+      unsigned char* const to = shared + Shape::kStages + stage * (2 * Shape::kTile);
+      const Loader loader(opaque(threadIdx.x));
+      load_half(loader, to, keys, p.a.k.s, tile * kKeys, d);
+      load_half(loader, to + Shape::kTile, values, p.a.v.s, tile * kKeys, dv);
+    }
     cp_async_commit();
   };
 
   float sums[kFragments][kWidth / 8][4];
   RunningSoftmax<kFragments> softmax;
   const float factor = p.a.scale * kLog2E;
+
+  // Work on a tile that is there. All threads.
+  const auto attend_to_tile = [&](int tile, int stage, bool careful) {
+    if constexpr (kPaged)
+      if (Paged::converts(p)) {
+        Paged::convert_tile(p, shared, tile, stage);
+        __syncthreads();
+      }
+    if (careful) {
+      uint32_t* const pairs = reinterpret_cast<uint32_t*>(shared + Shape::kStages + stage * (2 * Shape::kTile) + Shape::kTile);
+      for (int i = threadIdx.x; i < Shape::kTile / 4; i += kThreads) remove_not_finite<T>(pairs[i]);
+      __syncthreads();
+    }
+    const int key0 = tile * kKeys;
+    if (warp_row < w.rows && key0 < rows[warp_row + Shape::kWarpRows - 1].last && key0 + kKeys > rows[warp_row].first) {
+      // Lanes' rows and chunks as intrinsics.cuh says for a, for b of (n, k) and for b of (k, n).
+      const int lane = opaque(lane_id());
+      const uint32_t tiles = shared_address(shared + Shape::kStages) + stage * (2 * Shape::kTile);
+      const MatrixRows<kWidth> q(shared_address(shared), warp_row + lane % 16, lane / 16);
+      const MatrixRows<kWidth> k(tiles, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+      const MatrixRows<kWidth> v(tiles + Shape::kTile, lane % 16, lane / 16);
+      typename Tile::Scores s;
+      Tile::multiply_keys(q, k, s);
+      Tile::exclude(p, w.e, rows + warp_row, key0, s);
+      if (!kPlain && p.adjusted)
+        softmax.template add<false>(s, sums, factor);
+      else
+        softmax.template add<true>(s, sums, factor);
+      Tile::multiply_values(s, v, sums);
+    }
+  };
 
   // Attends to the keys of tiles [begin, end) from a fresh state.
   const auto attend = [&](int begin, int end, bool careful) {
@@ -285,43 +336,24 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
       for (int c = 0; c < kWidth / 8; ++c)
 #pragma unroll
         for (int i = 0; i < 4; ++i) sums[f][c][i] = 0;
+    if constexpr (kPaged)
+      if (begin < end)
+        Paged::end_look_up(p, w, shared, begin, first_key, end_key, Paged::begin_look_up(p, w.e, begin, first_key, end_key));
     for (int tile = begin - 1, stage = 1; tile < end; ++tile, stage ^= 1) {
       cp_async_wait<0>();
       __syncthreads();  // the tile is there for all, and nobody reads the other stage any more
       if (tile + 1 < end) load_tile(tile + 1, stage ^ 1);
-      if (tile < begin) continue;
-      if (careful) {
-        uint32_t* const pairs = reinterpret_cast<uint32_t*>(shared + Shape::kStages + stage * (2 * Shape::kTile) + Shape::kTile);
-        for (int i = threadIdx.x; i < Shape::kTile / 4; i += kThreads) remove_not_finite<T>(pairs[i]);
-        __syncthreads();
-      }
-      const int key0 = tile * kKeys;
-      if (warp_row < w.rows && key0 < rows[warp_row + Shape::kWarpRows - 1].last && key0 + kKeys > rows[warp_row].first) {
-        // Lanes' rows and chunks as intrinsics.cuh says for a, for b of (n, k) and for b of (k, n).
-        const int lane = opaque(lane_id());
-        const uint32_t tiles = shared_address(shared + Shape::kStages) + stage * (2 * Shape::kTile);
-        const MatrixRows<kWidth> q(shared_address(shared), warp_row + lane % 16, lane / 16);
-        const MatrixRows<kWidth> k(tiles, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-        const MatrixRows<kWidth> v(tiles + Shape::kTile, lane % 16, lane / 16);
-        typename Tile::Scores s;
-        Tile::multiply_keys(q, k, s);
-        Tile::exclude(p, w.e, rows + warp_row, key0, s);
-        if (!kPlain && p.adjusted)
-          softmax.template add<false>(s, sums, factor);
-        else
-          softmax.template add<true>(s, sums, factor);
-        Tile::multiply_values(s, v, sums);
-      }
+      int64_t entry = 0;
+      if constexpr (kPaged)
+        if (tile + 2 < end) entry = Paged::begin_look_up(p, w.e, tile + 2, first_key, end_key);
+      if (tile >= begin) attend_to_tile(tile, stage, careful);
+      if constexpr (kPaged)
+        if (tile + 2 < end) Paged::end_look_up(p, w, shared, tile + 2, first_key, end_key, entry);
     }
     cp_async_wait<0>();
     __syncthreads();
   };
 
-  // Asked for anew where it is needed, for the registers' sake.
-  const auto my_tiles = [&] {
-    const TileRange all = tiles_seen<kKeys>(rows[0], rows[Shape::kRows - 1]);
-    return p.fold ? all : split_of<kKeys>(p, all, blockIdx.y);
-  };
   typename Rows::States state;
   for (int begin = my_tiles().begin;;) {
     int end = my_tiles().end;
@@ -349,7 +381,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   });
   __syncthreads();
   for (int r = 0; r < w.rows; ++r)
-    if (spoiled[r]) restore_row<T, kThreads>(p, w.e, w.kv_head, rows[r], ends[r], reinterpret_cast<float*>(ends + Shape::kRows));
+    if (spoiled[r])
+      restore_row<T, kThreads, kPaged>(p, w.e, w.kv_head, rows[r], ends[r], reinterpret_cast<float*>(ends + Shape::kRows));
 }
 
 // ---- launch
@@ -358,22 +391,24 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
 template <int kWidth>
 using LargeShape = MmaShape<kWidth, 4, kWidth <= 128 ? 2 : 1>;
 
-template <class T, class Shape, bool kPlain>
+template <class T, class Shape, Memory kMemory>
 void launch_mma(const Problem& p, int64_t blocks, cudaStream_t stream) {
-  const auto kernel = attention_mma<T, Shape, kPlain>;
-  static_assert(Shape::kRows == mma_rows(kPlain, Shape::kWidth));
-  allow_shared(kernel, Shape::kSharedBytes, "attention");
+  const auto kernel = attention_mma<T, Shape, kMemory>;
+  static_assert(Shape::kRows == mma_rows(kMemory == Memory::plain, Shape::kWidth));
+  constexpr int kBytes = kMemory == Memory::paged ? Shape::kPagedBytes : Shape::kSharedBytes;
+  static_assert(kBytes <= 99 * 1024);  // what sm_86 and sm_89 have
+  allow_shared(kernel, kBytes, "attention");
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.fold ? 1 : p.splits));
-  kernel<<<grid, Shape::kThreads, Shape::kSharedBytes, stream>>>(p);
+  kernel<<<grid, Shape::kThreads, kBytes, stream>>>(p);
   check_launch("attention");
 }
 
 template <class T, int kWidth>
 void launch_mma(const Problem& p, bool large, int64_t blocks, cudaStream_t stream) {
   if (large)
-    launch_mma<T, LargeShape<kWidth>, true>(p, blocks, stream);
+    launch_mma<T, LargeShape<kWidth>, Memory::plain>(p, blocks, stream);
   else
-    launch_mma<T, MmaShape<kWidth, 4, 1>, false>(p, blocks, stream);
+    launch_mma<T, MmaShape<kWidth, 4, 1>, Memory::general>(p, blocks, stream);
 }
 
 template <class T>
@@ -387,6 +422,20 @@ void launch_mma(const Problem& p, bool large, int64_t blocks, cudaStream_t strea
       return launch_mma<T, 128>(p, large, blocks, stream);
     default:
       return launch_mma<T, 256>(p, large, blocks, stream);
+  }
+}
+
+template <class T>
+void launch_mma_paged(const Problem& p, int64_t blocks, cudaStream_t stream) {
+  switch (mma_width(p.a.d > p.a.dv ? p.a.d : p.a.dv)) {
+    case 32:
+      return launch_mma<T, MmaShape<32, 4, 1>, Memory::paged>(p, blocks, stream);
+    case 64:
+      return launch_mma<T, MmaShape<64, 4, 1>, Memory::paged>(p, blocks, stream);
+    case 128:
+      return launch_mma<T, MmaShape<128, 4, 1>, Memory::paged>(p, blocks, stream);
+    default:
+      return launch_mma<T, MmaShape<256, 4, 1>, Memory::paged>(p, blocks, stream);
   }
 }
 

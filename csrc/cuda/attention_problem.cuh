@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "cuda/intrinsics.cuh"
+#include "cuda/ints.cuh"
 #include "cuda/kernels.h"
 
 namespace qkv::cuda {
@@ -27,25 +28,27 @@ struct __align__(16) RowState {
 
 struct Problem {
   AttentionArgs a;
-  int group;            // heads that share a key head
-  int64_t row_tiles;    // of a key head and batch entry; packed: of a key head, in all, at most
-  int tile_rows;        // of the kernel that runs
-  bool adjusted;        // scores are not scale * q.k alone
-  bool aligned;         // rows of q, k, v and out begin at multiples of 16 bytes and are multiples of 16 bytes long
-  int left, right;      // the window, with causality in it
-  int splits;           // of the keys; each is a block of its own, and attention_merge follows
-  bool chunks;          // splits are chunks of kChunkKeys; else each tile's keys are dealt out evenly
-  bool fold;            // a block takes one chunk after the other and merges as it goes
-  int64_t rows;         // (token, head) in all
-  int sum_width;        // dv, up to a multiple of 4
-  float* sums;          // (splits, rows, sum_width): values summed but not divided; fold: (rows, sum_width)
-  RowState* parts;      // (splits, rows)
-  RowState* row_state;  // (rows), for the weights, or nullptr
+  int group;             // heads that share a key head
+  int64_t row_tiles;     // of a key head and batch entry; packed: of a key head, in all, at most
+  int tile_rows;         // of the kernel that runs
+  bool adjusted;         // scores are not scale * q.k alone
+  bool aligned;          // rows of q, k, v and out begin at multiples of 16 bytes and are multiples of 16 bytes long
+  int left, right;       // the window, with causality in it
+  int splits;            // of the keys; each is a block of its own, and attention_merge follows
+  bool chunks;           // splits are chunks of kChunkKeys; else each tile's keys are dealt out evenly
+  bool fold;             // a block takes one chunk after the other and merges as it goes
+  int64_t rows;          // (token, head) in all
+  int sum_width;         // dv, up to a multiple of 4
+  float* sums;           // (splits, rows, sum_width): values summed but not divided; fold: (rows, sum_width)
+  RowState* parts;       // (splits, rows)
+  RowState* row_state;   // (rows), for the weights, or nullptr
+  unsigned block_magic;  // paged: place / block_size = (mulhi(place, block_magic) + place) >> block_shift
+  int block_shift;
 };
 
 // Batch entry b.
 struct Entry {
-  int64_t b, q0, k0;  // q0, k0: first token on a packed axis, else 0
+  int64_t b, q0, k0;  // q0, k0: first token on a packed axis, else 0; paged: k0 is the place of key 0
   int64_t token0;     // of query 0 among all tokens
   int s, t;           // t: keys that count
   int stored_t;       // keys that are there: the width of weights
@@ -56,10 +59,6 @@ struct Entry {
 struct __align__(16) Row {
   int first, last, query, head;
 };
-
-QKV_DEVICE int64_t read_int(const Ints& x, int64_t i) {
-  return x.wide ? static_cast<const int64_t*>(x.data)[i] : static_cast<const int32_t*>(x.data)[i];
-}
 
 QKV_DEVICE int64_t clamp(int64_t x, int64_t low, int64_t high) { return x < low ? low : x > high ? high : x; }
 
@@ -74,10 +73,19 @@ QKV_DEVICE Entry entry_of(const Problem& p, int64_t b) {
   if (a.cu_q.data) {  // nobody has checked them: whatever they hold, memory of others is safe
     e.q0 = e.token0 = clamp(read_int(a.cu_q, b), 0, a.s);
     e.s = static_cast<int>(clamp(read_int(a.cu_q, b + 1), e.q0, a.s) - e.q0);
+  }
+  if (a.block_tables.data) {
+    constexpr int64_t kFar = int64_t{1} << 60;
+    const int64_t length =
+        a.cu_k.data ? clamp(read_int(a.cu_k, b + 1), 0, kFar) - clamp(read_int(a.cu_k, b), 0, kFar) : read_int(a.kv_lengths, b);
+    if (a.starts.data) e.k0 = clamp(read_int(a.starts, b), 0, a.t);
+    e.stored_t = static_cast<int>(clamp(clamp(length, 0, a.t) + a.more_keys, e.k0, a.t) - e.k0);
+  } else if (a.cu_q.data) {
     e.k0 = clamp(read_int(a.cu_k, b), 0, a.t);
     e.stored_t = static_cast<int>(clamp(read_int(a.cu_k, b + 1), e.k0, a.t) - e.k0);
   }
-  e.t = a.kv_lengths.data ? static_cast<int>(clamp(read_int(a.kv_lengths, b), 0, e.stored_t)) : e.stored_t;
+  e.t =
+      a.kv_lengths.data && !a.block_tables.data ? static_cast<int>(clamp(read_int(a.kv_lengths, b), 0, e.stored_t)) : e.stored_t;
   e.shift = a.causal == Causal::top_left ? 0 : e.t - e.s;
   return e;
 }
@@ -164,6 +172,13 @@ QKV_DEVICE TileRange split_of(const Problem& p, TileRange all, int split) {
     to = from + each;
   }
   return {max(all.begin, from), min(all.end, to)};
+}
+
+// For a split without a key: what the merge must know of it. All threads of the block.
+template <int kThreads>
+QKV_DEVICE void leave_split(const Problem& p, const Work& w, const Row* rows, int split) {
+  for (int r = threadIdx.x; r < w.rows; r += kThreads)
+    p.parts[split * p.rows + row_index(p, w.e, rows[r])] = {kMinusInfinity, 0, 0, 0};
 }
 
 // Where the values of a head's row lie: x is q or out (token: query) or k or v (token: key, its head).

@@ -5,6 +5,7 @@
 // them), and here they are added to those rows which see them, one by one. That is slow, and happens to nobody whose numbers are
 // numbers.
 #pragma once
+#include "cuda/attention_paged.cuh"
 #include "cuda/attention_score.cuh"
 #include "cuda/attention_softmax.cuh"
 
@@ -14,12 +15,18 @@ QKV_DEVICE bool is_finite(float x) { return fabsf(x) < __builtin_inff(); }
 
 // Weight of a key that the row may see, negative if its score is -inf. It is never 0: an infinite value is felt however small its
 // weight.
-template <class T>
+template <class T, bool kPaged>
 QKV_DEVICE float one_weight(const Problem& p, const Entry& e, int kv_head, const Row& row, int key, const RowState& state) {
   const T* const q = query_row<T>(p, e, row);
-  const T* const k = key_row<T>(p, p.a.k, e, kv_head, key);
   float s = 0;
-  for (int64_t i = 0; i < p.a.d; ++i) s = fmaf(to_float(q[i]), to_float(k[i]), s);
+  if constexpr (kPaged) {
+    const StoredRow<T> k = stored_row<T>(p, true, kv_head, place_of(p, e, key));
+#pragma unroll 1
+    for (int64_t i = 0; i < p.a.d; ++i) s = fmaf(to_float(q[i]), k[i], s);
+  } else {
+    const T* const k = key_row<T>(p, p.a.k, e, kv_head, key);
+    for (int64_t i = 0; i < p.a.d; ++i) s = fmaf(to_float(q[i]), to_float(k[i]), s);
+  }
   s = adjusted_score(p, e, row, key, s);
   if (s == kMinusInfinity) return -1;
   return fmaxf(exp_from(s, state.maximum) / state.total, 1e-45f);
@@ -27,7 +34,7 @@ QKV_DEVICE float one_weight(const Problem& p, const Entry& e, int kv_head, const
 
 // Completes an output row, in which the values that are not finite are missing. All threads of the block; `weights` is shared
 // memory for kThreads floats. Also the last resort for sums of finite values that overflowed, though their mean does not.
-template <class T, int kThreads>
+template <class T, int kThreads, bool kPaged>
 QKV_DEVICE void restore_row(const Problem& p, const Entry& e, int kv_head, const Row& row, const RowState& state,
                             float* weights) {
   if (!is_finite(state.total)) return;  // some score is NaN or +inf, and all of the row is NaN
@@ -39,16 +46,23 @@ QKV_DEVICE void restore_row(const Problem& p, const Entry& e, int kv_head, const
     float sum = 0;
     for (int key0 = row.first; key0 < row.last; key0 += kThreads) {
       const int keys = min(kThreads, row.last - key0);
-      const T* const v = key_row<T>(p, p.a.v, e, kv_head, key0) + column;
+      const auto value = [&](int j) {
+        if constexpr (kPaged)
+          return stored_row<T>(p, false, kv_head, place_of(p, e, key0 + j))[column];
+        else
+          return to_float(key_row<T>(p, p.a.v, e, kv_head, key0 + j)[column]);
+      };
       bool needed = all;
-      for (int j = 0; own && !needed && j < keys; ++j) needed = !is_finite(to_float(v[j * p.a.v.s]));
+#pragma unroll 1
+      for (int j = 0; own && !needed && j < keys; ++j) needed = !is_finite(value(j));
       if (!__syncthreads_or(needed)) continue;
       const int own_key = threadIdx.x;
-      if (own_key < keys) weights[own_key] = one_weight<T>(p, e, kv_head, row, key0 + own_key, state);
+      if (own_key < keys) weights[own_key] = one_weight<T, kPaged>(p, e, kv_head, row, key0 + own_key, state);
       __syncthreads();
+#pragma unroll 1
       for (int j = 0; own && j < keys; ++j) {
-        const float value = to_float(v[j * p.a.v.s]);
-        if (weights[j] >= 0 && (all || !is_finite(value))) sum += weights[j] * value;
+        const float x = value(j);
+        if (weights[j] >= 0 && (all || !is_finite(x))) sum += weights[j] * x;
       }
       __syncthreads();
     }

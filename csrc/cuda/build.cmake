@@ -63,11 +63,20 @@ endforeach()
 
 # What both modules share.
 add_library(cuda_bind OBJECT
+    csrc/bind/cuda_additive_attention.cpp
     csrc/bind/cuda_attention.cpp
+    csrc/bind/cuda_attention_paged.cpp
+    csrc/bind/cuda_cache.cpp
+    csrc/bind/cuda_choice.cpp
     csrc/bind/cuda_ops.cpp
+    csrc/bind/cuda_tokens.cpp
     csrc/bind/device_array.cpp
+    csrc/bind/device_recording.cpp
+    csrc/bind/device_moves.cpp
     csrc/bind/dlpack_types.cpp
     csrc/bind/view.cpp
+    csrc/cuda/arena.cpp
+    csrc/cuda/graph.cpp
     csrc/cuda/runtime.cpp)
 target_link_libraries(cuda_bind PRIVATE qkv_options pybind11::headers Python::Module)
 target_include_directories(cuda_bind SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
@@ -87,7 +96,6 @@ if(QKV_BUILD_CUDA_EMULATION)
   # The PTX of each file, once more, and from it C++: csrc/cuda/emulation/README.md.
   set(translated)
   file(GLOB translator CONFIGURE_DEPENDS csrc/cuda/emulation/*.py)
-  file(GLOB cuda_headers CONFIGURE_DEPENDS csrc/cuda/*.h csrc/cuda/*.cuh csrc/core/*.h csrc/cpu/kernels.h)
   foreach(kernel ${cuda_kernels})
     get_filename_component(name ${kernel} NAME_WE)
     set(arch compute_80)
@@ -99,9 +107,10 @@ if(QKV_BUILD_CUDA_EMULATION)
         OUTPUT ${ptx}.cpp
         COMMAND ${CMAKE_COMMAND} -E make_directory ${CMAKE_CURRENT_BINARY_DIR}/ptx
         COMMAND ${CMAKE_CUDA_COMPILER} -std=c++17 -O3 -I${CMAKE_CURRENT_SOURCE_DIR}/csrc --expt-relaxed-constexpr -lineinfo -arch=${arch}
-                -ptx ${kernel} -o ${ptx}
+                -MD -MF ${ptx}.d -MT ${ptx}.cpp -ptx ${kernel} -o ${ptx}
         COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_SOURCE_DIR}/csrc/cuda/emulation/ptx_to_cpp.py ${ptx} ${ptx}.cpp
-        DEPENDS ${kernel} ${cuda_headers} ${translator}
+        DEPENDS ${kernel} ${translator}
+        DEPFILE ${ptx}.d
         VERBATIM)
     list(APPEND translated ${ptx}.cpp)
   endforeach()

@@ -1,5 +1,6 @@
 // Packed weights, in and out: pack brings canonical values into the order of quantized.cuh; dequantize gives
 // y[i, k] = scale * q + offset for rows i, all or those of a list of ids (an embedding).
+#include "cuda/ints.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/quantized.cuh"
 
@@ -52,9 +53,8 @@ constexpr int kThreads = 128;
 
 // One block a row of y (count, k), 8 neighbours a thread.
 template <class Format, class T>
-__global__ void __launch_bounds__(kThreads)
-    dequantize_kernel(Records w, const int64_t* __restrict__ ids, T* __restrict__ y, bool whole_stores) {
-  const int64_t row = ids ? ids[blockIdx.x] : blockIdx.x;
+__global__ void __launch_bounds__(kThreads) dequantize_kernel(Records w, Ints ids, T* __restrict__ y, bool whole_stores) {
+  const int64_t row = ids.data ? read_int(ids, blockIdx.x) : blockIdx.x;
   T* to = y + blockIdx.x * w.k;
   const bool real = row >= 0 && row < w.n;
   const int64_t tile = row / kRecordRows;

@@ -18,10 +18,17 @@ struct Vector {
   DType dtype;
 };
 
+// Integers on the device, of 4 or 8 bytes.
+struct Ints {
+  const void* data;  // nullptr: none
+  bool wide;         // int64, else int32
+};
+
 // y = softmax(x) or log_softmax(x), row by row.
 struct SoftmaxArgs {
   Rows x, y;
   bool log;
+  float* parts = nullptr;  // (rows, 2): instead of y, what log_softmax subtracts from a row, first its maximum
 };
 void softmax(const SoftmaxArgs&, Stream);
 
@@ -95,10 +102,10 @@ struct PackArgs {
 };
 void pack(const PackArgs&, Stream);
 
-// y (n, k) = the weight's values; ids: only these rows (count), data of int64; nullptr: all.
+// y (n, k) = the weight's values; ids: only these rows (count), a row of NaN where there is none; data == nullptr: all.
 struct DequantizeArgs {
   PackedView w;
-  const int64_t* ids;
+  Ints ids;
   int64_t count;
   void* y;
   DType dtype;
@@ -116,11 +123,8 @@ struct QuantizedGemmArgs : Epilogue {
 size_t gemm_quantized_workspace(const QuantizedGemmArgs&);
 void gemm_quantized(const QuantizedGemmArgs&, Stream);
 
-// Integers on the device, of 4 or 8 bytes.
-struct Ints {
-  const void* data;  // nullptr: none
-  bool wide;         // int64, else int32
-};
+// What a paged cache holds.
+enum class Stored : uint8_t { f32, f16, bf16, int8 };
 
 // Attention over dense (B, H, S, D) or, with cu_q and cu_k, packed tokens: batch entry b has queries cu_q[b] .. cu_q[b+1] of the
 // token axis, and the b strides are unused. See qkv.ops.attention for the formula. What the host does not know (lengths,
@@ -146,10 +150,162 @@ struct AttentionArgs {
   // Probabilities, q's dtype, or nullptr. Dense: (B, H, S, T). Packed: entry b's (H, S_b, T_b) starts at weight_start[b].
   void* weights;
   const int64_t* weight_start;  // (B), device
-  bool batch_invariant;         // the split over keys must not depend on batch or s
+  // Paged: k and v are (blocks, Hkv, block_size, D) in the order of strides, of dtype `stored`, and k.dtype and v.dtype unused.
+  // Entry b's keys lie at places starts[b] ... kv_lengths[b] + more_keys - 1 (or its length by cu_k instead of kv_lengths), and
+  // place i at i % block_size of block block_tables[b * table_row + i / block_size], of which none is looked up without a key
+  // that is seen. A key in a block that the cache does not have counts as NaN. t: no place of a key is beyond; tables reach that
+  // far. Queries are packed, or with cu_q.data == nullptr s each, of which the b strides are used.
+  Ints block_tables;  // data == nullptr: not paged
+  Ints starts;        // (B) or none: 0
+  int64_t more_keys;
+  int64_t table_row, blocks, block_size;
+  Stored stored;
+  Strided4 k_scale, v_scale;  // of int8: float32, (blocks, Hkv, block_size) in the order of strides
+  bool batch_invariant;       // the split over keys must not depend on batch or s
   void* workspace;
 };
 size_t attention_workspace(const AttentionArgs&);
 void attention(const AttentionArgs&, Stream);
+
+// Rows of new tokens into the slots of a paged cache; of tokens with the same slot the last one stays.
+struct PagedWriteArgs {
+  int64_t tokens, heads, d, dv;
+  Ints slots;     // (tokens), block * block_size + place; negative, or not in the cache: not stored
+  bool distinct;  // no slot is there twice
+  int64_t blocks, block_size;
+  Strided4 k, v;              // s: tokens, b unused; one dtype
+  Strided4 k_cache, v_cache;  // b: blocks, s: places of a block; dtype unused
+  Stored stored;
+  Strided4 k_scale, v_scale;  // of int8: float32, d unused
+  void* workspace;
+};
+size_t paged_write_workspace(const PagedWriteArgs&);
+void paged_write(const PagedWriteArgs&, Stream);
+
+// slots (B, count): where tokens lengths[b] ... + count - 1 of sequence b go, for paged_write; -1 for one that the table has no
+// block of the cache for.
+struct PagedSlotsArgs {
+  int64_t batch, count;
+  Ints lengths;  // (B)
+  Ints tables;   // (B, width), rows table_row apart
+  int64_t table_row, width, blocks, block_size;
+  int64_t* slots;
+};
+void paged_slots(const PagedSlotsArgs&, Stream);
+
+// The beginnings of some blocks to others, all different, in each of several arrays of blocks.
+struct CopyBlocksArgs {
+  void* const* arrays;            // (count), device
+  const int64_t *block, *copied;  // (count), device: bytes of a block, and those of them that are copied
+  int64_t count;
+  const int64_t *from, *to;  // (blocks), device
+  int64_t blocks;
+};
+void copy_blocks(const CopyBlocksArgs&, Stream);
+
+// y[i] = table[ids[i]], a row of NaN where there is no such row.
+struct EmbeddingArgs {
+  Ints ids;
+  int64_t count, rows, n;
+  Strided4 table;  // s: rows, d: columns
+  void* y;         // (count, n)
+  DType dtype;     // of y
+};
+void embedding(const EmbeddingArgs&, Stream);
+
+// y = x with the first `dim` elements of every row rotated by the row's angles, cos and sin times `factor`.
+struct RotaryArgs {
+  Rows x, y;    // same dtype
+  Rows angles;  // float32, dim / 2 a row, neighbours adjacent, spread over x's grid: strides 0 where rows share them
+  float factor;
+  int64_t dim;
+  bool interleaved;
+};
+void rotary(const RotaryArgs&, Stream);
+
+// y (B, S, H, D) contiguous = x with the first 2 `half` features of every row turned by a table's row, which is lengths[b], or
+// with `moves` lengths[b] + s; NaN where there is no such row.
+struct RotaryTableArgs {
+  Strided4 x;  // any strides
+  int64_t batch, s, heads, d;
+  Strided4 cos, sin;  // (positions, half): s and d, b and h unused; any float dtypes
+  int64_t positions, half;
+  Ints lengths;  // (B)
+  bool moves, interleaved;
+  void* y;
+};
+void rotary_table(const RotaryTableArgs&, Stream);
+
+// y[i] = positions[i] * frequencies
+struct RotaryAngleArgs {
+  Ints positions;            // (count)
+  const float* frequencies;  // (n)
+  float* y;                  // (count, n)
+  int64_t count, n;
+};
+void rotary_angles(const RotaryAngleArgs&, Stream);
+
+// y = scale x + other, or x / scale + other; in float, rounded once to x's dtype.
+struct ScaledSumArgs {
+  const void* x;  // (rows, n)
+  DType dtype;
+  const void* other;  // nullptr: none
+  DType other_dtype;
+  int64_t other_row;  // n, or 0: one row for all
+  void* y;            // (rows, n)
+  float scale;
+  bool divide;
+  int64_t rows, n;
+};
+void scaled_sum(const ScaledSumArgs&, Stream);
+
+// The k largest of each row of x in descending order and where they stand; of equal ones the first counts as larger, a NaN as
+// smaller than any number.
+struct TopKArgs {
+  const void* x;  // (rows, n)
+  DType dtype;
+  int64_t rows, n;
+  int64_t k;        // 1 ... n
+  void* values;     // (rows, k), x's dtype; nullptr: not wanted
+  int64_t* places;  // (rows, k)
+  void* workspace;
+};
+size_t top_k_workspace(const TopKArgs&);
+void top_k(const TopKArgs&, Stream);
+
+// A token of each row of logits: from softmax(x / temperature) as far as top_k, top_p and min_p leave it, by one number of
+// [0, 1) a row. -1 where there is no token to draw.
+struct SampleArgs {
+  const void* x;  // (rows, n)
+  DType dtype;
+  int64_t rows, n;
+  float temperature;
+  int64_t k;        // 0: all
+  double p, min_p;  // 1 and 0: all
+  const double* u;  // (rows)
+  int64_t* tokens;  // (rows)
+  void* workspace;
+};
+size_t sample_workspace(const SampleArgs&);
+void sample(const SampleArgs&, Stream);
+
+// out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j over already projected q (B, S, A) and k (B, T, A).
+struct AdditiveAttentionArgs {
+  int64_t batch, s, t, a, dv;
+  const float *q, *k;  // rows adjacent; batch entries q_b and k_b apart
+  int64_t q_b, k_b;
+  const float* w;   // (A)
+  Strided4 v, out;  // h unused
+  Strided4 mask;    // bytes (B, S, T), h unused; data == nullptr: none
+  Ints kv_lengths;  // (B)
+  void* weights;    // (B, S, T) of v's dtype or nullptr
+};
+void additive_attention(const AdditiveAttentionArgs&, Stream);
+
+// x += 1 in place, int64 numbers; of different places.
+struct AdvanceArgs {
+  Rows x;  // dtype unused
+};
+void advance(const AdvanceArgs&, Stream);
 
 }  // namespace qkv::cuda

@@ -3,8 +3,12 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
+#include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 namespace qkv::cuda {
@@ -92,6 +96,111 @@ cudaMemPool_t pool() {
   return made;
 }
 
+// Page-locked memory that uploads to a device pass through, made piece by piece as it is needed. A copy from ordinary memory
+// would first wait for all that is in its stream, and would read a mapped file while the device does nothing.
+constexpr size_t kStagedPiece = size_t{4} << 20;
+constexpr int kStagedPieces = 4;
+constexpr size_t kUnstaged = size_t{64} << 10;  // up to so many bytes the driver itself copies aside and returns
+
+struct Staging {
+  struct Piece {
+    void* data = nullptr;
+    cudaEvent_t fetched = nullptr;
+  };
+  std::mutex mutex;
+  Piece pieces[kStagedPieces];
+  int next = 0;
+
+  // A piece that the device has fetched, or nullptr where no more host memory can be locked.
+  Piece* take() {
+    Piece& p = pieces[next];
+    next = (next + 1) % kStagedPieces;
+    if (p.data) {
+      check(cudaEventSynchronize(p.fetched), "qkv.cuda");
+      return &p;
+    }
+    if (!p.fetched) check(cudaEventCreateWithFlags(&p.fetched, cudaEventDisableTiming), "qkv.cuda");
+    if (cudaHostAlloc(&p.data, kStagedPiece, cudaHostAllocDefault) != cudaSuccess) {
+      cudaGetLastError();
+      p.data = nullptr;
+      return nullptr;
+    }
+    return &p;
+  }
+
+  void trim() {
+    for (Piece& p : pieces) {
+      if (!p.data) continue;
+      check(cudaEventSynchronize(p.fetched), "qkv.cuda");
+      check(cudaFreeHost(std::exchange(p.data, nullptr)), "qkv.cuda");
+    }
+  }
+};
+
+// That of the current device.
+Staging& staging() {
+  static std::mutex& mutex = *new std::mutex;  // as in pool()
+  static std::vector<std::unique_ptr<Staging>>& all = *new std::vector<std::unique_ptr<Staging>>;
+  const auto device = static_cast<size_t>(current_device());
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (all.size() <= device) all.resize(device + 1);
+  if (!all[device]) all[device] = std::make_unique<Staging>();
+  return *all[device];
+}
+
+// How many bytes went through staging: all, unless host memory cannot be locked. One thread at a time.
+size_t upload_staged(void* to, const void* from, size_t bytes, Stream stream) {
+  Staging& s = staging();
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  for (size_t at = 0; at < bytes; at += kStagedPiece) {
+    const size_t n = std::min(kStagedPiece, bytes - at);
+    const Staging::Piece* const p = s.take();
+    if (!p) return at;
+    std::memcpy(p->data, static_cast<const char*>(from) + at, n);
+    check(cudaMemcpyAsync(static_cast<char*>(to) + at, p->data, n, cudaMemcpyHostToDevice, native(stream)), "qkv.cuda");
+    check(cudaEventRecord(p->fetched, native(stream)), "qkv.cuda");
+  }
+  return bytes;
+}
+
+// The streams that memory goes back in, but for those of other libraries and those that captures use.
+class OwnStreams {
+ public:
+  void add(Stream stream) {
+    const int device = current_device();
+    const std::lock_guard<std::mutex> lock(mutex_);
+    streams_.push_back({device, stream});
+  }
+  // Of the current device. The device as a whole is not waited for: that is an error while anything captures.
+  void synchronize() {
+    const int device = current_device();
+    std::vector<Stream> of_device = {nullptr};
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      for (const auto& [number, stream] : streams_)
+        if (number == device) of_device.push_back(stream);
+    }
+    for (const Stream stream : of_device) {
+      cudaStreamCaptureStatus status{};  // an error for the default stream while one that it would wait for captures
+      if (cudaStreamIsCapturing(native(stream), &status) != cudaSuccess)
+        cudaGetLastError();
+      else if (status == cudaStreamCaptureStatusNone)
+        check(cudaStreamSynchronize(native(stream)), "qkv.cuda");
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<std::pair<int, Stream>> streams_;
+};
+
+OwnStreams& own_streams() {
+  static OwnStreams& it = *new OwnStreams;  // as in pool()
+  return it;
+}
+
+thread_local bool capturing = false;
+
 }  // namespace
 
 void fail(int code, const char* what) {
@@ -119,6 +228,25 @@ std::string device_name(int device) {
   return properties.name;
 }
 
+int compute_capability(int device) {
+  int major = 0, minor = 0;
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "qkv.cuda");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "qkv.cuda");
+  return 10 * major + minor;
+}
+
+std::string driver_version() {
+  int v = 0;
+  check(cudaDriverGetVersion(&v), "qkv.cuda");
+  return version(v);
+}
+
+std::string runtime_version() {
+  int v = 0;
+  check(cudaRuntimeGetVersion(&v), "qkv.cuda");
+  return version(v);
+}
+
 int current_device() {
   int device = 0;
   check(cudaGetDevice(&device), "qkv.cuda");
@@ -138,17 +266,25 @@ OnDevice::~OnDevice() {
   if (before_ >= 0) cudaSetDevice(before_);
 }
 
-void* allocate(size_t bytes, Stream stream) {
+void* allocate(size_t bytes, Stream stream, const char* op) {
   void* data = nullptr;
-  const cudaError_t error = cudaMallocFromPoolAsync(&data, bytes, pool(), native(stream));
+  cudaError_t error = cudaMallocFromPoolAsync(&data, bytes, pool(), native(stream));
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    // What was released goes back once the work before it is done, and what the pool holds in pieces that are too small once it
+    // is trimmed.
+    own_streams().synchronize();
+    check(cudaMemPoolTrimTo(pool(), 0), op);
+    error = cudaMallocFromPoolAsync(&data, bytes, pool(), native(stream));
+  }
   if (error == cudaErrorMemoryAllocation) {
     cudaGetLastError();
     const MemoryInfo info = memory_info();
-    throw Error(error, "out of GPU memory: asked for " + bytes_text(bytes) + "; " + bytes_text(info.free) + " of " +
+    throw Error(error, "out of GPU memory: " + bytes_text(bytes) + " asked for by " + op + "; " + bytes_text(info.free) + " of " +
                            bytes_text(info.total) + " are free, " + bytes_text(info.used) + " are in qkv's arrays, " +
                            bytes_text(info.cached) + " wait for reuse");
   }
-  check(error, "qkv.cuda");
+  check(error, op);
   return data;
 }
 
@@ -187,18 +323,40 @@ void set_cache_limit(size_t bytes) {
   check(cudaMemPoolSetAttribute(pool(), cudaMemPoolAttrReleaseThreshold, &keep), "qkv.cuda");
 }
 
-void trim() { check(cudaMemPoolTrimTo(pool(), 0), "qkv.cuda"); }
+void trim() {
+  check(cudaMemPoolTrimTo(pool(), 0), "qkv.cuda");
+  Staging& s = staging();
+  const std::lock_guard<std::mutex> lock(s.mutex);
+  s.trim();
+}
+
+void set_capturing(bool on) { capturing = on; }
+
+void refuse_while_capturing(const char* what) {
+  if (capturing)
+    throw Error(cudaErrorStreamCaptureUnsupported,
+                std::string("a recorded step takes arrays on the device only, and waits for nothing: ") + what);
+}
 
 void upload(void* to, const void* from, size_t bytes, Stream stream) {
+  refuse_while_capturing("host memory is copied once, not in each replay");
   if (!bytes) return;
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)), "qkv.cuda");
-  // Ordinary memory has been copied to where the driver takes it from; page-locked memory is read by the device itself.
   cudaPointerAttributes attributes{};
   check(cudaPointerGetAttributes(&attributes, from), "qkv.cuda");
-  if (attributes.type == cudaMemoryTypeHost) synchronize(stream);
+  const bool ordinary = attributes.type == cudaMemoryTypeUnregistered;
+  if (ordinary && bytes > kUnstaged) {
+    const size_t done = upload_staged(to, from, bytes, stream);
+    to = static_cast<char*>(to) + done;
+    from = static_cast<const char*>(from) + done;
+    bytes -= done;
+  }
+  if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, native(stream)), "qkv.cuda");
+  // Ordinary memory has been copied to where the device takes it from; page-locked memory it reads itself.
+  if (!ordinary) synchronize(stream);
 }
 
 void download(void* to, const void* from, size_t bytes, Stream stream) {
+  refuse_while_capturing("what is recorded is not done yet");
   if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)), "qkv.cuda");
   synchronize(stream);
 }
@@ -211,13 +369,17 @@ void fill_bytes(void* to, int value, size_t bytes, Stream stream) {
   if (bytes) check(cudaMemsetAsync(to, value, bytes, native(stream)), "qkv.cuda");
 }
 
-Stream create_stream() {
+Stream create_stream(bool captures) {
   cudaStream_t stream = nullptr;
   check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "qkv.cuda");
+  if (!captures) own_streams().add(stream);
   return stream;
 }
 
-void synchronize(Stream stream) { check(cudaStreamSynchronize(native(stream)), "qkv.cuda"); }
+void synchronize(Stream stream) {
+  refuse_while_capturing("what is recorded is not done yet");
+  check(cudaStreamSynchronize(native(stream)), "qkv.cuda");
+}
 
 void wait_for(Stream waiter, Stream other) {
   if (waiter == other) return;

@@ -15,6 +15,11 @@ int device_count();
 // What device_count would throw, or nothing.
 std::string why_not();
 std::string device_name(int device);
+// Ten times the major and the minor number.
+int compute_capability(int device);
+// As "12.8": the newest CUDA that the driver knows, and that of this build.
+std::string driver_version();
+std::string runtime_version();
 int current_device();
 void set_device(int device);
 
@@ -31,8 +36,9 @@ class OnDevice {
 };
 
 // Stream-ordered memory of the current device: usable in `stream` from here on, and taken back in its order. It comes from a pool
-// that keeps what is released, up to set_cache_limit.
-void* allocate(size_t bytes, Stream stream);
+// that keeps what is released, up to set_cache_limit. Where there is too little, what waits for reuse is given back before the
+// Error, which names `op`.
+void* allocate(size_t bytes, Stream stream, const char* op);
 // `stream` waits for what is enqueued in `others` by now.
 void join(int device, Stream stream, const Stream* others, size_t count) noexcept;
 // After that, too.
@@ -45,17 +51,25 @@ struct MemoryInfo {
 MemoryInfo memory_info();
 // Bytes that the current device's pool keeps for reuse; at first a quarter of the device's memory.
 void set_cache_limit(size_t bytes);
-// Gives what waits for reuse back to the device.
+// Gives what waits for reuse back to the device, and the host memory that uploads pass through to the system.
 void trim();
 
-// Host memory to the device; `from` may be changed once this returns.
+// While this thread's work is captured (graph.h), host memory can neither be read nor written, and nothing waited for: uploads,
+// downloads and synchronize are an Error.
+void set_capturing(bool);                       // said by a Capture
+void refuse_while_capturing(const char* what);  // that Error, if it is
+
+// Host memory to the device; `from` may be changed once this returns. Ordinary memory goes through a few page-locked pieces, one
+// of which is filled, by reading a file if it is mapped, while the device fetches the others.
 void upload(void* to, const void* from, size_t bytes, Stream stream);
 // Device memory to the host; waits until it is there.
 void download(void* to, const void* from, size_t bytes, Stream stream);
 void copy_bytes(void* to, const void* from, size_t bytes, Stream stream);
 void fill_bytes(void* to, int value, size_t bytes, Stream stream);
 
-Stream create_stream();  // of the current device; never destroyed, since memory goes back in the order of its stream
+// Of the current device; never destroyed, since memory goes back in the order of its stream. `captures`: it is used for nothing
+// but captures.
+Stream create_stream(bool captures);
 void synchronize(Stream stream);
 // What is enqueued in `waiter` from here on runs after what is in `other` now; nobody waits on the host.
 void wait_for(Stream waiter, Stream other);

@@ -58,6 +58,12 @@ QKV_DEVICE Finish<T> softmax_row(Row& row, bool log) {
   return Finish<T>(top[0], total[0], log);
 }
 
+// Of row r, if there is one: instead of y, what log_softmax subtracts.
+template <class T>
+QKV_DEVICE void give_parts(const Finish<T>& finish, float* parts, int64_t r, int64_t rows) {
+  if (threadIdx.x == 0 && r < rows) reinterpret_cast<float2*>(parts)[r] = make_float2(finish.top, finish.last);
+}
+
 // In all kernels lanes without a row still take part in what a warp does together, with n = 0.
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>)
@@ -68,6 +74,14 @@ __global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>)
   row.load(row_of<const T>(x, r), n, -kInfinity);
   row.change(softmax_row<T>(row, log));
   row.store(row_of<T>(y, r), n);
+}
+
+template <class T>
+__global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>) parts_held(const __grid_constant__ Rows x, float* parts) {
+  const int64_t r = team_row();
+  HeldRow<T> row;
+  row.load(row_of<const T>(x, r), r < x.rows ? static_cast<int>(x.n) : 0, -kInfinity);
+  give_parts(softmax_row<T>(row, true), parts, r, x.rows);
 }
 
 template <class T>
@@ -83,14 +97,26 @@ __global__ void __launch_bounds__(kMostThreads)
 }
 
 template <class T>
+__global__ void __launch_bounds__(kMostThreads) parts_ahead(const __grid_constant__ Rows x, float* parts) {
+  AheadRow<T> row(static_cast<int>(x.n));
+  row.fetch(row_of<const T>(x, blockIdx.x));
+  for (int64_t r = blockIdx.x; r < x.rows; r += gridDim.x) {
+    row.take();
+    if (r + gridDim.x < x.rows) row.fetch(row_of<const T>(x, r + gridDim.x));
+    give_parts(softmax_row<T>(row, true), parts, r, x.rows);
+  }
+}
+
+template <class T>
 __global__ void __launch_bounds__(kMostThreads)
-    softmax_shared(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log) {
+    softmax_shared(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log, float* parts) {
   const int64_t r = team_row();
   const SharedRow<T> row{reinterpret_cast<T*>(shared_chunks() + threadIdx.y * shared_pitch<T>(x.n)),
                          r < x.rows ? static_cast<int>(x.n) : 0};
   const T* const from = row_of<const T>(x, r);
   row.load(-kInfinity, [&](int i) { return from[i * x.step]; });
   const Finish<T> finish = softmax_row<T>(row, log);
+  if (parts) return give_parts(finish, parts, r, x.rows);
   row.store(row_of<T>(y, r), y.step, [&](T e, int) { return from_float<T>(finish(to_float(e))); });
 }
 
@@ -130,7 +156,7 @@ __global__ void __launch_bounds__(kAcrossThreads)
 // where the caches still have them. The sum of a piece is float, that of all pieces double: sums of millions stay exact.
 template <class T, bool kVectors>
 __global__ void __launch_bounds__(kMostThreads, 2)
-    softmax_pieces(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log) {
+    softmax_pieces(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log, float* parts) {
   __shared__ Scratch<float, 1> top_scratch;
   __shared__ Scratch<double, 1> total_scratch;
   constexpr int64_t kLength = Piece<T, kVectors>::kLength;
@@ -156,6 +182,7 @@ __global__ void __launch_bounds__(kMostThreads, 2)
   reduce<Add>(total, total_scratch);
 
   const Finish<T> finish(top[0], static_cast<float>(total[0]), log);
+  if (parts) return give_parts(finish, parts, blockIdx.x, x.rows);
   T* const to = row_of<T>(y, blockIdx.x);
   for (int64_t i = pieces; i-- > 0;) {
     piece.load(from + i * kLength * x.step, x.step, length(i), -kInfinity);
@@ -194,21 +221,28 @@ void softmax(const SoftmaxArgs& a, Stream stream_in) {
     const RowPlan plan = plan_rows<T>(a.x.n);
     const unsigned blocks = plan.blocks(a.x.rows);
     const bool vectors = in_chunks(a.x) && in_chunks(a.y);
-    const int columns = plan.chunks == kHeldChunks && plan.threads <= kAcrossThreads / 2 ? columns_across<T>(a) : 0;
+    const int columns = !a.parts && plan.chunks == kHeldChunks && plan.threads <= kAcrossThreads / 2 ? columns_across<T>(a) : 0;
     const size_t shared = shared_bytes<T>(plan, a.x.n), ahead = ahead_bytes(plan);
     if (columns > 0) {
       launch_across<T>(a, plan, columns, stream);
     } else if (vectors && plan.chunks == kHeldChunks) {
-      softmax_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
+      if (a.parts)
+        parts_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.parts);
+      else
+        softmax_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
     } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
       allow_shared(softmax_ahead<T>, ahead, "softmax");
-      softmax_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.y, a.log);
+      allow_shared(parts_ahead<T>, ahead, "log_softmax_parts");
+      if (a.parts)
+        parts_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.parts);
+      else
+        softmax_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.y, a.log);
     } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
       allow_shared(softmax_shared<T>, shared, "softmax");
-      softmax_shared<T><<<blocks, plan.block(), shared, stream>>>(a.x, a.y, a.log);
+      softmax_shared<T><<<blocks, plan.block(), shared, stream>>>(a.x, a.y, a.log, a.parts);
     } else {
       const auto kernel = vectors ? softmax_pieces<T, true> : softmax_pieces<T, false>;
-      kernel<<<static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream>>>(a.x, a.y, a.log);
+      kernel<<<static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream>>>(a.x, a.y, a.log, a.parts);
     }
   });
   check_launch("softmax");

@@ -1,6 +1,7 @@
 // The CUDA runtime's device, versions and errors.
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "cuda/emulation/cudart.h"
@@ -27,7 +28,7 @@ Device device() {
   const Config c = configuration();
   const int cc = c.compute_capability;
   const size_t kilobytes = cc == 80 || cc == 87 ? 163 : cc == 86 || cc == 89 || cc >= 120 ? 99 : 227;
-  return {cc / 10, cc % 10, c.multiprocessors, kilobytes * 1024};
+  return {cc / 10, cc % 10, c.multiprocessors, kilobytes * 1024, std::min(c.memory, kDeviceBytes)};
 }
 
 }  // namespace qkv::emulation
@@ -140,7 +141,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int id) {
   std::memset(p, 0, sizeof *p);
   const Device d = device();
   std::strcpy(p->name, "qkv emulator");
-  p->totalGlobalMem = kDeviceBytes;
+  p->totalGlobalMem = device().memory;
   p->sharedMemPerBlock = 48 * 1024;
   p->sharedMemPerBlockOptin = d.shared_per_block;
   p->sharedMemPerMultiprocessor = d.shared_per_block + 1024;
@@ -213,6 +214,18 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
       return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureMerge:
+      return "operation would make one of two captures wait for the other";
+    case cudaErrorStreamCaptureUnjoined:
+      return "the capture ended before all streams that joined it were waited for";
+    case cudaErrorStreamCaptureIsolation:
+      return "a capturing stream cannot wait for what is not captured";
+    case cudaErrorStreamCaptureWrongThread:
+      return "the capture was begun by another thread";
+    case cudaErrorCapturedEvent:
+      return "the event was recorded in a capture";
+    case cudaErrorNotSupported:
+      return "operation not supported";
     case cudaErrorStreamCaptureUnmatched:
       return "capture was not ended in the same stream as it began";
     case cudaErrorStreamCaptureImplicit:
@@ -242,10 +255,16 @@ const char* cudaGetErrorName(cudaError_t error) {
     QKV_NAME(cudaErrorLaunchOutOfResources)
     QKV_NAME(cudaErrorInvalidClusterSize)
     QKV_NAME(cudaErrorLaunchFailure)
+    QKV_NAME(cudaErrorNotSupported)
     QKV_NAME(cudaErrorStreamCaptureUnsupported)
     QKV_NAME(cudaErrorStreamCaptureInvalidated)
+    QKV_NAME(cudaErrorStreamCaptureMerge)
     QKV_NAME(cudaErrorStreamCaptureUnmatched)
+    QKV_NAME(cudaErrorStreamCaptureUnjoined)
+    QKV_NAME(cudaErrorStreamCaptureIsolation)
     QKV_NAME(cudaErrorStreamCaptureImplicit)
+    QKV_NAME(cudaErrorStreamCaptureWrongThread)
+    QKV_NAME(cudaErrorCapturedEvent)
     QKV_NAME(cudaErrorIllegalState)
     QKV_NAME(cudaErrorNotReady)
     default:

@@ -48,20 +48,24 @@ Pool* default_pool() {
   return it;
 }
 
-size_t idle_bytes() {
-  size_t idle = 0;
-  for (const Pool* p : pools()) idle += p->reserved - p->used;
-  return idle;
+// What no pool and no program has.
+size_t free_bytes() {
+  size_t taken = device_bytes_used();
+  for (const Pool* p : pools()) taken += p->reserved - p->used;
+  const size_t memory = device().memory;
+  return memory - std::min(memory, taken);
 }
 
+// What is idle in a pool serves one allocation that is no larger, else stays in its way until the pool is trimmed: as where it
+// lies in pieces that are too small.
 void* allocate(size_t bytes, Pool* pool) {
-  configuration();  // whether there is a checker that wants to see it
+  const bool idle = pool && pool->reserved - pool->used >= bytes;
+  if (!idle && bytes > free_bytes()) return nullptr;
   void* data = device_allocate(bytes);
   if (!data || !pool) return data;
   pooled()[data] = {pool, bytes};
   pool->used += bytes;
-  pool->reserved = std::max(pool->reserved, pool->used);
-  if (device_bytes_used() + idle_bytes() > kDeviceBytes) pool->reserved = pool->used;  // what is idle goes first
+  if (!idle) pool->reserved += bytes;
   pool->used_high = std::max(pool->used_high, pool->used);
   pool->reserved_high = std::max(pool->reserved_high, pool->reserved);
   return data;
@@ -82,6 +86,12 @@ bool is_pinned(const void* data) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const auto it = host_blocks().upper_bound(address);
   return it != host_blocks().begin() && address < std::prev(it)->first + std::prev(it)->second;
+}
+
+// In a capture, allocating and freeing become nodes of the graph, and the memory the graph's. Nothing here needs that.
+cudaError_t no_memory_nodes(const Stream* s) {
+  s->capturing->valid = false;
+  return cudaErrorNotSupported;
 }
 
 enum class Where { host, device, bad };  // bad: in the arena, but not inside an allocation
@@ -140,11 +150,6 @@ void trim_pools() {
   for (Pool* p : pools()) p->reserved = std::max(p->used, std::min(p->reserved, p->threshold));
 }
 
-Graph::~Graph() {
-  const Lock lock(runtime_mutex());
-  for (void* data : freed) release(data);
-}
-
 }  // namespace qkv::emulation
 
 extern "C" {
@@ -167,7 +172,9 @@ cudaError_t cudaFree(void* data) {
 cudaError_t cudaMallocFromPoolAsync(void** data, size_t bytes, cudaMemPool_t pool, cudaStream_t stream) {
   const Lock lock(runtime_mutex());
   *data = nullptr;
-  if (!find_stream(stream)) return report(cudaErrorInvalidResourceHandle);
+  const Stream* s = find_stream(stream);
+  if (!s) return report(cudaErrorInvalidResourceHandle);
+  if (s->capturing) return report(no_memory_nodes(s));
   if (!bytes) return cudaSuccess;
   *data = allocate(bytes, pool);
   return report(*data ? cudaSuccess : cudaErrorMemoryAllocation);
@@ -183,10 +190,7 @@ cudaError_t cudaFreeAsync(void* data, cudaStream_t stream) {
   if (!s) return report(cudaErrorInvalidResourceHandle);
   if (!data) return cudaSuccess;
   if (where(data, 0) != Where::device) return report(cudaErrorInvalidValue);
-  if (s->capturing) {
-    s->capturing->freed.push_back(data);
-    return cudaSuccess;
-  }
+  if (s->capturing) return report(no_memory_nodes(s));
   if (!configuration().late_streams) return report(release(data));
   return report(issue(stream, [data] { return release(data); }));
 }
@@ -288,8 +292,8 @@ cudaError_t cudaMemPoolGetAttribute(cudaMemPool_t pool, cudaMemPoolAttr attribut
 
 cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   const Lock lock(runtime_mutex());
-  *total = kDeviceBytes;
-  *free = kDeviceBytes - std::min(kDeviceBytes, device_bytes_used() + idle_bytes());
+  *total = device().memory;
+  *free = free_bytes();
   return cudaSuccess;
 }
 
@@ -318,7 +322,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   const Stream* s = find_stream(stream);
   const bool host = kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToHost;
   if (!host || !s || s->capturing || !configuration().late_streams || is_pinned(kind == cudaMemcpyHostToDevice ? from : to))
-    return report(issue(stream, [=] { return copy(to, from, bytes, kind); }));
+    return report(issue(stream, [=] { return copy(to, from, bytes, kind); }, cudaGraphNodeTypeMemcpy));
   // Pageable memory of the host: read before the call returns, and written.
   if (kind == cudaMemcpyHostToDevice) {
     const auto* first = static_cast<const unsigned char*>(from);
@@ -329,16 +333,18 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
   return error == cudaSuccess ? cudaStreamSynchronize(stream) : report(error);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
-  return report(issue(stream, [=] { return fill(to, value, bytes); }));
+  return report(issue(stream, [=] { return fill(to, value, bytes); }, cudaGraphNodeTypeMemset));
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
                               cudaMemcpyKind kind, cudaStream_t stream) {
-  return report(issue(stream, [=] { return copy_2d(to, to_pitch, from, from_pitch, width, height, kind); }));
+  return report(
+      issue(stream, [=] { return copy_2d(to, to_pitch, from, from_pitch, width, height, kind); }, cudaGraphNodeTypeMemcpy));
 }
 
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  if (forbidden_to_legacy_stream()) return report(cudaErrorStreamCaptureImplicit);
   catch_up();
   return report(copy(to, from, bytes, kind));
 }
@@ -346,12 +352,14 @@ cudaError_t cudaMemcpy2D(void* to, size_t to_pitch, const void* from, size_t fro
                          cudaMemcpyKind kind) {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  if (forbidden_to_legacy_stream()) return report(cudaErrorStreamCaptureImplicit);
   catch_up();
   return report(copy_2d(to, to_pitch, from, from_pitch, width, height, kind));
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   const Lock lock(runtime_mutex());
   if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  if (forbidden_to_legacy_stream()) return report(cudaErrorStreamCaptureImplicit);
   catch_up();
   return report(fill(to, value, bytes));
 }

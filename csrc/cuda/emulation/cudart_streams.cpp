@@ -16,7 +16,7 @@ void trim_pools();  // cudart_memory.cpp
 struct CUevent_st {
   std::shared_ptr<Graph> capturing;  // recorded in a stream that was capturing
   Stream* stream = nullptr;          // where it was recorded, after so much work
-  uint64_t issued = 0;
+  uint64_t issued = 0, captured = 0;
   std::chrono::steady_clock::time_point time;
 };
 struct CUgraph_st {
@@ -24,6 +24,8 @@ struct CUgraph_st {
 };
 struct CUgraphExec_st {
   std::shared_ptr<Graph> graph;
+  Stream* last = nullptr;  // where it was launched last, after so much work: a launch comes after those before
+  uint64_t issued = 0;
 };
 
 namespace {
@@ -38,12 +40,18 @@ Stream& legacy_stream() {
   static auto* it = new Stream;
   return *it;
 }
-thread_local std::vector<std::shared_ptr<Graph>> captures;  // begun by this thread in a mode that forbids unsafe calls
+std::vector<std::shared_ptr<Graph>>& captures() {  // that have not ended
+  static auto* it = new std::vector<std::shared_ptr<Graph>>;
+  return *it;
+}
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 cudaStream_t handle(Stream* s) { return reinterpret_cast<cudaStream_t>(s); }
 
+bool known(Stream* s) { return s == &legacy_stream() || streams().count(s); }
+
 cudaError_t wait_for(Stream* s) {
+  if (s == &legacy_stream() && forbidden_to_legacy_stream()) return cudaErrorStreamCaptureImplicit;
   if (s->capturing) {
     s->capturing->valid = false;
     return cudaErrorStreamCaptureUnsupported;
@@ -60,7 +68,7 @@ void add(Stream* s, Work work) {
 
 // What is added to s from here on runs after what `other` has now.
 void add_wait(Stream* s, Stream* other, uint64_t n) {
-  add(s, [other, n] { return other == &legacy_stream() || streams().count(other) ? catch_up(other, n) : cudaSuccess; });
+  add(s, [other, n] { return known(other) ? catch_up(other, n) : cudaSuccess; });
 }
 
 }  // namespace
@@ -94,21 +102,18 @@ Stream* find_stream(cudaStream_t stream) {
   return streams().count(s) ? s : nullptr;
 }
 
-cudaError_t issue(cudaStream_t stream, Work work) {
+cudaError_t issue(cudaStream_t stream, Work work, cudaGraphNodeType type) {
   const Lock lock(runtime_mutex());
   Stream* s = find_stream(stream);
   if (!s) return cudaErrorInvalidResourceHandle;
   if (s->capturing) {
     if (!s->capturing->valid) return cudaErrorStreamCaptureInvalidated;
-    s->capturing->work.push_back(std::move(work));
+    s->capturing->nodes.push_back({type, std::move(work)});
+    ++s->captured;
+    s->joined = s->origin;
     return cudaSuccess;
   }
-  if (s == &legacy_stream())
-    for (Stream* other : streams())
-      if (other->capturing && !other->non_blocking) {
-        other->capturing->valid = false;
-        return cudaErrorStreamCaptureImplicit;
-      }
+  if (s == &legacy_stream() && forbidden_to_legacy_stream()) return cudaErrorStreamCaptureImplicit;
   if (!configuration().late_streams) return work();
   if (s == &legacy_stream()) {
     for (Stream* other : streams())
@@ -122,8 +127,26 @@ cudaError_t issue(cudaStream_t stream, Work work) {
 
 bool forbidden_by_capture() {
   if (thread_mode == cudaStreamCaptureModeRelaxed) return false;
-  for (auto& graph : captures) graph->valid = false;
-  return !captures.empty();
+  bool forbidden = false;
+  for (auto& graph : captures()) {
+    const bool own = graph->thread == std::this_thread::get_id();
+    if (own ? graph->mode == cudaStreamCaptureModeRelaxed
+            : graph->mode != cudaStreamCaptureModeGlobal || thread_mode != cudaStreamCaptureModeGlobal)
+      continue;
+    graph->valid = false;
+    forbidden = true;
+  }
+  return forbidden;
+}
+
+bool forbidden_to_legacy_stream() {
+  bool forbidden = false;
+  for (Stream* other : streams())
+    if (other->capturing && !other->non_blocking) {
+      other->capturing->valid = false;
+      forbidden = true;
+    }
+  return forbidden;
 }
 
 }  // namespace qkv::emulation
@@ -162,7 +185,10 @@ cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(
 
 cudaError_t cudaDeviceSynchronize() {
   const Lock lock(runtime_mutex());
-  if (forbidden_by_capture()) return report(cudaErrorStreamCaptureUnsupported);
+  if (!captures().empty()) {  // in whatever mode: it would wait for them
+    for (auto& graph : captures()) graph->valid = false;
+    return report(cudaErrorStreamCaptureUnsupported);
+  }
   const cudaError_t error = catch_up();
   trim_pools();
   return report(error);
@@ -177,10 +203,13 @@ cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned* flags) {
 }
 
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
-  return report(issue(stream, [=] {
-    function(data);
-    return cudaSuccess;
-  }));
+  return report(issue(
+      stream,
+      [=] {
+        function(data);
+        return cudaSuccess;
+      },
+      cudaGraphNodeTypeHost));
 }
 
 // ---- events
@@ -199,26 +228,43 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   const Lock lock(runtime_mutex());
   Stream* s = find_stream(stream);
   if (!s) return report(cudaErrorInvalidResourceHandle);
+  if (s->capturing && !s->capturing->valid) return report(cudaErrorStreamCaptureInvalidated);
   event->capturing = s->capturing;
   event->stream = s;
   event->issued = s->issued;
+  event->captured = s->captured;
   event->time = std::chrono::steady_clock::now();
   return cudaSuccess;
 }
 cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) { return cudaEventRecord(event, stream); }
 
-// A stream that waits for an event of a capturing stream joins the capture.
+// A stream that waits for an event of a capturing stream joins the capture; one that captures cannot wait for what is outside.
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
   const Lock lock(runtime_mutex());
   Stream* s = find_stream(stream);
   if (!s) return report(cudaErrorInvalidResourceHandle);
-  if (!event->capturing && event->stream && configuration().late_streams) add_wait(s, event->stream, event->issued);
-  if (!event->capturing || event->capturing == s->capturing) return cudaSuccess;
+  if (!event->stream) return cudaSuccess;  // never recorded
+  if (event->capturing && event->capturing->ended) return report(cudaErrorCapturedEvent);
+  if (!event->capturing) {
+    if (s->capturing) {
+      s->capturing->valid = false;
+      return report(cudaErrorStreamCaptureIsolation);
+    }
+    if (configuration().late_streams) add_wait(s, event->stream, event->issued);
+    return cudaSuccess;
+  }
+  if (event->capturing == s->capturing) {
+    if (s != event->stream && known(event->stream) && event->stream->captured == event->captured) event->stream->joined = true;
+    return cudaSuccess;
+  }
   if (s->capturing || s == &legacy_stream()) {
     event->capturing->valid = false;
+    if (s->capturing) s->capturing->valid = false;
     return report(s->capturing ? cudaErrorStreamCaptureMerge : cudaErrorStreamCaptureImplicit);
   }
   s->capturing = event->capturing;
+  s->captured = 0;
+  s->joined = false;
   return cudaSuccess;
 }
 
@@ -226,9 +272,9 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   const Lock lock(runtime_mutex());
   if (event->capturing) {
     event->capturing->valid = false;
-    return report(cudaErrorStreamCaptureUnsupported);
+    return report(cudaErrorCapturedEvent);
   }
-  return report(event->stream ? catch_up(event->stream, event->issued) : cudaSuccess);
+  return report(event->stream && known(event->stream) ? catch_up(event->stream, event->issued) : cudaSuccess);
 }
 cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 
@@ -246,8 +292,11 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mo
   if (s == &legacy_stream()) return report(cudaErrorStreamCaptureUnsupported);
   if (s->capturing) return report(cudaErrorIllegalState);
   s->capturing = std::make_shared<Graph>();
-  s->origin = true;
-  if (mode != cudaStreamCaptureModeRelaxed) captures.push_back(s->capturing);
+  s->capturing->mode = mode;
+  s->capturing->thread = std::this_thread::get_id();
+  s->origin = s->joined = true;
+  s->captured = 0;
+  captures().push_back(s->capturing);
   return cudaSuccess;
 }
 
@@ -259,17 +308,23 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
   if (!s->capturing) return report(cudaErrorIllegalState);
   if (!s->origin) return report(cudaErrorStreamCaptureUnmatched);
   const std::shared_ptr<Graph> captured = s->capturing;
+  if (captured->mode != cudaStreamCaptureModeRelaxed && captured->thread != std::this_thread::get_id())
+    return report(cudaErrorStreamCaptureWrongThread);
+  bool joined = true;
   for (Stream* other : streams())
     if (other->capturing == captured) {
+      joined = joined && other->joined;
       other->capturing = nullptr;
       other->origin = false;
     }
-  for (auto it = captures.begin(); it != captures.end(); ++it)
+  captured->ended = true;
+  for (auto it = captures().begin(); it != captures().end(); ++it)
     if (*it == captured) {
-      captures.erase(it);
+      captures().erase(it);
       break;
     }
   if (!captured->valid) return report(cudaErrorStreamCaptureInvalidated);
+  if (!joined) return report(cudaErrorStreamCaptureUnjoined);
   *graph = new CUgraph_st{captured};
   return cudaSuccess;
 }
@@ -278,6 +333,9 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   const Lock lock(runtime_mutex());
   const Stream* s = find_stream(stream);
   if (!s) return report(cudaErrorInvalidResourceHandle);
+  if (s == &legacy_stream())
+    for (const Stream* other : streams())
+      if (other->capturing && !other->non_blocking) return report(cudaErrorStreamCaptureImplicit);  // and the capture goes on
   *status = !s->capturing         ? cudaStreamCaptureStatusNone
             : s->capturing->valid ? cudaStreamCaptureStatusActive
                                   : cudaStreamCaptureStatusInvalidated;
@@ -291,27 +349,54 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph, unsigned long long) {
   const Lock lock(runtime_mutex());
+  if (!graph) return report(cudaErrorInvalidValue);
   *executable = new CUgraphExec_st{graph->graph};
   return cudaSuccess;
 }
 
 cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  const Lock lock(runtime_mutex());
+  Stream* s = find_stream(stream);
+  if (!executable) return report(cudaErrorInvalidValue);
+  if (!s) return report(cudaErrorInvalidResourceHandle);
+  if (!s->capturing && executable->last && executable->last != s && configuration().late_streams)
+    add_wait(s, executable->last, executable->issued);
   const std::shared_ptr<Graph> graph = executable->graph;
-  return report(issue(stream, [graph] {
-    for (const Work& work : graph->work) {
-      const cudaError_t error = work();
-      if (error != cudaSuccess) return error;
-    }
-    return cudaSuccess;
-  }));
+  const cudaError_t error = issue(
+      stream,
+      [graph] {
+        for (const CUgraphNode_st& node : graph->nodes) {
+          const cudaError_t failed = node.work();
+          if (failed != cudaSuccess) return failed;
+        }
+        return cudaSuccess;
+      },
+      cudaGraphNodeTypeGraph);
+  if (!s->capturing) {
+    executable->last = s;
+    executable->issued = s->issued;
+  }
+  return report(error);
 }
 
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
 
+// As many as there is room for; `count` says how many that were, or, without room, how many there are.
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t* nodes, size_t* count) {
   const Lock lock(runtime_mutex());
-  if (nodes) return report(cudaErrorNotSupported);  // only their number is known
-  *count = graph->graph->work.size();
+  std::deque<CUgraphNode_st>& all = graph->graph->nodes;
+  if (nodes) {
+    for (size_t i = 0; i < *count; ++i) nodes[i] = i < all.size() ? &all[i] : nullptr;
+    *count = *count < all.size() ? *count : all.size();
+  } else {
+    *count = all.size();
+  }
+  return cudaSuccess;
+}
+
+cudaError_t cudaGraphNodeGetType(cudaGraphNode_t node, cudaGraphNodeType* type) {
+  const Lock lock(runtime_mutex());
+  *type = node->type;
   return cudaSuccess;
 }
 

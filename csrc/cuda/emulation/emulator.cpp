@@ -87,6 +87,8 @@ void parse(const std::string& text, Config& c) {
       c.compute_capability = static_cast<int>(number(name, value));
     else if (name == "sms")
       c.multiprocessors = static_cast<int>(number(name, value));
+    else if (name == "memory")
+      c.memory = static_cast<size_t>(number(name, value));
     else if (name == "schedule")
       c.schedule = choice<Schedule>(
           name, value, {{"random", Schedule::random}, {"in_order", Schedule::in_order}, {"reverse", Schedule::reverse}});

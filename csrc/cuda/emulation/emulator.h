@@ -25,6 +25,7 @@ struct Config {
   bool late_streams = false;    // streams do their work when it is waited for, else when it is issued
   int compute_capability = 90;  // of the device that programs see
   int multiprocessors = 4;
+  size_t memory = size_t{8} << 30;  // bytes of the device; no more than memory.h's kDeviceBytes
   // "<mangled kernel>:<PTX line>": the instruction there that waits or orders does nothing, to see whether the checker misses it.
   std::string leave_out;
 };

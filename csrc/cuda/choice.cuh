@@ -1,0 +1,157 @@
+// What choosing among the elements of a row shares: an order of floats as integers, reading rows of any alignment, and finding
+// and sorting the largest.
+//
+// The order is total: by value, of equal ones the first in the row is larger, and NaN are smaller than any number. As an integer
+// of 64 bits: the value's order above the place, inverted. Since no two keys of a row are equal, a result does not depend on the
+// order in which threads get there.
+#pragma once
+#include "cuda/rows.cuh"
+
+namespace qkv::cuda {
+
+// 0 for NaN, else more for a larger number; -0 is +0.
+QKV_DEVICE uint32_t ordered(float x) {
+  const uint32_t bits = __float_as_uint(x + 0.0f);
+  if (x != x) return 0;
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+QKV_DEVICE float from_ordered(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key); }
+
+QKV_DEVICE uint64_t key_of(uint32_t order, int64_t place) {
+  return static_cast<uint64_t>(order) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(place));
+}
+QKV_DEVICE int64_t place_of(uint64_t key) { return 0xFFFFFFFFu - static_cast<uint32_t>(key); }
+
+constexpr int64_t kLongestRow = 0x7FFFFFFF;  // places must fit a key
+
+// A row as chunks of 16 bytes that are aligned, whatever the row is: the first may begin before it, the last end behind it.
+template <class T>
+struct Chunks {
+  const T* row;
+  int64_t n;
+  int lead;  // elements of the first chunk before the row
+
+  QKV_DEVICE Chunks(const T* row, int64_t n)
+      : row(row), n(n), lead(static_cast<int>(reinterpret_cast<uintptr_t>(row) % 16 / sizeof(T))) {}
+  QKV_DEVICE int64_t count() const { return (lead + n + kLanes<T> - 1) / kLanes<T>; }
+  QKV_DEVICE int64_t place(int64_t chunk) const { return chunk * kLanes<T> - lead; }  // of its first element
+
+  // Elements that are not of the row are NaN, which is smaller than all.
+  template <bool kAgain = false>
+  QKV_DEVICE uint4 load(int64_t chunk) const {
+    const int64_t at = place(chunk);
+    if (at >= 0 && at + kLanes<T> <= n) return kAgain ? load16_read_only(row + at) : load16_streaming(row + at);
+    float x[kLanes<T>];
+#pragma unroll
+    for (int j = 0; j < kLanes<T>; ++j) x[j] = at + j >= 0 && at + j < n ? to_float(row[at + j]) : __int_as_float(0x7FC00000);
+    return pack<T>(x);
+  }
+  QKV_DEVICE bool has(int64_t at) const { return at >= 0 && at < n; }
+};
+
+// f(x, place) for the chunks first, first + step ... before end, kUnroll of them in flight; what is not of the row is NaN.
+template <bool kAgain, int kUnroll, class T, class F>
+QKV_DEVICE void each_chunk(const Chunks<T>& row, int64_t first, int64_t end, int step, F&& f) {
+  for (int64_t i = first; i < end; i += kUnroll * step) {
+    uint4 raw[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+      if (i + u * step < end) raw[u] = row.template load<kAgain>(i + u * step);
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+      if (i + u * step < end) {
+        float x[kLanes<T>];
+        unpack<T>(raw[u], x);
+        f(x, row.place(i + u * step));
+      }
+  }
+}
+
+// ---- a block's digit by digit search
+// -------------------------------------------------------------------------------------------
+
+constexpr int kBins = 256;
+
+// In which bin of a histogram, from the largest down, the number `need` lies (1 ... the sum), and how many are above that bin.
+struct Bin {
+  uint32_t bin, above, count, unused;  // 16 bytes, as they are read together
+};
+
+// By one warp; every lane gets the same.
+QKV_DEVICE Bin find_bin(const uint32_t (&histogram)[kBins], uint32_t need) {
+  constexpr int kEach = kBins / 32;
+  const int lane = lane_id(), top = kBins - 1 - kEach * lane;
+  uint32_t mine = 0;
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) mine += histogram[top - i];
+  uint32_t up_to = mine;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const uint32_t other = __shfl_up_sync(kFullWarp, up_to, step);
+    if (lane >= step) up_to += other;
+  }
+  const int holder = __ffs(__ballot_sync(kFullWarp, up_to >= need)) - 1;
+  Bin found{0, up_to - mine, 0, 0};
+  if (lane == holder) {
+    for (int i = 0; i < kEach; ++i) {
+      found.bin = top - i;
+      found.count = histogram[top - i];
+      if (found.above + found.count >= need) break;
+      found.above += found.count;
+    }
+  }
+  found.bin = __shfl_sync(kFullWarp, found.bin, holder);
+  found.above = __shfl_sync(kFullWarp, found.above, holder);
+  found.count = __shfl_sync(kFullWarp, found.count, holder);
+  return found;
+}
+
+struct SelectScratch {
+  uint32_t histogram[kBins];
+  Bin bin;
+};
+
+// The threshold that exactly k of `count` keys, no two of which are equal, reach. key(i) is one of them.
+template <class Key>
+QKV_DEVICE uint64_t select_largest(int count, int k, SelectScratch& scratch, Key&& key) {
+  if (k >= count) return 0;
+  uint64_t prefix = 0;
+  uint32_t need = k;
+  for (int shift = 56;; shift -= 8) {
+    for (int i = threadIdx.x; i < kBins; i += blockDim.x) scratch.histogram[i] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < count; i += blockDim.x) {
+      const uint64_t own = key(i);
+      if (shift == 56 || own >> (shift + 8) == prefix >> (shift + 8))
+        atomicAdd(&scratch.histogram[own >> shift & (kBins - 1)], 1u);
+    }
+    __syncthreads();
+    if (threadIdx.x < 32) {
+      const Bin found = find_bin(scratch.histogram, need);
+      if (threadIdx.x == 0) scratch.bin = found;
+    }
+    __syncthreads();
+    const Bin found = scratch.bin;
+    prefix |= static_cast<uint64_t>(found.bin) << shift;
+    need -= found.above;
+    if (found.count == need || shift == 0) return prefix;
+  }
+}
+
+// keys in shared memory, a power of two of them, in descending order; after a barrier, and with one behind it.
+QKV_DEVICE void sort_descending(uint64_t* keys, int count) {
+  for (int size = 2; size <= count; size *= 2)
+    for (int step = size / 2; step > 0; step /= 2) {
+      for (int i = threadIdx.x; i < count / 2; i += blockDim.x) {
+        const int low = 2 * i - (i & (step - 1)), high = low + step;
+        const uint64_t a = keys[low], b = keys[high];
+        if ((a < b) == ((low & size) == 0)) {
+          keys[low] = b;
+          keys[high] = a;
+        }
+      }
+      __syncthreads();
+    }
+}
+
+}  // namespace qkv::cuda
