@@ -24,6 +24,31 @@ def packed(kind: str, n: int, k: int) -> Any:
     return qkv.cuda.array(qkv.pack_weight(weight, kind, group_size=32 if kind == "int4" else None))
 
 
+def paged_arguments(heads: int, lengths: list[int], dtype: Any, size: int = 16, D: int = 128, q: Any = None) -> Any:
+    """For attention_paged, all on the device: q (one each), tables, lengths, caches with two key heads, scales."""
+    blocks = [-(-n // size) for n in lengths]
+    tables = np.full((len(lengths), max(blocks)), -1, np.int32)
+    order = np.random.default_rng(0).permutation(sum(blocks)).astype(np.int32)
+    for b, n in enumerate(blocks):
+        tables[b, :n], order = order[:n], order[n:]
+    scales: dict[str, Any] = {}
+    if dtype == np.int8:
+        codes = np.random.default_rng(1).integers(-127, 128, (sum(blocks), size, 2, D)).astype(np.int8)
+        caches = [qkv.cuda.array(codes) for _ in range(2)]
+        scales = {name: drawn(sum(blocks), size, 2, dtype=np.float32) for name in ("k_scale", "v_scale")}
+    else:
+        caches = [drawn(sum(blocks), size, 2, D, dtype=dtype) for _ in range(2)]
+    queries = drawn(len(lengths), heads, D, dtype=q or ml_dtypes.bfloat16)
+    return queries, qkv.cuda.array(tables), qkv.cuda.array(np.array(lengths, np.int32)), caches, scales
+
+
+def paged(
+    heads: int, lengths: list[int], dtype: Any = ml_dtypes.bfloat16, size: int = 16, D: int = 128, **q: Any
+) -> Any:
+    queries, tables, there, caches, scales = paged_arguments(heads, lengths, dtype, size, D, **q)
+    return qkv.attention_paged(queries, *caches, tables, there, **scales)
+
+
 class Emulator:
     def __init__(self) -> None:
         self.library = ctypes.CDLL(qkv.cuda.module().__file__)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any
@@ -18,23 +19,35 @@ import qkv
 
 ENABLED = os.environ.get("QKV_TEST_DEVICE", "cpu") == "cuda"
 OPS = (
-    "attention", "attention_varlen", "gelu", "layer_norm", "linear", "log_softmax", "matmul", "quick_gelu", "relu",
-    "rms_norm", "silu", "softmax", "tanh",
+    "additive_attention", "angles", "attention", "attention_paged", "attention_varlen", "divided", "embedding",
+    "flash_attn_func", "flash_attn_varlen_func", "flash_attn_with_kvcache", "gelu", "layer_norm", "linear",
+    "log_softmax", "matmul", "paged_write", "quick_gelu", "relu", "rms_norm", "rotary", "scaled_dot_product_attention",
+    "scaled_sum", "silu", "softmax", "tanh", "top_k",
 )  # fmt: skip
+# What they write into beside their results, and ops whose arrays of small integers are caches.
+IN_PLACE = {
+    "flash_attn_with_kvcache": ("k_cache", "v_cache"),
+    "paged_write": ("k_cache", "v_cache", "k_scale", "v_scale"),
+}
+BYTES = {"attention_paged", "flash_attn_with_kvcache", "paged_write"}
 # Tests that stay out, and why.
 OF_THE_CPU = {
+    "test_refuses_what_is_not_contiguous_float32": "a GPU takes any strides and float types",
     "test_parts_of_a_logarithm": "of an internal kernel of the CPU",
+    "test_float32_alone": "a GPU takes all float types",
 }
 # As long as on a CPU without SIMD; on a GPU they run.
 TOO_LONG_IN_EMULATION = {"test_long_sums_do_not_saturate"}
 
 
-def to_device(x: Any) -> Any:
+def to_device(x: Any, op: str = "") -> Any:
     """x on the device, in the same memory order, if a GPU has its type."""
     if isinstance(x, qkv.PackedWeight):
         return qkv.cuda.array(x)
-    if type(x) is not np.ndarray or x.dtype.kind in "iu":
+    if type(x) is not np.ndarray:
         return x
+    if x.dtype.kind not in "fVb" and not (op in BYTES and x.itemsize == 1 and x.ndim > 2):
+        return x  # integers stay, but for a cache of them
     if x.size == 0 or x.flags.c_contiguous or not x.flags.aligned or any(s % x.itemsize for s in x.strides):
         return qkv.cuda.array(x)
     low = high = 0
@@ -56,18 +69,27 @@ def on_device(op: Callable[..., Any]) -> Callable[..., Any]:
     def call(*args: Any, **kwargs: Any) -> Any:
         everything = [*args, *kwargs.values()]
         arrays = [x for x in everything if isinstance(x, np.ndarray)]
-        served = all(type(x) is np.ndarray and x.dtype.isnative for x in arrays) and not any(
+        served = all(type(x) is np.ndarray and (x.dtype.isnative or x.dtype.kind in "iu") for x in arrays) and not any(
             x.dtype in (np.float64, np.complex64, np.complex128) for x in arrays
         )
         if any(isinstance(x, (qkv.cuda.Array, qkv.cuda.PackedWeight)) for x in everything):
             return op(*args, **kwargs)  # the test sees to it
-        if not arrays or not served or not any(x.dtype.kind in "fV" for x in arrays):
+        packed = any(isinstance(x, qkv.PackedWeight) for x in everything)
+        if not arrays or not served or not (packed or any(x.dtype.kind in "fV" for x in arrays)):
             return op(*args, **kwargs)
         out = kwargs.get("out")
         if out is not None and not (isinstance(out, np.ndarray) and out.flags.writeable):
             return op(*args, **kwargs)
-        moved = {id(x): to_device(x) for x in everything}
+        written: list[Any] = []
+        if names := IN_PLACE.get(op.__name__):
+            given = inspect.signature(op).bind(*args, **kwargs).arguments
+            written = [given[n] for n in names if given.get(n) is not None and given.get("k") is not None]
+            if any(type(x) is not np.ndarray or not x.flags.writeable or not x.flags.aligned for x in written):
+                return op(*args, **kwargs)
+        moved = {id(x): to_device(x, op.__name__) for x in everything}
         result = to_host(op(*(moved[id(x)] for x in args), **{n: moved[id(x)] for n, x in kwargs.items()}))
+        for x in written:
+            x[...] = moved[id(x)].numpy()
         if out is None:
             return result[()] if op.__name__ == "matmul" and result.ndim == 0 else result  # a scalar, as NumPy has it
         out[...] = moved[id(out)].numpy()
@@ -76,11 +98,29 @@ def on_device(op: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def copy_blocks_on_device(op: Callable[..., Any]) -> Callable[..., Any]:
+    """copy_blocks takes its arrays as a list."""
+
+    def call(arrays: list[Any], *args: Any) -> Any:
+        if any(isinstance(x, qkv.cuda.Array) for x in arrays):
+            return op(arrays, *args)
+        moved = [to_device(x) if x.dtype.kind in "fV" else qkv.cuda.array(x) for x in arrays]
+        op(moved, *args)
+        for x, there in zip(arrays, moved, strict=True):
+            x[...] = there.numpy()
+        return None
+
+    return call
+
+
 def install() -> None:
     for name in OPS:
-        wrapped = on_device(getattr(qkv.ops, name))
-        setattr(qkv, name, wrapped)
-        setattr(qkv.ops, name, wrapped)
+        module = qkv.ops if hasattr(qkv.ops, name) else qkv.compat
+        wrapped = on_device(getattr(module, name))
+        if hasattr(qkv, name):
+            setattr(qkv, name, wrapped)
+        setattr(module, name, wrapped)
+    qkv.ops.copy_blocks = copy_blocks_on_device(qkv.ops.copy_blocks)
     qkv.isas = lambda: ["cuda"]
 
 

@@ -387,9 +387,49 @@ def test_graph_replay(device):
     assert device.report()["launches"] == 2
 
 
-def test_what_a_capture_forbids(one_device):
-    for what in range(2):
-        assert one_device.library.run_bad_capture(what) == 900 * 1000 + 901
+GLOBAL, THREAD_LOCAL, RELAXED = range(3)
+FORBIDDEN, INVALIDATED = 900, 901
+
+
+@pytest.mark.parametrize(
+    "what, mode, error, end",
+    [
+        ("cudaMalloc", THREAD_LOCAL, FORBIDDEN, INVALIDATED),
+        ("cudaMalloc", RELAXED, 0, 0),
+        ("wait for the stream", RELAXED, FORBIDDEN, INVALIDATED),
+        ("wait for the device", RELAXED, FORBIDDEN, INVALIDATED),
+        ("wait for its event", RELAXED, 907, INVALIDATED),
+        ("depend on what is outside", RELAXED, 905, INVALIDATED),
+        ("fork", RELAXED, 0, 904),
+        ("fork and join", RELAXED, 0, 0),
+        ("legacy stream", RELAXED, 906, INVALIDATED),
+        ("cudaMallocAsync", RELAXED, 801, INVALIDATED),  # of the emulator alone: it has no memory nodes
+        ("cudaMemcpy", THREAD_LOCAL, FORBIDDEN, INVALIDATED),
+        ("cudaMemcpy", RELAXED, 0, 0),
+        ("another thread ends it", THREAD_LOCAL, 908, 0),
+        ("another thread ends it", RELAXED, 0, 0),
+        ("cudaMalloc in another thread", GLOBAL, FORBIDDEN, INVALIDATED),
+        ("cudaMalloc in another thread", THREAD_LOCAL, 0, 0),
+        ("begin again", RELAXED, 401, 0),
+    ],
+)
+def test_what_a_capture_forbids(one_device, what, mode, error, end):
+    places = [
+        "cudaMalloc", "wait for the stream", "wait for the device", "wait for its event", "depend on what is outside",
+        "fork", "fork and join", "legacy stream", "cudaMallocAsync", "cudaMemcpy", "another thread ends it",
+        "cudaMalloc in another thread", "begin again",
+    ]  # fmt: skip
+    assert one_device.library.run_in_capture(places.index(what), mode) == end * 1000 + error
+
+
+def test_memory_has_a_limit(one_device):
+    """The pool's idle memory is in the way of a larger allocation until it is trimmed."""
+    one_device.configure("memory=1000000")
+    with pytest.raises(CudaError, match="out of memory"):
+        one_device.malloc(1_000_001)
+    one_device.free(one_device.malloc(900_000))
+    assert one_device.library.run_idle_pool(600_000, 600_000, 700_000) == 0 * 1000 + 2
+    one_device.configure()
 
 
 # ---- counters

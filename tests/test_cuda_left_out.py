@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import qkv
 from cuda_sites import ordering_sites
-from emulated import Emulator, drawn, emulator, packed
+from emulated import Emulator, drawn, emulator, packed, paged
+from qkv import cuda_ops
 
 __all__ = ["emulator"]  # a fixture
 
@@ -22,6 +23,7 @@ UNNEEDED = {"attention_mma.cuh": 1}
 
 
 F32 = np.float32
+U = np.array([0.3, 0.9])
 CALLS: dict[str, Callable[[], Any]] = {
     "softmax": lambda: qkv.softmax(drawn(5, 777)),
     "softmax_f32": lambda: qkv.softmax(drawn(2, 9000, dtype=F32)),
@@ -29,6 +31,19 @@ CALLS: dict[str, Callable[[], Any]] = {
     "layer_norm": lambda: qkv.layer_norm(drawn(5, 777), residual=drawn(5, 777))[0],
     "layer_norm_f32": lambda: qkv.layer_norm(drawn(2, 9000, dtype=F32)),
     "rms_norm": lambda: qkv.rms_norm(drawn(3, 2048)),
+    "argmax": lambda: cuda_ops.argmax(drawn(2, 9000, dtype=F32)),
+    "top_k": lambda: qkv.ops.top_k(drawn(2, 3000, dtype=F32), 7)[1],
+    "top_k_segments": lambda: qkv.ops.top_k(drawn(1, 9000, dtype=F32), 7)[1],
+    "top_k_many": lambda: qkv.ops.top_k(drawn(1, 2500, dtype=F32), 1100)[1],
+    "sample": lambda: cuda_ops.sample(drawn(2, 3000, dtype=F32), U),
+    "sample_filtered": lambda: cuda_ops.sample(drawn(2, 3000, dtype=F32), U, top_k=300, top_p=0.7),
+    "additive_attention": lambda: qkv.additive_attention(
+        *(drawn(1, n, 8, dtype=F32) for n in (5, 150, 150)),
+        drawn(12, 8, dtype=F32),
+        drawn(12, 8, dtype=F32),
+        drawn(12, dtype=F32),
+        return_weights=True,
+    )[1],
     "matmul_96": lambda: qkv.matmul(drawn(150, 96), drawn(96, 136)),
     "matmul_160": lambda: qkv.matmul(drawn(150, 160), drawn(160, 136)),
     "matmul_f32": lambda: qkv.matmul(drawn(150, 72, dtype=F32), drawn(72, 136, dtype=F32)),
@@ -39,10 +54,15 @@ CALLS: dict[str, Callable[[], Any]] = {
     "int8_40": lambda: qkv.linear(drawn(40, 520), packed("int8", 136, 520)),
     "int4_1": lambda: qkv.linear(drawn(1, 512), packed("int4", 136, 512)),
     "int4_40": lambda: qkv.linear(drawn(40, 512), packed("int4", 136, 512)),
+    "rotary": lambda: qkv.rotary(drawn(9, 3, 160), qkv.cuda.array(np.arange(9))),
     "attention": lambda: qkv.attention(drawn(1, 2, 130, 64), drawn(1, 1, 200, 64), drawn(1, 1, 200, 64), causal=True),
     "attention_128": lambda: qkv.attention(drawn(1, 1, 70, 128), drawn(1, 1, 300, 128), drawn(1, 1, 300, 128)),
     "attention_f32": lambda: qkv.attention(*(drawn(1, 1, 100, 64, dtype=F32) for _ in range(3))),
     "attention_decode": lambda: qkv.attention(drawn(1, 4, 1, 64), drawn(1, 1, 1500, 64), drawn(1, 1, 1500, 64)),
+    "attention_paged": lambda: paged(8, [300, 20], D=64),
+    "attention_paged_int8": lambda: paged(8, [300, 20], np.int8, D=64),
+    "attention_paged_decode": lambda: paged(8, [1500], np.float16),
+    "attention_paged_f32": lambda: paged(4, [300, 20], np.float32, D=64, q=F32),
     "attention_weights": lambda: qkv.attention(
         *(drawn(1, 1, 70, 64) for _ in range(3)), causal=True, return_weights=True
     )[1],

@@ -137,11 +137,15 @@ REGISTERS = {
     "gemm_float_tile": 128,
     "gemm_skinny_by_k": 128,
     "gemm_skinny_by_n": 128,
+    "gather": 40,
     "gemm_tile": 255,
     "norm_held": 64,
+    "rotate": 51,
     "softmax_held": 64,
     "softmax_pieces": 64,
+    "sum_pieces": 64,
     "tile_kernel": 168,
+    "write_tokens": 64,
 }
 
 

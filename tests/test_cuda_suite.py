@@ -1,4 +1,5 @@
-"""The op tests again, on the device: on the emulator where it was built, on a GPU where there is one (on_device.py)."""
+"""The op tests again, on the device: on the emulator where it was built, on a GPU where there is one (on_device.py);
+and the models, whose tests compare the device with the CPU."""
 
 from __future__ import annotations
 
@@ -12,17 +13,37 @@ import pytest
 import qkv
 
 FILES = [
-    "test_softmax",
-    "test_norm",
     "test_activation",
-    "test_gemm",
     "test_attention",
     "test_attention_masked",
+    "test_attention_names",
+    "test_attention_paged",
     "test_attention_varlen",
+    "test_embedding",
+    "test_gemm",
+    "test_norm",
+    "test_paged_write",
+    "test_rotary",
+    "test_scaled_sum",
+    "test_softmax",
+    "test_top_k",
+    "test_additive_attention",
     "test_cuda_arrays",
+    "test_cuda_attention_paged",
+    "test_cuda_cache",
+    "test_cuda_capture",
+    "test_cuda_choice",
     "test_cuda_gemm_quantized",
+    "test_cuda_memory",
+    "test_cuda_moves",
+    "test_cuda_sample",
     "test_cuda_streams",
+    "test_cuda_tokens",
 ]
+OF_MODELS = ["test_cuda_models"]
+# What would take an hour in emulation: on a GPU it runs; test_cuda_attention_paged has the same kernels.
+TOO_LONG = {"test_attention_paged"}
+UNCHECKED = {"test_attention_names"}  # in emulation without its checks, which take as long again
 
 DEVICES = {
     "emulated": importlib.util.find_spec("qkv._cuda_emulated") is not None,
@@ -31,15 +52,23 @@ DEVICES = {
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", FILES + OF_MODELS)
 def test_on_device(device: str, file: str) -> None:
     if not DEVICES[device]:
         pytest.skip("no emulator in this build" if device == "emulated" else "no GPU here")
+    if device == "emulated" and file in TOO_LONG:
+        pytest.skip("takes too long in emulation")
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"{file}.py"],
         cwd=here,
-        env={**os.environ, "QKV_CUDA": device, "QKV_TEST_DEVICE": "cuda", "QKV_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "QKV_CUDA": device,
+            "QKV_TEST_DEVICE": "cpu" if file in OF_MODELS else "cuda",
+            "QKV_NUM_THREADS": "1",
+            **({"QKV_EMULATOR": "check=0"} if file in UNCHECKED else {}),
+        },
         capture_output=True,
         text=True,
         timeout=3600,

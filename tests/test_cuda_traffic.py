@@ -12,7 +12,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import qkv
-from emulated import Emulator, drawn, emulator, packed
+from emulated import Emulator, drawn, emulator, packed, paged, paged_arguments
+from qkv import cuda_ops, ops
+from qkv.cuda_ops import rows
 
 __all__ = ["emulator"]  # a fixture
 
@@ -72,6 +74,111 @@ def test_a_fused_residual_costs_one_read_and_one_write(dtype: Any, emulator: Emu
     assert 3 * sectors <= kernel["global_load"][1] <= 3 * sectors + 16 * 2 * 2
 
 
+# ---- tokens: what is read and written is what there is, and ids, slots and angles
+
+HEADS, WIDTH = 8, 128
+
+
+def integers(*values: int) -> Any:
+    return qkv.cuda.array(np.array(values))
+
+
+def written(dtype: Any) -> Callable[[], Any]:
+    """paged_write of 24 tokens."""
+    k, v = drawn(24, HEADS, WIDTH), drawn(24, HEADS, WIDTH)
+    caches = {f"{n}_cache": qkv.cuda.zeros((4, 16, HEADS, WIDTH), dtype) for n in "kv"}
+    if dtype == np.int8:
+        caches |= {f"{n}_scale": qkv.cuda.zeros((4, 16, HEADS)) for n in "kv"}
+    slots = integers(*np.random.default_rng(1).permutation(64)[:24])
+
+    def call() -> Any:
+        qkv.paged_write(k, v, slots=slots, **caches)
+        return caches["k_cache"]
+
+    return call
+
+
+def copied() -> Callable[[], Any]:
+    cache = drawn(6, 16, HEADS, WIDTH)
+
+    def call() -> Any:
+        ops.copy_blocks([cache], [0, 1], [4, 5], 16)
+        return cache
+
+    return call
+
+
+def fused() -> tuple[Any, Any]:
+    """q of a fused product, where it lies: (8, HEADS, WIDTH); angles."""
+    product = drawn(8, 3 * HEADS * WIDTH)
+    q = product._as_strided((8, HEADS, WIDTH), (3 * HEADS * WIDTH, WIDTH, 1), 0)
+    return q, drawn(8, 1, WIDTH // 2, dtype=F32)
+
+
+def bind(op: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
+    return lambda: op(*arguments)
+
+
+TOKENS, EACH = 24 * HEADS * WIDTH, 8 * HEADS * WIDTH
+# What makes the call; bytes read and written; share that may be read beside them.
+PASSES: dict[str, tuple[Callable[[], Callable[[], Any]], int, int, float]] = {
+    "paged_write": (lambda: written(BF16), 4 * TOKENS, 4 * TOKENS, 0.05),
+    "paged_write_f32": (lambda: written(F32), 4 * TOKENS, 8 * TOKENS, 0.05),
+    "paged_write_int8": (lambda: written(np.int8), 4 * TOKENS, 2 * TOKENS + 24 * 2 * HEADS * SECTOR, 0.05),
+    "copy_blocks": (copied, 2 * 16 * HEADS * WIDTH * 2, 2 * 16 * HEADS * WIDTH * 2, 0.02),
+    "embedding": (lambda: bind(qkv.embedding, integers(*range(3, 60, 3)), drawn(64, 1024)), 19 * 2048, 19 * 2048, 0.03),
+    "embedding_f32": (lambda: bind(rows, integers(*range(3, 60, 3)), drawn(64, 768), F32), 19 * 1536, 19 * 3072, 0.03),
+    "rotate": (lambda: bind(ops.rotate, *fused(), 1.0), 2 * EACH, 2 * EACH, 0.15),
+    "rotary_interleaved": (
+        lambda: bind(qkv.cuda.module().rotary, *fused(), 1.0, WIDTH, True, 0),
+        2 * EACH,
+        2 * EACH,
+        0.15,
+    ),
+    "scaled_sum": (lambda: bind(ops.scaled_sum, drawn(9, 1024), 0.5, drawn(9, 1024)), 2 * 9 * 2048, 9 * 2048, 0.0),
+    "scaled_sum_wide": (
+        lambda: bind(ops.scaled_sum, drawn(9, 1024), 0.5, drawn(9, 1024, dtype=F32)),
+        9 * (2048 + 4096),
+        9 * 2048,
+        0.67,  # other's 32 bytes beside 16 of x in two halves, the second from the first cache
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_tokens_are_read_and_written_once(name: str, emulator: Emulator) -> None:
+    make, reads, writes, beside = PASSES[name]
+    (kernel,) = counters(emulator, make()).values()
+    _, moved, _ = kernel["global_load"]
+    assert reads / SECTOR <= moved <= (1 + beside) * reads / SECTOR + 32 * kernel["blocks"]
+    assert kernel["global_store"][1] <= 1.01 * writes / SECTOR
+    for kind in ("shared_load", "shared_store"):
+        _, wavefronts, ideal = kernel[kind]
+        assert wavefronts <= 1.02 * ideal, kind
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_the_largest_of_a_row_is_found_in_one_read(dtype: Any, emulator: Emulator) -> None:
+    """By two kernels, whose second reads what little the first has left."""
+    x = drawn(2, 100_000, dtype=dtype)
+    kernels = counters(emulator, lambda: cuda_ops.argmax(x))
+    assert len(kernels) == 2
+    first, second = sorted((k["global_load"] for k in kernels.values()), reverse=True)
+    sectors = x.nbytes // SECTOR
+    assert sectors <= first[1] <= 1.001 * sectors + 16
+    assert second[1] <= 0.01 * sectors
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_sampling_reads_a_row_twice(dtype: Any, emulator: Emulator) -> None:
+    """For its largest, for its sum, and 1/32 of it for the token; a filter reads it at most four times more."""
+    x, u = drawn(2, 30_000, dtype=dtype), np.array([0.2, 0.8])
+    sectors = x.nbytes // SECTOR
+    for filters, reads in [({}, 2), ({"min_p": 0.1}, 2), ({"top_k": 50}, 6), ({"top_p": 0.9}, 6)]:
+        (kernel,) = counters(emulator, lambda filters=filters: cuda_ops.sample(x, u, **filters)).values()
+        assert 2 * sectors <= kernel["global_load"][1] <= 1.01 * (reads + 1 / 32) * sectors + 64
+
+
 # ---- products and attention: every kind of access against its own ideal
 
 CALLS: dict[str, Callable[[], Any]] = {
@@ -99,6 +206,11 @@ CALLS: dict[str, Callable[[], Any]] = {
         *(drawn(1, 1, 256, 128) for _ in range(3)), softcap=30.0, window=(100, 0)
     ),
     "attention_decode": lambda: qkv.attention(drawn(1, 8, 1, 128), drawn(1, 1, 2048, 128), drawn(1, 1, 2048, 128)),
+    "attention_paged": lambda: paged(8, [700, 33, 512, 1]),
+    "attention_paged_64": lambda: paged(4, [700, 33, 512, 1], size=32, D=64),
+    "attention_paged_256": lambda: paged(4, [300, 33], D=256),
+    "attention_paged_int8": lambda: paged(8, [700, 33, 512, 1], np.int8),
+    "attention_paged_widened": lambda: paged(8, [700, 33], F16),
     "attention_f32": lambda: qkv.attention(*(drawn(1, 1, 128, 64, dtype=F32) for _ in range(3))),
 }
 KINDS = ("shared_load", "shared_store", "matrix_load", "matrix_store", "global_load", "global_store")
@@ -131,6 +243,20 @@ def test_one_row_reads_the_weight_once(kind: str, bits: float, emulator: Emulato
     (kernel,) = counters(emulator, lambda: qkv.linear(x, weight)).values()
     want = n * k * bits / 8 / SECTOR
     assert want <= kernel["global_load"][1] <= 1.15 * want + kernel["blocks"] * x.nbytes / SECTOR
+
+
+@pytest.mark.parametrize("dtype, size", [(BF16, 16), (BF16, 256), (np.int8, 16), (F16, 16)])
+def test_decoding_reads_a_paged_cache_once(dtype: Any, size: int, emulator: Emulator) -> None:
+    """Of the whole group of heads that share a key, and beside the numbers only the table and the scales."""
+    lengths = [1000, 40, 512, 0]
+    q, tables, there, caches, scales = paged_arguments(8, lengths, dtype, size)
+    kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there, **scales))
+    (kernel,) = (c for name, c in kernels.items() if name.startswith("attention_mma"))
+    keys = 2 * 2 * sum(lengths) * 128 * np.dtype(dtype).itemsize / SECTOR
+    moved = kernel["global_load"][1]
+    # A scale of 4 bytes for a key and head comes in a sector of 32 with those of the other head and of three more keys.
+    beside = 2 * 2 * sum(lengths) * (2 if dtype == np.int8 else 0) + sum(lengths)
+    assert keys <= moved <= 1.03 * keys + beside + kernel["blocks"] * (64 * 256 / SECTOR + 64)
 
 
 # ---- work

@@ -37,6 +37,7 @@ from .ops import (
 from .runtime import get_num_threads, isas, set_isa, set_num_threads, show_config, trim
 
 if TYPE_CHECKING:
+    from . import view as view
     from .cuda import CudaError, set_batch_invariant
     from .models import from_weights, load
     from .tasks import pipeline
@@ -93,7 +94,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY or name in ("cuda", "models"):
+    if name in _LAZY or name in ("cuda", "models", "view"):
         module = importlib.import_module(f".{_LAZY.get(name, name)}", __name__)
         value = getattr(module, name) if name in _LAZY else module
         globals()[name] = value

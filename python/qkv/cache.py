@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import placement
 from .ops import attention_paged, copy_blocks, paged_write
+from .placement import HOST, Copies, Place
 
-Array = npt.NDArray[Any]
+Array = Any  # NumPy's, or on a GPU qkv.cuda's
 Ints = npt.NDArray[np.int64]
 
 
@@ -64,7 +66,8 @@ class CachedSequence:
 class Step:
     """What one step of a batch needs in every layer, worked out once: see `PagedCache.extend`.
 
-    slots (total,), tables (B, N), lengths (B,) with the new tokens, cu_seqlens_q (B + 1,).
+    slots (total,), tables (B, N), lengths (B,) with the new tokens, cu_seqlens_q (B + 1,); in host memory, or on the
+    cache's GPU in a step that is recorded.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class Step:
         self.cache, self.sequences = cache, sequences
         self.slots, self.tables, self.lengths, self.cu_seqlens_q = slots, tables, lengths, cu_seqlens_q
         self.changes = cache.changes
+        self.copies = Copies()
         self.room = min((-s._length % cache.block_size for s in sequences), default=0)
 
     def grow(self) -> bool:
@@ -95,7 +99,7 @@ class Step:
     def write(self, layer: int, k: Any, v: Any) -> None:
         """Stores the new tokens' k (total, Hkv, D) and v (total, Hkv, Dv) of a layer."""
         c = self.cache
-        paged_write(k, v, c.k[layer], c.v[layer], self.slots, **c.scales(layer))
+        paged_write(k, v, c.k[layer], c.v[layer], self.copies.near(k, self.slots), **c.scales(layer))
 
     def attend(self, layer: int, q: Any, **options: Any) -> Any:
         """`attention_paged` of q (total, H, D), one row for each new token, with its options."""
@@ -104,9 +108,9 @@ class Step:
             q,
             c.k[layer],
             c.v[layer],
-            self.tables,
-            self.lengths,
-            cu_seqlens_q=self.cu_seqlens_q,
+            self.copies.near(q, self.tables),
+            self.copies.near(q, self.lengths),
+            cu_seqlens_q=self.copies.near(q, self.cu_seqlens_q),
             **c.scales(layer),
             **options,
         )
@@ -116,9 +120,10 @@ class PagedCache:
     """Keys and values of all layers: `k[layer]` (blocks, block_size, Hkv, D), `v[layer]` (blocks, block_size, Hkv, Dv).
 
     dtype: "float32", "float16", "bfloat16" or "int8" (with `k_scale`, `v_scale` as `paged_write` has them). max_tokens
-    bounds the pool, rounded up to blocks; None: only memory does. Small blocks waste less and fork cheaper. Attention
-    walks over 256 keys at a time, read in place where their blocks follow one another in memory. When the pool
-    grows, the arrays are new ones and `version` rises, so take them from the cache in every step.
+    bounds the pool, rounded up to blocks; None: only memory does. place: the device that holds them, where k and v come
+    from. Small blocks waste less and fork cheaper. Attention walks over 256 keys at a time, read in place where their
+    blocks follow one another in memory. When the pool grows, the arrays are new ones and `version` rises, so take them
+    from the cache in every step.
 
         a = cache.sequence()
         step = cache.extend([a], [5])                   # five tokens of a prompt
@@ -139,6 +144,7 @@ class PagedCache:
         block_size: int = 16,
         initial_tokens: int = 256,
         max_tokens: int | None = None,
+        place: Place = HOST,
     ) -> None:
         for name, value in (("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)):
             if value < 0:
@@ -149,7 +155,7 @@ class PagedCache:
             raise ValueError(f"PagedCache: dtype must be float32, float16, bfloat16 or int8, got {dtype!r}")
         if max_tokens is not None and max_tokens < 0:
             raise ValueError(f"PagedCache: max_tokens must not be negative, got {max_tokens}")
-        self.block_size, self.dtype, self.version = block_size, dtype, 0
+        self.block_size, self.dtype, self.version, self.place = block_size, dtype, 0, place
         self.changes = 0  # calls so far that changed a sequence; not counted: steps that grew
         self.max_blocks = None if max_tokens is None else -(-max_tokens // block_size)
         blocks = -(-max(initial_tokens, 0) // block_size)
@@ -162,7 +168,7 @@ class PagedCache:
         widths = (head_dim, head_dim if value_dim is None else value_dim)
 
         def arrays(kind: Any, *tail: int) -> list[Array]:
-            return [np.empty((blocks, block_size, kv_heads, *tail), kind) for _ in range(layers)]
+            return [self._room((blocks, block_size, kv_heads, *tail), kind) for _ in range(layers)]
 
         self.k, self.v = (arrays(stored, width) for width in widths)
         self.k_scale, self.v_scale = (arrays(np.float32) if dtype == "int8" else [] for _ in widths)
@@ -308,6 +314,10 @@ class PagedCache:
 
     # ---- inside -----------------------------------------------------------------------------------
 
+    def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory for tokens. On a GPU of zeros: blocks are copied in one call, each as far as the fullest is filled."""
+        return np.empty(shape, dtype) if self.place.number is None else self.place.zeros(shape, dtype)
+
     def _groups(self) -> tuple[list[Array], ...]:
         return self.k, self.v, self.k_scale, self.v_scale
 
@@ -402,10 +412,10 @@ class PagedCache:
             blocks = min(blocks, self.max_blocks)
         grown = []
         for group in self._groups():  # all or none: memory may run out in the middle
-            grown.append([np.empty((blocks, *x.shape[1:]), x.dtype) for x in group])
+            grown.append([self._room((blocks, *x.shape[1:]), x.dtype) for x in group])
         for group, wider in zip(self._groups(), grown, strict=True):
             for i, x in enumerate(group):
-                wider[i][: len(x)] = x
+                placement.write(wider[i][: len(x)], x)
                 group[i] = wider[i]
         self._free = [*range(blocks - 1, self.blocks - 1, -1), *self._free]
         self._references += [0] * (blocks - self.blocks)

@@ -4,6 +4,8 @@ next ones are the same calls, replayed as one over buffers that stay where they 
 What may change between two steps is in these buffers: ids and positions with what is derived of them, the cache's
 slots, tables and lengths, the rows of an encoder's result that are looked at, and rotary angles. All else is the same
 until a row leaves, a table outgrows its buffer or the cache its memory; then a step is recorded anew.
+
+On a GPU the calls are a CUDA graph, and the buffers have twins there, which are written before it is launched.
 """
 
 from __future__ import annotations
@@ -13,12 +15,29 @@ from typing import Any
 
 import numpy as np
 
+from . import ops
 from .cache import CachedSequence, Step
 from .layers import Array, MemoryRows, Run
-from .ops import record
 from .packing import Packed
+from .placement import Place, write
 
 Forward = Callable[[Packed, Run], Array]
+
+
+class _Buffer:
+    """What a recorded step reads: `here` in host memory, `there` on the device, which may be the same."""
+
+    def __init__(self, place: Place, here: Array):
+        self.here, self.there = here, place.put(here)
+
+    def write(self, values: Array) -> None:
+        self.here[...] = values
+        self.send()
+
+    def send(self) -> None:
+        """After a change of `here`."""
+        if self.there is not self.here:
+            write(self.there, self.here)
 
 
 class CapturedSteps:
@@ -53,11 +72,13 @@ class CapturedSteps:
             return None
         if len(tokens) != len(sequences):
             return None
-        last.packed.ids[...] = tokens
         if not last.step.grow():
             return None
         self.last = None  # as above
-        last.counters += 1
+        numbers = last.numbers.here
+        numbers[0] = tokens
+        numbers[1:] += 1
+        last.numbers.send()
         last.derive(last.packed)
         last.recording.replay()
         self.last = last
@@ -68,29 +89,63 @@ class _CapturedStep:
     given: Any  # the memory, as the caller has it
 
     def __init__(self, forward: Forward, packed: Packed, run: Run, step: Step):
+        place = step.cache.place
         rows, blocks = step.tables.shape
-        self.tables = np.full((rows, 2 * blocks + 2), -1, np.int32)
-        self.tables[:, :blocks] = step.tables
-        starts = step.cu_seqlens_q.copy()
         self.version = step.cache.version
-        # what counts on, in one array
-        self.counters = np.stack([packed.positions, step.slots, step.lengths])
-        positions, slots, lengths = self.counters
-        self.packed = Packed(packed.ids.copy(), packed.cu_seqlens.copy(), positions=positions)
-        self.packed.explicit = packed.explicit
-        self.step = Step(step.cache, step.sequences, slots, self.tables, lengths, starts)
+        tables = np.full((rows, 2 * blocks + 2), -1, np.int32)
+        tables[:, :blocks] = step.tables
+        self.tables = _Buffer(place, tables)
+        # in one array: the ids, and what counts on
+        self.numbers = _Buffer(place, np.stack([packed.ids, packed.positions, step.slots, step.lengths]))
+        ids, positions, slots, lengths = (self.numbers.there[i] for i in range(4))
+        starts = step.cu_seqlens_q.copy()
+        self.packed = self._like(packed, *self.numbers.here[:2])
+        there = self.packed if place.number is None else self._like(packed, ids, positions)
+        self.step = Step(step.cache, step.sequences, slots, self.tables.there, lengths, place.put(starts))
         self.memory = run.memory.copy() if isinstance(run.memory, MemoryRows) else run.memory
-        self.run = Run(self.packed.cu_seqlens, self.packed.positions, step=self.step, memory=self.memory)
-        self.result, self.recording = record(lambda: forward(self.packed, self.run))
+        self.of_memory: tuple[_Buffer, ...] = ()
+        if isinstance(self.memory, MemoryRows):
+            self.of_memory = _Buffer(place, self.memory.tables), _Buffer(place, self.memory.lengths)
+            self.memory.tables, self.memory.lengths = (buffer.there for buffer in self.of_memory)
+        self.starts = starts
+        here = None if place.number is None else self.packed.positions
+        self.run = Run(there.cu_seqlens, there.positions, here, step=self.step, memory=self.memory)
+        self.derived: dict[Any, _Buffer] = {}
+        if place.number is None:
+            self.result, self.recording = ops.record(lambda: forward(there, self.run))
+        else:
+            from . import cuda
+
+            with place.current():
+                self._prepare(forward, there, place)
+                self.result, self.recording = cuda.record(lambda: forward(there, self.run))
+        if place.number is None:
+            self.derived = {owner: _Buffer(place, rows) for owner, rows in self.packed.derived.items()}
         one_each = len(starts) == len(packed.ids) + 1 and bool((np.diff(starts) == 1).all())
         # whether the next step differs by counting alone
-        turned, derived = (all(owner.counts for owner in owners) for owners in (self.run.angles, self.packed.derived))
+        turned, derived = (all(owner.counts for owner in owners) for owners in (self.run.angles, self.derived))
         self.counts = self.recording.complete and one_each and turned and derived
+
+    @staticmethod
+    def _like(packed: Packed, ids: Array, positions: Array) -> Packed:
+        twin = Packed(ids, packed.cu_seqlens.copy(), positions=positions)
+        twin.explicit = packed.explicit
+        return twin
+
+    def _prepare(self, forward: Forward, there: Packed, place: Place) -> None:
+        """A step that is not recorded, for what a graph cannot do: what comes from host memory once is there then, and
+        what comes from it anew has a buffer."""
+        there.derive_from = self.packed
+        forward(there, self.run)
+        self.derived = {owner: _Buffer(place, rows) for owner, rows in there.derived.items()}
+        there.derived = {owner: buffer.there for owner, buffer in self.derived.items()}
+        turned = {rotary: made for rotary, made in self.run.angles.items() if not rotary.counts}
+        self.run.angles = {rotary: (place.put(angles), factor) for rotary, (angles, factor) in turned.items()}
 
     def derive(self, packed: Packed) -> None:
         """What the recorded calls read beside ids and positions, in place."""
-        for owner, rows in self.packed.derived.items():
-            rows[...] = owner.derive(packed)
+        for owner, buffer in self.derived.items():
+            buffer.write(owner.derive(packed))
 
     def update(self, packed: Packed, run: Run, step: Step) -> bool:
         """Computes a step's result, if it is one of those that were recorded."""
@@ -100,8 +155,8 @@ class _CapturedStep:
             or not self.recording.complete
             or step.cache is not own.cache
             or step.cache.version != self.version
-            or (step.cu_seqlens_q != own.cu_seqlens_q).any()
-            or blocks > self.tables.shape[1]
+            or (step.cu_seqlens_q != self.starts).any()
+            or blocks > self.tables.here.shape[1]
         ):
             return False
         if isinstance(self.memory, MemoryRows):
@@ -109,21 +164,20 @@ class _CapturedStep:
                 return False
             if not np.array_equal(run.memory.borders, self.memory.borders):
                 return False
-            self.memory.tables[...] = run.memory.tables
-            self.memory.lengths[...] = run.memory.lengths
+            for buffer, values in zip(self.of_memory, (run.memory.tables, run.memory.lengths), strict=True):
+                buffer.write(values)
         elif run.memory is not self.memory:
             return False
         for rotary, (angles, factor) in self.run.angles.items():
             if not rotary.counts:
-                angles[...], now = rotary.angles(run)
+                values, now = rotary.angles(run)
+                write(angles, values)
                 if now != factor:
                     return False
         self.derive(packed)
-        self.packed.ids[...] = packed.ids
-        self.packed.positions[...] = packed.positions
-        self.tables[:, :blocks] = step.tables
-        own.slots[...] = step.slots
-        own.lengths[...] = step.lengths
+        self.numbers.write(np.stack([packed.ids, packed.positions, step.slots, step.lengths]))
+        self.tables.here[:, :blocks] = step.tables
+        self.tables.send()
         own.sequences, own.changes, own.room = step.sequences, step.changes, step.room
         self.recording.replay()
         return True

@@ -1,4 +1,4 @@
-"""The command line: `qkv info`, `qkv convert`, `qkv bench`, and those of qkv.cli_tasks; also `python -m qkv`.
+"""The command line: `qkv info`, `demo`, `convert`, `bench`, `view` and those of qkv.cli_tasks; also `python -m qkv`.
 
 Results go to standard output. What a user got wrong is one sentence on standard error and exit status 2.
 """
@@ -71,18 +71,22 @@ def _sentence(error: BaseException) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from . import __version__, cli_tasks
+    from . import __version__, cli_tasks, demo
     from .bench import run
+    from .view import command as view
 
     parser = argparse.ArgumentParser(prog="qkv", description="Transformer inference: NumPy in, NumPy out.")
     parser.add_argument("--version", action="version", version=f"qkv {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    info = commands.add_parser("info", help="version, instruction sets, cores, caches, other libraries found")
+    demo.add_command(commands)
+
+    info = commands.add_parser("info", help="version, instruction sets, cores, caches, GPU, other libraries found")
     info.add_argument("--json", action="store_true", help="as a JSON object")
     info.set_defaults(run=_info)
 
     cli_tasks.add_commands(commands)
+    view.add_command(commands)
 
     convert = commands.add_parser("convert", help="write a model as a folder or an .npz that loads fast")
     convert.add_argument("model", metavar="IN", help="folder with config.json and safetensors, .npz or .gguf")

@@ -60,12 +60,13 @@ def _add_model(parser: argparse.ArgumentParser, what: str) -> None:
     help_ = f"'-', or none: the lines of standard input{', JSON objects' if what == 'JSON' else ''}"
     parser.add_argument("inputs", metavar=what, nargs="*", default=[], help=help_)
     parser.add_argument("--file", metavar="FILE", help="take the lines of a file as inputs too")
-    dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
+    dtypes = ["auto", "float32", "bfloat16", "float16", "int8", "int4"]
     parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1; default: cpu")
     parser.add_argument("--threads", type=positive(int), metavar="N", help="default: as many as there are cores")
 
 
-def _dtype(arguments: argparse.Namespace) -> str:
+def dtype_of(arguments: argparse.Namespace) -> str:
     if arguments.threads is not None:
         from .runtime import set_num_threads
 
@@ -139,7 +140,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
     command: Command = arguments.command
     task, options = command.options(arguments)
-    pipe = pipeline(task, arguments.model, dtype=_dtype(arguments), batch_size=arguments.batch_size)
+    where = {"dtype": dtype_of(arguments), "device": arguments.device}
+    pipe = pipeline(task, arguments.model, **where, batch_size=arguments.batch_size)
     waiting: deque[Any] = deque()
 
     def lists() -> Iterator[list[Any]]:
@@ -171,7 +173,7 @@ def _embed(arguments: argparse.Namespace) -> None:
 
     if arguments.output and not arguments.output.endswith(".npy"):
         raise ValueError(f"--output: {arguments.output!r} must end in .npy")
-    model = load(arguments.model, dtype=_dtype(arguments))
+    model = load(arguments.model, dtype=dtype_of(arguments), device=arguments.device)
     if not hasattr(model, "encode"):
         raise ValueError(f"{arguments.model}: a {model.architecture} does not embed texts")
     settings = {"batch_size": arguments.batch_size, "normalize_embeddings": arguments.normalize}

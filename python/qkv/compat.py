@@ -7,10 +7,32 @@ from typing import Any
 
 import numpy as np
 
-from . import _cpu, reference
+from . import _cpu, cuda_compat, reference
 from .arrays import accepts_arrays
 from .ops import Array, Window, _optional_number, _window, attention, attention_varlen, paged_write
 from .reference_cache import turned
+
+
+def _on_host(x: Any) -> bool:
+    """Whether an array of an op is NumPy's; else it is on a GPU: `accepts_arrays` leaves nothing else."""
+    return isinstance(x, np.ndarray)
+
+
+def _check_arrays(op: str, arrays: dict[str, Any]) -> bool:
+    """TypeError unless all are float arrays of one dtype. Whether one is float64."""
+    if any(cuda_compat.is_there(x) for x in arrays.values()):
+        cuda_compat.check_arrays(op, arrays)
+        return False
+    return bool(_cpu.check_arrays(op, arrays))
+
+
+def _empty(like: Any) -> Any:
+    return np.empty(0, like.dtype) if _on_host(like) else cuda_compat.empty(0, like.dtype)
+
+
+def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
+    """np.broadcast_to, of a GPU's arrays too; ValueError if x does not."""
+    return np.broadcast_to(x, shape) if _on_host(x) else cuda_compat.broadcast(x, shape)
 
 
 def _no_dropout(op: str, dropout_p: float) -> None:
@@ -66,7 +88,7 @@ def flash_attn_func(
         "flash_attn_func", softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs
     )
     result = attention(q, k, v, layout="bshd", **options)
-    return (*result, np.empty(0, result[0].dtype)) if return_attn_probs else result
+    return (*result, _empty(result[0])) if return_attn_probs else result
 
 
 @accepts_arrays("q", "k", "v", "cu_seqlens_q", "cu_seqlens_k", "alibi_slopes", "block_table")
@@ -90,21 +112,26 @@ def flash_attn_varlen_func(
 ) -> Any:
     """flash-attn 2's function: q (total_q, H, D), k, v (total_k, Hkv, D), with the conventions of `flash_attn_func`.
 
-    A sequence longer than max_seqlen_q or max_seqlen_k is a ValueError. With block_table (B, n), integers, k and v are
-    caches (blocks, block_size, Hkv, D) and sequence b's keys lie in the blocks that row b names, in order.
+    A sequence longer than max_seqlen_q or max_seqlen_k is a ValueError; not so where only a GPU knows its length. With
+    block_table (B, n), integers, k and v are caches (blocks, block_size, Hkv, D) and sequence b's keys lie in the
+    blocks that row b names, in order.
     Returns out (total_q, H, D); with return_attn_probs (out, softmax_lse (H, total_q), S_dmask).
     """
     op = "flash_attn_varlen_func"
     _no_dropout(op, dropout_p)
     for name, starts, most in (("q", cu_seqlens_q, max_seqlen_q), ("k", cu_seqlens_k, max_seqlen_k)):
-        if not isinstance(starts, np.ndarray) or starts.dtype.kind not in "iu":
+        if getattr(starts, "dtype", np.dtype(object)).kind not in "iu":
             raise TypeError(f"{op}: cu_seqlens_{name} must hold integers, got {getattr(starts, 'dtype', starts)}")
+        if not _on_host(starts):
+            continue
         longest = int(np.diff(starts.astype(np.int64)).max(initial=0))
         if longest > most:
             raise ValueError(f"{op}: a sequence of {longest} tokens exceeds max_seqlen_{name} = {most}")
     options = _flash_options(op, softmax_scale, causal, window_size, softcap, alibi_slopes, return_attn_probs)
     if block_table is None:
         result = attention_varlen(q, k, v, cu_seqlens_q, cu_seqlens_k, **options)
+    elif not _on_host(q):
+        result = cuda_compat.varlen_over_blocks(op, q, k, v, block_table, cu_seqlens_q, cu_seqlens_k, options)
     else:
         if cu_seqlens_k.ndim != 1 or not len(cu_seqlens_k) or cu_seqlens_k[0] != 0:
             raise ValueError(f"{op}: cu_seqlens_k must be (B + 1,) and start with 0, got {cu_seqlens_k.shape}")
@@ -116,11 +143,17 @@ def flash_attn_varlen_func(
                 window_size, softcap, alibi_slopes, deterministic, return_attn_probs, block_table,
             )  # fmt: skip
             return result
-    return (*result, np.empty(0, result[0].dtype)) if return_attn_probs else result
+    return (*result, _empty(result[0])) if return_attn_probs else result
 
 
 def _per_sequence(op: str, name: str, x: Any, batch: int) -> Any:
-    """Integers (B,) as int64, from an integer or an array."""
+    """Integers (B,) as int64, from an integer or an array; an array on a GPU as it is."""
+    if cuda_compat.is_there(x):
+        if x.dtype.kind not in "iu":
+            raise TypeError(f"{op}: {name} must hold integers, got {x.dtype}")
+        if x.shape != (batch,):
+            raise ValueError(f"{op}: {name} must be ({batch},), got {x.shape}")
+        return x
     x = np.asarray(x)
     if x.dtype.kind not in "iu":
         raise TypeError(f"{op}: {name} must hold integers, got {x.dtype}")
@@ -186,7 +219,7 @@ def flash_attn_with_kvcache(
 
     Caches are float32, float16, bfloat16 or float64: there is no place for the scales of int8 ones, which `paged_write`
     and `attention_paged` take. Nothing is written when an argument is refused. Of sequences with the same cache row the
-    last one's k and v stay.
+    last one's k and v stay. What is in a GPU's memory is not checked: tokens for which there is no room are not stored.
     Returns out (B, S, H, D); with return_softmax_lse (out, softmax_lse (B, H, S)).
     """
     op = "flash_attn_with_kvcache"
@@ -205,14 +238,16 @@ def flash_attn_with_kvcache(
         {"alibi_slopes": alibi_slopes},
     ):
         given: dict[str, Any] = {n: x for n, x in group.items() if x is not None or n in ("q", "k_cache", "v_cache")}
-        wide = _cpu.check_arrays(op, given) or wide
+        wide = _check_arrays(op, given) or wide
         for name, x in given.items():
             if x.ndim != 4 and name in ("q", "k", "v", "k_cache", "v_cache"):
                 raise ValueError(f"{op}: {name} must have 4 dimensions, got shape {x.shape}")
     (batch, s, heads, width), size = q.shape, k_cache.shape[1]
     where = "cache_batch_idx" if block_table is None else "block_table"
     if block_table is None:
-        rows = np.arange(batch) if cache_batch_idx is None else cache_batch_idx
+        rows = cache_batch_idx
+        if rows is None:
+            rows = np.arange(batch) if _on_host(q) else cuda_compat.numbers(batch)
         block_table = _per_sequence(op, where, rows, batch)[:, None]
     elif cache_batch_idx is not None:
         raise ValueError(f"{op}: cache_batch_idx does not go with block_table")
@@ -223,9 +258,9 @@ def flash_attn_with_kvcache(
     capacity, new = block_table.shape[1] * size, 0 if k is None else k.shape[1]
     lengths = _per_sequence(op, "cache_seqlens", capacity if cache_seqlens is None else cache_seqlens, batch)
     skipped = _per_sequence(op, "cache_leftpad", 0 if cache_leftpad is None else cache_leftpad, batch)
-    if np.any((lengths < 0) | (lengths > capacity - new)):
+    if _on_host(lengths) and np.any((lengths < 0) | (lengths > capacity - new)):
         raise ValueError(f"{op}: cache_seqlens must lie in 0 to {capacity - new}, with {new} new tokens in {capacity}")
-    if np.any((skipped < 0) | (skipped > lengths + new)):
+    if _on_host(lengths) and _on_host(skipped) and np.any((skipped < 0) | (skipped > lengths + new)):
         raise ValueError(f"{op}: cache_leftpad must lie in 0 to the length of the sequence")
     options = _flash_options(op, softmax_scale, causal, window_size, softcap, alibi_slopes, return_softmax_lse)
     if k is not None and v is not None:
@@ -234,6 +269,17 @@ def flash_attn_with_kvcache(
         for name, x, cache in (("k", k, k_cache), ("v", v, v_cache)):
             if x.shape[2:] != cache.shape[2:]:
                 raise ValueError(f"{op}: {name} has heads and width {x.shape[2:]}, {name}_cache {cache.shape[2:]}")
+    local = causal or any(side >= 0 for side in window_size)
+    if _on_host(block_table) and _on_host(lengths) and new:
+        block = np.take_along_axis(block_table, (lengths[:, None] + np.arange(new)) // max(size, 1), 1).astype(np.int64)
+        if np.any((block < 0) | (block >= len(k_cache))):
+            raise ValueError(f"{op}: {where} must lie in 0 to {len(k_cache) - 1}")
+    if not _on_host(q):
+        starts = None if cache_leftpad is None else skipped
+        return cuda_compat.with_kvcache(
+            op, q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, block_table, lengths, starts, options, local,
+            rotary_interleaved,
+        )  # fmt: skip
     if wide:
         return reference.flash_attn_with_kvcache(
             q, k_cache, v_cache, k, v, rotary_cos, rotary_sin, lengths, cache_batch_idx, cache_leftpad,
@@ -242,7 +288,6 @@ def flash_attn_with_kvcache(
         )  # fmt: skip
     after = lengths[:, None] + np.arange(new)  # where new tokens go
     if rotary_cos is not None:
-        local = causal or any(side >= 0 for side in window_size)
         at = lengths[:, None] + (np.arange(s) if local else np.zeros(s, np.int64))
         q = turned(op, q, rotary_cos, rotary_sin, at, rotary_interleaved)
         k = turned(op, np.asarray(k), rotary_cos, rotary_sin, after, rotary_interleaved)
@@ -250,8 +295,6 @@ def flash_attn_with_kvcache(
     packed = q.reshape(batch * s, heads, width)
     if k is not None and v is not None:
         block = np.take_along_axis(block_table, after // max(size, 1), 1).astype(np.int64)
-        if np.any((block < 0) | (block >= len(k_cache))):
-            raise ValueError(f"{op}: {where} must lie in 0 to {len(k_cache) - 1}")
         _paged(packed, k_cache, v_cache, *rest, True)
         k, v = (x.reshape(batch * new, *x.shape[2:]) for x in (k, v))
         paged_write(k, v, k_cache, v_cache, (block * size + after % max(size, 1)).reshape(-1))
@@ -259,6 +302,11 @@ def flash_attn_with_kvcache(
     out, lse = result if return_softmax_lse else (result, None)
     out = out.reshape(batch, s, heads, v_cache.shape[3])
     return out if lse is None else (out, np.ascontiguousarray(lse.reshape(heads, batch, s).swapaxes(0, 1)))
+
+
+def _repeated(x: Any, times: int) -> Any:
+    """Each head of x (..., heads, tokens, width) so many times in a row."""
+    return x.repeat(times, axis=-3) if _on_host(x) else cuda_compat.repeated(x, times)
 
 
 @accepts_arrays("query", "key", "value", "attn_mask")
@@ -283,7 +331,7 @@ def scaled_dot_product_attention(
     if attn_mask is not None and is_causal:
         raise ValueError(f"{op}: attn_mask must be None when is_causal is set")
     arrays = {"query": query, "key": key, "value": value}
-    _cpu.check_arrays(op, arrays)
+    _check_arrays(op, arrays)
     for name, x in arrays.items():
         if x.ndim < (3 if enable_gqa else 2):
             raise ValueError(
@@ -299,7 +347,7 @@ def scaled_dot_product_attention(
             if heads % x.shape[-3] if x.shape[-3] else heads:
                 raise ValueError(f"{op}: {name} has {x.shape[-3]} heads, which does not divide query's {heads}")
         if key.shape[-3] != value.shape[-3]:  # torch takes that; the kernel wants pairs
-            key, value = (x.repeat(heads // max(x.shape[-3], 1), axis=-3) for x in (key, value))
+            key, value = (_repeated(x, heads // max(x.shape[-3], 1)) for x in (key, value))
     try:
         lead = np.broadcast_shapes(*(x.shape[: -3 if enable_gqa else -2] for x in (query, key, value)))
     except ValueError:
@@ -315,24 +363,32 @@ def scaled_dot_product_attention(
             raise ValueError(f"{op}: attn_mask must have at least 2 dimensions, got shape {attn_mask.shape}")
         scores = (*shape, key.shape[-2])
         try:
-            attn_mask = np.broadcast_to(attn_mask, scores)
+            attn_mask = _broadcast(attn_mask, scores)
         except ValueError:
             raise ValueError(f"{op}: attn_mask of shape {attn_mask.shape} does not broadcast to {scores}") from None
-    operands = [np.broadcast_to(x, (*lead, *x.shape[-own:])) for x in (query, key, value)]
+    operands = [_broadcast(x, (*lead, *x.shape[-own:])) for x in (query, key, value)]
 
     def four_axes(x: Any) -> Any:  # (B, H, ..., ...), a view
-        return x.reshape((1,) * (4 - x.ndim) + x.shape)
+        return x[(None,) * (4 - x.ndim)]
 
-    def one(index: tuple[int, ...]) -> Any:
+    def one(index: tuple[int, ...], out: Any = None) -> Any:
         q, k, v = (four_axes(x[index]) for x in operands)
         options: dict[str, Any] = {}
         if attn_mask is not None:
             options["mask" if attn_mask.dtype == np.bool_ else "bias"] = four_axes(attn_mask[index])
+        if out is not None:
+            options["out"] = four_axes(out)
         return attention(q, k, v, causal="top_left" if is_causal else False, scale=scale, **options)
 
     # More than four axes are a loop over the first ones: merging broadcast axes would copy them.
-    parts = [one(index) for index in np.ndindex(shape[: max(len(shape) - 3, 0)])]
     full = (*shape, value.shape[-1])
+    outer = shape[: max(len(shape) - 3, 0)]
+    if not _on_host(query):
+        out = cuda_compat.empty(full, query.dtype)
+        for index in np.ndindex(outer):
+            one(index, out[index])
+        return out
+    parts = [one(index) for index in np.ndindex(outer)]
     if not parts:
         return np.zeros(full, query.dtype)
     return parts[0].reshape(full) if len(parts) == 1 else np.stack(parts).reshape(full)

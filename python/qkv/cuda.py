@@ -20,9 +20,9 @@ import importlib
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,16 +33,23 @@ __all__ = [
     "Array",
     "CudaError",
     "PackedWeight",
+    "Recording",
     "Stream",
     "array",
+    "compute_capability",
+    "concatenate",
+    "copy_into",
     "current_device",
     "current_stream",
     "device_count",
     "device_name",
+    "driver_version",
     "empty",
     "from_dlpack",
     "is_available",
     "memory_info",
+    "record",
+    "runtime_version",
     "set_batch_invariant",
     "set_cache_limit",
     "set_device",
@@ -50,7 +57,10 @@ __all__ = [
     "synchronize",
     "trim",
     "why_not",
+    "zeros",
 ]
+
+Result = TypeVar("Result")
 
 _MISSING = "this build of qkv has no CUDA kernels: build it where nvcc is found"
 
@@ -91,6 +101,7 @@ class _NoArray:
 
 Array: Any = _NoArray if _module is None else _module.Array
 PackedWeight: Any = _NoArray if _module is None else _module.PackedWeight
+Recording: Any = _NoArray if _module is None else _module.Recording
 
 
 def module() -> Any:
@@ -132,8 +143,38 @@ def set_device(device: int) -> None:
     module().set_device(device)
 
 
+@contextlib.contextmanager
+def on_device_number(device: int) -> Iterator[None]:
+    """`set_device` for a while."""
+    before = current_device()
+    if device == before:
+        yield
+        return
+    set_device(device)
+    try:
+        yield
+    finally:
+        set_device(before)
+
+
 def device_name(device: int = 0) -> str:
     return str(module().device_name(device))
+
+
+def compute_capability(device: int = 0) -> tuple[int, int]:
+    """Its major and minor number."""
+    both = int(module().compute_capability(device))
+    return both // 10, both % 10
+
+
+def driver_version() -> str:
+    """The newest CUDA that the driver knows, as "12.8"."""
+    return str(module().driver_version())
+
+
+def runtime_version() -> str:
+    """The CUDA that this build is made with."""
+    return str(module().runtime_version())
 
 
 def memory_info() -> dict[str, int]:
@@ -150,7 +191,8 @@ def set_cache_limit(nbytes: int) -> None:
 
 
 def trim() -> None:
-    """Gives the memory that waits for reuse back to the device."""
+    """Gives the memory that waits for reuse back to the device, and the page-locked memory that uploads pass through
+    (16 MiB at most) to the system."""
     module().trim()
 
 
@@ -229,6 +271,44 @@ def stream_of(arrays: Sequence[Any]) -> int:
     return current_stream()
 
 
+# ---- recordings --------------------------------------------------------------------------------------
+
+# Streams that nothing but captures uses, by device: memory of other arrays must not go back in the order of one.
+_capture_streams: dict[int, list[int]] = {}
+
+
+def record(work: Callable[[], Result]) -> tuple[Result, Any]:
+    """Runs `work` once while the ops of this thread are recorded into a CUDA graph: what it returns, and the recording,
+    whose replay() does the ops again over the same memory, as one call.
+
+    Arrays that `work` reads are read again where they lie, and results overwritten, so what changes between two replays
+    is changed in place. All that the ops allocate is kept by the recording, and by arrays that live in it. `work` takes
+    qkv's own arrays on the device alone: a copy from or to the host, another stream or device, and arrays of other
+    libraries are a CudaError. Python code in it is not repeated. RuntimeError if this thread records already.
+    """
+    home, device = current_stream(), module().current_device()
+    idle = _capture_streams.setdefault(device, [])
+    try:
+        captures = idle.pop()
+    except IndexError:
+        captures = module().create_stream(captures=True)
+
+    def captured() -> Result:
+        with stream(captures):
+            return work()
+
+    try:
+        result, recording = module().record(captured, captures, home)
+    finally:
+        idle.append(captures)
+    return result, recording
+
+
+def _replay(self: Any, stream: Stream | int | None = None) -> None:
+    """The recorded ops once more, in that stream (the current one). Nothing is waited for on the host."""
+    self._replay(current_stream() if stream is None else stream.handle if isinstance(stream, Stream) else int(stream))
+
+
 # ---- arrays ----------------------------------------------------------------------------------------
 
 
@@ -264,6 +344,39 @@ def empty(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
     return module().empty(shape, np.dtype(dtype), current_stream())
 
 
+def zeros(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
+    """An array of zeros on the current device."""
+    made = empty(shape, dtype)
+    made.fill(0)
+    return made
+
+
+def copy_into(target: Any, source: Any) -> None:
+    """target[...] = source, in place: a device array of any strides, from one of its shape and dtype, or from an array
+    in host memory of its shape and a dtype that NumPy converts to its own ("same_kind"), which may be changed or freed
+    at once."""
+    if not isinstance(target, Array):
+        raise TypeError(f"copy_into: target must be a qkv.cuda.Array, got {type(target).__name__}")
+    if isinstance(source, Array):
+        module().copy_into(target, source, current_stream())
+        return
+    if on_gpu(source):
+        raise TypeError("copy_into: source is another library's; qkv.cuda.from_dlpack takes it as it is")
+    given = as_numpy("copy_into", "source", source)
+    if given.dtype != target.dtype and not np.can_cast(given.dtype, target.dtype, "same_kind"):
+        raise TypeError(f"copy_into: source must be {target.dtype}, got {given.dtype}")
+    module().upload_into(target, given.astype(target.dtype, copy=False), current_stream())
+
+
+def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
+    """One after the other along an axis, a contiguous copy: device arrays of one dtype, whose shapes differ along that
+    axis only."""
+    for given in arrays:
+        if not isinstance(given, Array):
+            raise TypeError(f"concatenate: arrays must be of qkv.cuda, got {type(given).__name__}")
+    return module().concatenate(list(arrays), axis, current_stream())
+
+
 def on_device(given: Any) -> bool:
     """Whether this is an array (or a packed weight) in a GPU's memory."""
     return on_gpu(given)
@@ -283,6 +396,8 @@ def from_dlpack(x: Any, stream: int | None = None) -> Any:
         raise TypeError("from_dlpack: x is in host memory; qkv.cuda.array copies it to the device")
     if missing := why_not():
         raise CudaError(missing)
+    if module().is_recording():
+        raise CudaError("from_dlpack: this thread records, and takes qkv's own arrays only; make them before")
     return module().from_dlpack(x.__dlpack__(stream=here or 1), here)
 
 
@@ -314,15 +429,22 @@ def _transpose(self: Any, *axes: Any) -> Any:
     return self._transposed(tuple(axes[0]) if len(axes) == 1 and isinstance(axes[0], (tuple, list)) else axes)
 
 
+def _fill(self: Any, value: Any) -> None:
+    """Every element becomes `value`, rounded to the array's dtype."""
+    module().fill(self, np.asarray(value).astype(self.dtype).reshape(()), current_stream())
+
+
 def _dequantize(self: Any) -> Any:
     """The matrix as an array (out, in)."""
     return self._dequantize(current_stream())
 
 
 if _module is not None:
-    Array.__module__ = PackedWeight.__module__ = "qkv.cuda"
+    Array.__module__ = PackedWeight.__module__ = Recording.__module__ = "qkv.cuda"
     for _name, _method in [
-        ("numpy", _numpy), ("astype", _astype), ("copy", _copy), ("reshape", _reshape), ("transpose", _transpose),
+        ("numpy", _numpy), ("astype", _astype), ("copy", _copy), ("fill", _fill), ("reshape", _reshape),
+        ("transpose", _transpose),
     ]:  # fmt: skip
         setattr(Array, _name, _method)
     PackedWeight.dequantize = _dequantize
+    Recording.replay = _replay

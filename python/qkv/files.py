@@ -38,6 +38,7 @@ MAX_NPY_HEADER = 65535  # bytes; version 1 of .npy cannot have more
 MAX_SHARD = 1_000_000_000  # bytes of one safetensors file that write_folder makes
 MAX_RANK = 32  # NumPy 1 cannot hold more
 FILE_ENDINGS = (".json", ".txt", ".spm", ".model", ".jinja")  # of entries that are files, not tensors
+SHIPPED = ("dates",)  # models in data/
 META = "qkv.json"  # the npz entry that says: the names are our own, not a checkpoint's
 
 # safetensors' dtype names -> NumPy's; data is little-endian
@@ -158,11 +159,12 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """A folder as transformers saves it (or its name on the Hugging Face hub), an .npz or a .gguf.
+    """A folder as transformers saves it (or its name on the Hugging Face hub), an .npz or a .gguf, or the name of a
+    model in SHIPPED.
 
     FileNotFoundError: nothing there; ValueError: it is something else.
     """
-    path = _cached(str(path)) or _downloaded(str(path)) or Path(path)
+    path = _shipped(str(path)) or _cached(str(path)) or _downloaded(str(path)) or Path(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"{path}: there is no config.json in this folder")
@@ -174,8 +176,9 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         return checkpoint
     if not path.exists():
         raise FileNotFoundError(
-            f"{path}: no such folder or file, nor a model in the Hugging Face cache; qkv itself downloads nothing "
-            "(where the package huggingface_hub is installed, it does)"
+            f"{path}: no such folder or file, nor a model in the Hugging Face cache, nor one that comes with qkv "
+            f"({', '.join(SHIPPED)}); qkv itself downloads nothing (where the package huggingface_hub is installed, "
+            "it does)"
         )
     if path.suffix == ".gguf":
         from .gguf import open_gguf
@@ -186,6 +189,13 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.suffix != ".npz":
         raise ValueError(f"{path}: expected a folder with config.json and model.safetensors, an .npz or a .gguf file")
     return from_entries(str(path), read_npz(path))
+
+
+def _shipped(name: str) -> Path | None:
+    """The file of a model that is part of the package. A folder of that name is meant only if it holds a model."""
+    if name not in SHIPPED or Path(name, "config.json").is_file():
+        return None
+    return Path(__file__).parent / "data" / f"{name}.npz"
 
 
 def _cached(name: str) -> Path | None:

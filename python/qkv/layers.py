@@ -22,14 +22,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from . import ops, runtime
+from . import ops, placement, runtime
+from .placement import Copies, Place
 from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_frequencies, rotary_width, steady_length
 from .weights import Weights
 
 if TYPE_CHECKING:
     from .cache import Step
 
-Array = np.ndarray[Any, Any]
+Array = Any  # a NumPy array, or on a GPU one of qkv.cuda's
 
 
 class Memory:
@@ -48,18 +49,21 @@ class Memory:
             self.blocks = MemoryBlocks(self)
         return MemoryRows(self.blocks, rows)
 
-    def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, **options: Any) -> Any:
-        """Attention of q (total of the decoder, H, D) with rows' borders; kv makes the keys and values at first."""
+    def attend(self, layer: int, q: Array, kv: Linear, run: Run, **options: Any) -> Any:
+        """Attention of q (total of the decoder, H, D) with the run's borders; kv makes the keys and values at first."""
         if layer not in self.keys_values:
             self.keys_values[layer] = kv(self.states).reshape(-1, 2, *q.shape[1:])
         made = self.keys_values[layer]
-        return ops.attention_varlen(q, made[:, 0], made[:, 1], cu_seqlens, self.cu_seqlens, **options)
+        borders = run.copies.near(q, run.cu_seqlens), run.copies.near(q, self.cu_seqlens)
+        return ops.attention_varlen(q, made[:, 0], made[:, 1], *borders, **options)
 
 
-def stored_dtype(precision: str) -> str:
+def stored_dtype(precision: str, place: Place) -> str:
     """In what a cache keeps keys and values for attention of this precision: where its products are of bfloat16, that
     has the same result, to the bit, as float32, which would be rounded at every look. (Of denormals alone the products
-    drop a few that the cache rounds up, to 1.2e-38.)"""
+    drop a few that the cache rounds up, to 1.2e-38.) On a GPU: as they come."""
+    if place.number is not None:
+        return str(np.dtype(place.activations).name)
     return "bfloat16" if precision == "bf16" and runtime.current_isa() == "avx512_bf16" else "float32"
 
 
@@ -79,18 +83,18 @@ class MemoryBlocks:
         self.tables = blocks.astype(np.int32)  # (B, N); what is beyond a row's length is not read
         token = np.arange(memory.cu_seqlens[-1]) - np.repeat(memory.cu_seqlens[:-1], self.lengths)
         self.slots = np.repeat(first, self.lengths) * self.SIZE + token  # (total,)
+        self.copies = Copies()
         self.layers: dict[int, tuple[Array, Array]] = {}  # keys and values (blocks, 16, H, D)
 
     def of(self, layer: int, kv: Linear, heads: int, head_dim: int, precision: str) -> tuple[Array, Array]:
         if layer not in self.layers:
             made = kv(self.states).reshape(-1, 2, heads, head_dim)
-            dtype: Any = stored_dtype(precision)
+            place = Place.of(made)
+            dtype: Any = stored_dtype(precision, place)
             if dtype == "bfloat16":
                 from ml_dtypes import bfloat16 as dtype
-            blocks = [np.zeros((self.count * self.SIZE, heads, head_dim), dtype) for _ in range(2)]
-            for i, block in enumerate(blocks):
-                block[self.slots] = made[:, i]
-            k, v = (block.reshape(self.count, self.SIZE, heads, head_dim) for block in blocks)
+            k, v = (place.zeros((self.count, self.SIZE, heads, head_dim), dtype) for _ in range(2))
+            ops.paged_write(made[:, 0], made[:, 1], k, v, self.copies.near(made, self.slots))
             self.layers[layer] = k, v
         return self.layers[layer]
 
@@ -106,16 +110,26 @@ class MemoryRows:
         self.borders = np.array([*np.flatnonzero(np.diff(rows, prepend=-1)), len(rows)])
         self.tables = blocks.tables[rows[self.borders[:-1]]]
         self.lengths = blocks.lengths[rows[self.borders[:-1]]]
+        self.each: tuple[Array, Array] | None = None  # tables and lengths of rows, not of neighbours
+        self.copies = Copies()
 
     def copy(self) -> MemoryRows:
         """The same choice, in tables and lengths of its own."""
         return MemoryRows(self.blocks, self.chosen)
 
-    def attend(self, layer: int, q: Array, kv: Linear, cu_seqlens: Array, *, precision: str, **options: Any) -> Any:
+    def attend(self, layer: int, q: Array, kv: Linear, run: Run, *, precision: str, **options: Any) -> Any:
         k, v = self.blocks.of(layer, kv, q.shape[1], q.shape[2], precision)
-        tables, lengths, starts = self.tables, self.lengths, cu_seqlens[self.borders]
+        tables, lengths = self.tables, self.lengths
         if options.get("return_weights"):  # of each row
-            tables, lengths, starts = self.blocks.tables[self.chosen], self.blocks.lengths[self.chosen], cu_seqlens
+            if self.each is None:
+                self.each = self.blocks.tables[self.chosen], self.blocks.lengths[self.chosen]
+            (tables, lengths), starts = self.each, run.cu_seqlens
+        else:
+            if run.starts_of_memory is None:
+                run.starts_of_memory = run.cu_seqlens[self.borders]
+            starts = run.starts_of_memory
+        tables, lengths = self.copies.near(q, tables), self.copies.near(q, lengths)
+        starts = run.copies.near(q, starts)
         return ops.attention_paged(q, k, v, tables, lengths, cu_seqlens_q=starts, precision=precision, **options)
 
 
@@ -129,12 +143,15 @@ class Run:
 
     cu_seqlens: Array  # (B + 1,)
     positions: Array | None = None  # (total,), for layers that need them
+    positions_here: Array | None = None  # the same in host memory, where `positions` are on a GPU
     hidden_states: list[Array] | None = None  # collects (total, C): what goes into each block, and the last result
     attentions: list[list[Array]] | None = None  # collects per block a list of B arrays (H, S_b, T_b)
     cross_attentions: list[list[Array]] | None = None  # the same of cross-attention
     step: Step | None = None
     memory: Memory | MemoryRows | None = None
     angles: dict[Rotary, tuple[Array, float]] = field(default_factory=dict)  # the same in every layer
+    starts_of_memory: Array | None = None  # (G + 1,): where the rows begin that look at one row of the memory
+    copies: Copies = field(default_factory=Copies)
 
 
 class Norm(Protocol):
@@ -149,15 +166,22 @@ class Layer(Protocol):
 
 
 class Linear:
-    """y = activation(x W^T + b) * gate + residual, with `weight` (n_out, n_in) and `bias` (n_out,)."""
+    """y = activation(x W^T + b) * gate + residual, with `weight` (n_out, n_in) and `bias` (n_out,). scale: what stands
+    for a gate that is not given, an array of one number."""
+
+    scale: Array | None = None
 
     def __init__(self, w: Weights, n_in: int, n_out: int, *, bias: bool = True):
+        self.place = w.place
         self.weight = w.matrix("weight", (n_out, n_in))
         self.bias = w.vector("bias", (n_out,)) if bias else None
 
     def __call__(
         self, x: Array, *, activation: str | None = None, gate: Array | None = None, residual: Array | None = None
     ) -> Array:
+        if self.place.number is not None and placement.in_host_memory(x):
+            x = self.place.activation(x)
+        gate = self.scale if gate is None else gate
         y: Array = ops.linear(x, self.weight, self.bias, activation=activation, gate=gate, residual=residual)
         return y
 
@@ -204,10 +228,12 @@ class Embedding:
 
     def __init__(self, w: Weights, rows: int, width: int, *, exact: bool = False):
         self.rows = rows
+        self.dtype = w.place.activations
         self.weight = w.vector("weight", (rows, width)) if exact else w.table("weight", (rows, width))
 
-    def __call__(self, ids: Array) -> Array:
-        rows: Array = ops.embedding(ids, self.weight)  # (total, width)
+    def __call__(self, ids: Array, first: int = 0) -> Array:
+        """(total, width). first: the row of the table that id 0 has."""
+        rows: Array = placement.rows(ids, self.weight[first:] if first else self.weight, self.dtype)
         return rows
 
 
@@ -235,6 +261,7 @@ class Rotary:
         if self.counts:
             frequencies, self.factor = rotary_frequencies(self.dim, base, scaling)
             self.frequencies = frequencies.astype(np.float32)
+            self.copies = Copies()
 
     def _angles(self, positions: Array) -> tuple[Array, float]:
         return rotary_angles((positions.size, 1, self.dim), positions, self.dim, base=self.base, scaling=self.scaling)
@@ -243,8 +270,9 @@ class Rotary:
         """Of a batch's tokens, (total, 1, D / 2), and what their cos and sin are multiplied by."""
         assert run.positions is not None
         if self.counts:
-            return ops.angles(run.positions, self.frequencies), self.factor
-        rows = [self._angles(run.positions[a:b]) for a, b in pairwise(run.cu_seqlens.tolist()) if a < b]
+            return ops.angles(run.positions, self.copies.near(run.positions, self.frequencies)), self.factor
+        positions = run.positions if run.positions_here is None else run.positions_here
+        rows = [self._angles(positions[a:b]) for a, b in pairwise(run.cu_seqlens.tolist()) if a < b]
         factor = rows[0][1] if rows else 1.0
         return np.concatenate([row for row, _ in rows] or [np.empty((0, 1, self.dim // 2), np.float32)]), factor
 
@@ -252,7 +280,8 @@ class Rotary:
         """x (total, H, D), rotated; a new array."""
         if self not in run.angles:
             run.angles[self] = self.angles(run)
-        turned: Array = ops.rotate(x, *run.angles[self])
+        angles, factor = run.angles[self]
+        turned: Array = ops.rotate(x, run.copies.near(x, angles), factor)
         return turned
 
 
@@ -295,6 +324,11 @@ class Attention:
     def precision(self) -> str:
         return _precision(self.qkv)
 
+    @property
+    def stored(self) -> str:
+        """In what a paged cache keeps keys and values."""
+        return stored_dtype(self.precision, self.qkv.place)
+
     def __call__(self, x: Array, run: Run, residual: Array | None = None) -> Array:
         total = len(x)
         h, both = self.heads, self.heads + self.kv_heads
@@ -313,7 +347,8 @@ class Attention:
             "return_weights": run.attentions is not None,
         }
         if run.step is None:
-            result = ops.attention_varlen(q, k, v, run.cu_seqlens, run.cu_seqlens, **options)
+            borders = run.copies.near(q, run.cu_seqlens)
+            result = ops.attention_varlen(q, k, v, borders, borders, **options)
         else:
             run.step.write(self.layer, k, v)
             result = run.step.attend(self.layer, q, **options)
@@ -355,7 +390,7 @@ class CrossAttention:
             self.layer,
             self.q(x).reshape(-1, self.heads, self.head_dim),
             self.kv,
-            run.cu_seqlens,
+            run,
             **self.options,
             precision=_precision(self.q),
             return_weights=run.cross_attentions is not None,
@@ -449,23 +484,25 @@ def block(
 
 
 class Stack:
-    """Blocks one after another, then the final norm of pre-norm models."""
+    """Blocks one after another, then the final norm of pre-norm models. shrunk: how many times as large the states
+    before that norm are in truth."""
 
-    def __init__(self, blocks: Sequence[Block], final_norm: Norm | None = None):
+    def __init__(self, blocks: Sequence[Block], final_norm: Norm | None = None, *, shrunk: int = 1):
         self.blocks = list(blocks)
         self.final_norm = final_norm
+        self.shrunk = shrunk
 
     @property
     def cache_dtype(self) -> str:
         """In what a paged cache may keep keys and values."""
         layers = [sublayer.layer for block in self.blocks for sublayer in block.sublayers]
-        dtypes = {stored_dtype(layer.precision) for layer in layers if isinstance(layer, Attention)}
+        dtypes = {layer.stored for layer in layers if isinstance(layer, Attention)}
         return dtypes.pop() if len(dtypes) == 1 else "float32"
 
     def __call__(self, x: Array, run: Run) -> Array:
         for block in self.blocks:
             if run.hidden_states is not None:
-                run.hidden_states.append(x)
+                run.hidden_states.append(x if self.shrunk == 1 else placement.host(x) * np.float32(self.shrunk))
             x = block(x, run)
         if self.final_norm is not None:
             x = self.final_norm(x)

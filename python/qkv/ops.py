@@ -23,7 +23,7 @@ import numpy as np
 from . import _cpu, reference
 from ._cpu import PackedWeight
 from ._cpu import record as record
-from .arrays import accepts_arrays
+from .arrays import accepts_arrays, on_gpu
 from .positions import rotary_angles, rotary_width
 from .reference import alibi_slopes, sinusoidal_positions
 
@@ -261,13 +261,7 @@ def rotary(
     Angles are products in float32, as published models compute them, unless x is float64.
     """
     _cpu.check_arrays("rotary", {"x": x})
-    base = _number("rotary", "base", base)
-    if dim is not None and (isinstance(dim, bool) or not hasattr(dim, "__index__")):
-        raise TypeError(f"rotary: dim must be an integer, got {type(dim).__name__}")
-    if scaling is not None and not isinstance(scaling, Mapping):
-        raise TypeError(f"rotary: scaling must be a mapping, got {type(scaling).__name__}")
-    options: dict[str, Any] = {"base": base, "scaling": scaling, "layout": layout}
-    dim = rotary_width(x.shape[-1] if x.ndim else 0, dim, scaling)
+    dim, options = _rotary_options(x, base, dim, scaling, layout)
     angles, factor = rotary_angles(x.shape, positions, dim, **options)
     out = _cpu.rotary(x, np.ascontiguousarray(angles), factor, dim, bool(interleaved))
     if out is None:
@@ -275,44 +269,68 @@ def rotary(
     return out
 
 
+def _rotary_options(x: Array, base: Any, dim: Any, scaling: Any, layout: str) -> tuple[int, dict[str, Any]]:
+    """How many features of x turn, and what angles are made by."""
+    base = _number("rotary", "base", base)
+    if dim is not None and (isinstance(dim, bool) or not hasattr(dim, "__index__")):
+        raise TypeError(f"rotary: dim must be an integer, got {type(dim).__name__}")
+    if scaling is not None and not isinstance(scaling, Mapping):
+        raise TypeError(f"rotary: scaling must be a mapping, got {type(scaling).__name__}")
+    width = rotary_width(x.shape[-1] if x.ndim else 0, dim, scaling)
+    return width, {"base": base, "scaling": scaling, "layout": layout}
+
+
+@accepts_arrays("x", "angles")
 def rotate(x: Array, angles: Array, factor: float) -> Array:
     """`rotary` by angles that are there already, for layers that share them: float32, they broadcast against
     x.shape[:-1] + (dim/2,); cos and sin are multiplied by factor. float32 and narrower x only."""
     return _cpu.rotary(x, angles, factor, 2 * angles.shape[-1], False)
 
 
+@accepts_arrays("positions", "frequencies")
 def angles(positions: Array, frequencies: Array) -> Array:
     """Those of `rotate`, (total, 1, D/2): positions (total,), which must not change their place where a step is
     recorded, times float32 frequencies (D/2,)."""
     return _cpu.rotary_angles(positions, frequencies)
 
 
+@accepts_arrays("x", "other")
 def scaled_sum(x: Array, scale: float, other: Array | None = None) -> Array:
     """scale x + other, each operation rounded by itself; what models do beside kernels, as a kernel, so that a step can
     be recorded. Contiguous float32: x (..., C), other of x's shape or (C,)."""
     return _cpu.scaled_sum(x, scale, other, False)
 
 
+@accepts_arrays("x")
 def divided(x: Array, by: float) -> Array:
     """x / by, likewise."""
     return _cpu.scaled_sum(x, by, None, True)
 
 
+@accepts_arrays("x")
 def log_softmax_parts(x: Array) -> tuple[Array, Array]:
-    """m and l, both (rows, 1): log_softmax(x) is (x - m) - l, to the bit, for contiguous float32 x (rows, n)."""
+    """m and l, both float32 (rows, 1): log_softmax(x) is (x - m) - l, to the bit, for contiguous float32 x (rows, n).
+    On a GPU any strides, and narrower x too."""
     parts = _cpu.log_softmax_parts(x)
     return parts[:, :1], parts[:, 1:]
 
 
+@accepts_arrays("x")
 def top_k(x: Array, k: int) -> tuple[Array, Array]:
     """The k largest of each row of contiguous float32 x (rows, n) in descending order, and where they stand, both
-    (rows, k). Of equal ones the first counts as larger, a NaN as smaller than any number."""
+    (rows, k). Of equal ones the first counts as larger, a NaN as smaller than any number. On a GPU any strides, and
+    narrower x too."""
     return _cpu.top_k(x, k)
 
 
 def copy_blocks(arrays: list[Array], sources: list[int], targets: list[int], filled: int) -> None:
     """The first `filled` places of some blocks to others, all different, in arrays (blocks, block_size, ...) of one
     cache."""
+    if arrays and on_gpu(arrays[0]):
+        from . import cuda_ops
+
+        cuda_ops.copy_blocks(arrays, sources, targets, filled)
+        return
     _cpu.copy_blocks(arrays, np.array(sources, np.int64), np.array(targets, np.int64), filled)
 
 
@@ -505,7 +523,9 @@ def attention_paged(
     offset j % block_size of block block_tables[b, j // block_size]. block_tables (B, N) integers; entries that hold no
     key which a query sees are never looked at.
     cu_seqlens_q: (B + 1,) as in `attention_varlen`; None: one query each. A sequence's queries stand at its end.
-    Other options as for `attention`. Results are, to the bit, those of the same keys in any other layout.
+    Other options as for `attention`. Results are, to the bit, those of the same keys in any other layout; on a GPU so
+    with `set_batch_invariant`. What is in a GPU's memory is not checked: lengths are cut to what the tables hold, and a
+    key in a block that the cache does not have is NaN. int8 there is rounded to q's dtype.
 
     Returns out (total_q, H, Dv) in q's dtype; with return_lse also float32 (H, total_q); with return_weights also a
     list of B arrays (H, S_b, T_b).
@@ -566,6 +586,50 @@ def paged_write(
         reference.paged_write(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
 
 
+def additive_shapes(
+    q: Array, k: Array, v: Array, w_q: Array, w_k: Array, w_v: Array, mask: Array | None, kv_lengths: Array | None
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Of `additive_attention`, wherever its arrays are: the leading dimensions, the shapes of the result and of the
+    scores; ValueError and TypeError as there. kv_lengths are looked at in host memory alone."""
+    op = "additive_attention"
+    arrays = {"q": q, "k": k, "v": v, "w_q": w_q, "w_k": w_k, "w_v": w_v}
+    for name in ("q", "k", "v"):
+        if arrays[name].ndim < 2:
+            raise ValueError(f"{op}: {name} must be (..., tokens, width), got shape {arrays[name].shape}")
+    width = w_q.shape[0] if w_q.ndim else 0
+    for name, shape in (("w_q", (width, q.shape[-1])), ("w_k", (width, k.shape[-1]))):
+        if arrays[name].shape != shape:
+            raise ValueError(f"{op}: {name} must be {shape}, got {arrays[name].shape}")
+    if w_v.shape not in ((width,), (1, width)):
+        raise ValueError(f"{op}: w_v must be {(width,)} or {(1, width)}, got {w_v.shape}")
+    if v.shape[-2] != k.shape[-2]:
+        raise ValueError(f"{op}: v has {v.shape[-2]} keys, k has {k.shape[-2]}")
+    try:
+        lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
+    except ValueError:
+        shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
+        raise ValueError(f"{op}: leading dimensions of {shapes} do not broadcast") from None
+    s, t = q.shape[-2], k.shape[-2]
+    scores = (*lead, s, t)
+    if mask is not None:
+        if mask.dtype != np.bool_:
+            raise TypeError(f"{op}: mask must be a bool array (True: attend), got {mask.dtype}")
+        if not _broadcasts(mask.shape, scores):
+            raise ValueError(f"{op}: mask of shape {mask.shape} does not broadcast to {scores}")
+    if kv_lengths is not None:
+        if kv_lengths.dtype.kind not in "iu":
+            raise TypeError(f"{op}: kv_lengths must hold integers, got {kv_lengths.dtype}")
+        if not _broadcasts(kv_lengths.shape, lead):
+            raise ValueError(f"{op}: kv_lengths of shape {kv_lengths.shape} does not broadcast to {lead}")
+        if isinstance(kv_lengths, np.ndarray) and np.any((kv_lengths < 0) | (kv_lengths > t)):
+            raise ValueError(f"{op}: kv_lengths must lie in 0 to {t}")
+    return lead, (*lead, s, v.shape[-1]), scores
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
+
+
 @accepts_arrays("q", "k", "v", "w_q", "w_k", "w_v", "mask", "kv_lengths")
 def additive_attention(
     q: Array,
@@ -596,40 +660,12 @@ def additive_attention(
         return reference.additive_attention(
             q, k, v, w_q, w_k, w_v, mask=mask, kv_lengths=kv_lengths, return_weights=return_weights
         )
-    for name in ("q", "k", "v"):
-        if arrays[name].ndim < 2:
-            raise ValueError(f"{op}: {name} must be (..., tokens, width), got shape {arrays[name].shape}")
-    width = w_q.shape[0] if w_q.ndim else 0
-    for name, shape in (("w_q", (width, q.shape[-1])), ("w_k", (width, k.shape[-1]))):
-        if arrays[name].shape != shape:
-            raise ValueError(f"{op}: {name} must be {shape}, got {arrays[name].shape}")
-    if w_v.shape not in ((width,), (1, width)):
-        raise ValueError(f"{op}: w_v must be {(width,)} or {(1, width)}, got {w_v.shape}")
-    if v.shape[-2] != k.shape[-2]:
-        raise ValueError(f"{op}: v has {v.shape[-2]} keys, k has {k.shape[-2]}")
-    try:
-        lead = np.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2])
-    except ValueError:
-        shapes = f"q {q.shape}, k {k.shape} and v {v.shape}"
-        raise ValueError(f"{op}: leading dimensions of {shapes} do not broadcast") from None
-    s, t = q.shape[-2], k.shape[-2]
-    shape, scores = (*lead, s, v.shape[-1]), (*lead, s, t)
+    lead, shape, scores = additive_shapes(**arrays, mask=mask, kv_lengths=kv_lengths)
+    s, width = q.shape[-2], w_q.shape[0]
     if mask is not None:
-        if mask.dtype != np.bool_:
-            raise TypeError(f"{op}: mask must be a bool array (True: attend), got {mask.dtype}")
-        try:
-            mask = np.broadcast_to(mask, scores)
-        except ValueError:
-            raise ValueError(f"{op}: mask of shape {mask.shape} does not broadcast to {scores}") from None
+        mask = np.broadcast_to(mask, scores)
     if kv_lengths is not None:
-        if kv_lengths.dtype.kind not in "iu":
-            raise TypeError(f"{op}: kv_lengths must hold integers, got {kv_lengths.dtype}")
-        try:
-            kv_lengths = np.broadcast_to(kv_lengths, lead)
-        except ValueError:
-            raise ValueError(f"{op}: kv_lengths of shape {kv_lengths.shape} does not broadcast to {lead}") from None
-        if np.any((kv_lengths < 0) | (kv_lengths > t)):
-            raise ValueError(f"{op}: kv_lengths must lie in 0 to {t}")
+        kv_lengths = np.broadcast_to(kv_lengths, lead)
     if 0 in lead or s == 0:
         empty = np.zeros(shape, v.dtype)
         return (empty, np.zeros(scores, v.dtype)) if return_weights else empty

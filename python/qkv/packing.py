@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from .layers import Array
+from .placement import Copies, brought, host, take
 
 MOST = 2**31  # positions of a model that has no table of them
 
@@ -52,11 +53,13 @@ class Packed:
             positions = np.arange(ids.size, dtype=cu_seqlens.dtype) - starts
         self.positions = positions
         self.derived: dict[Derived, Array] = {}
+        self.derive_from: Packed | None = None  # the same tokens in host memory
+        self.copies = Copies()
 
     def of(self, owner: Derived) -> Array:
         """What the owner makes of the tokens; a step that is replayed writes it anew, in place."""
         if owner not in self.derived:
-            self.derived[owner] = owner.derive(self)
+            self.derived[owner] = owner.derive(self.derive_from or self)
         return self.derived[owner]
 
     @classmethod
@@ -146,14 +149,16 @@ class Packed:
         """The first token of each row, (total, C) -> (B, C); zeros for a row without tokens."""
         starts, ends = self.cu_seqlens[:-1], self.cu_seqlens[1:]
         if x.shape[0] and (starts < ends).all():
-            return x[starts]
+            return take(x, starts)
+        x = host(x)
         result = np.zeros((starts.size, *x.shape[1:]), x.dtype)
         result[starts < ends] = x[starts[starts < ends]]
         return result
 
     def pad(self, x: Array) -> Array:
-        """(total, ...) -> (B, S, ...)"""
+        """(total, ...) -> (B, S, ...), in host memory"""
         assert self.shape is not None
+        x = host(x)
         if self.mask is None:
             return x.reshape(*self.shape, *x.shape[1:])
         result = np.zeros((*self.shape, *x.shape[1:]), x.dtype)
@@ -180,7 +185,7 @@ class Packed:
         keys = self if keys is None else keys
         assert self.shape is not None and keys.shape is not None
         result = np.zeros((self.shape[0], heads, self.shape[1], keys.shape[1]), np.float32)
-        for b, of_row in enumerate(weights):
+        for b, of_row in enumerate(map(host, weights)):
             if self.mask is None and keys.mask is None:
                 result[b] = of_row
             else:
@@ -202,7 +207,7 @@ def _cumulative(lengths: Any) -> Array:
 def regular(name: str, value: Any, advice: str = "") -> Array:
     """np.asarray, with a ValueError for nested lists whose rows differ in length. NumPy before 1.24 makes an array of
     objects of those, after a warning, which may be an error."""
-    array = None
+    array, value = None, brought(value)
     with contextlib.suppress(ValueError, UserWarning):
         array = np.asarray(value)
     if array is None or (array.dtype == object and isinstance(value, (list, tuple)) and _ragged(value)):

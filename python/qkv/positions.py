@@ -102,25 +102,30 @@ def rotary_positions(shape: tuple[int, ...], positions: npt.ArrayLike, layout: s
     p = np.asarray(positions)
     if p.dtype.kind not in "iuf":
         raise TypeError(f"rotary: positions must be numbers, got dtype {p.dtype}")
+    return p.reshape(rotary_shape(shape, p.shape, layout))
+
+
+def rotary_shape(shape: tuple[int, ...], positions: tuple[int, ...], layout: str = "bhsd") -> tuple[int, ...]:
+    """Shape of `rotary_positions` for x and positions of these shapes."""
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"rotary: layout must be 'bhsd' or 'bshd', got {layout!r}")
     if len(shape) not in (2, 3, 4):
         raise ValueError(f"rotary: x must have 2, 3 or 4 dimensions, got shape {shape}")
-    misfit = f"rotary: positions of shape {p.shape} do not fit x of shape {shape} in layout {layout}"
-    explicit = p.ndim == len(shape) - 1
+    misfit = f"rotary: positions of shape {positions} do not fit x of shape {shape} in layout {layout}"
+    explicit = len(positions) == len(shape) - 1
     if explicit:
-        wide = p
-    elif len(shape) == 4 and p.ndim in (1, 2):
-        wide = p[..., None, :] if layout == "bhsd" else p[..., None]
-    elif len(shape) == 3 and p.ndim == 1:
-        wide = p[:, None]
+        wide = positions
+    elif len(shape) == 4 and len(positions) in (1, 2):
+        wide = (*positions[:-1], 1, positions[-1]) if layout == "bhsd" else (*positions, 1)
+    elif len(shape) == 3 and len(positions) == 1:
+        wide = (*positions, 1)
     else:
         raise ValueError(misfit)
-    if not all(a in (1, b) for a, b in zip(wide.shape[::-1], shape[-2::-1], strict=False)):
+    if not all(a in (1, b) for a, b in zip(wide[::-1], shape[-2::-1], strict=False)):
         raise ValueError(misfit)
     # Unless all axes are spelled out the tokens must match: one position must not silently serve them all.
     tokens = shape[1 if len(shape) == 4 and layout == "bshd" else -2] if len(shape) != 3 else shape[0]
-    if (len(shape) == 2 or not explicit) and p.shape[-1] != tokens:
+    if (len(shape) == 2 or not explicit) and positions[-1] != tokens:
         raise ValueError(misfit)
     return wide
 

@@ -81,11 +81,29 @@ def config() -> dict[str, Any]:
         "cpus in the affinity mask": _cpu.affinity_cpus(),
         "cgroup quota in cpus": quota or None,
         "buffers cached / limit in MiB": f"{buffers['cached_bytes'] >> 20} / {buffers['limit_bytes'] >> 20}",
+        **_gpu(),
     }
 
 
+def _gpu() -> dict[str, str]:
+    """The current device, or why there is none."""
+    from . import cuda
+
+    if reason := cuda.why_not():
+        return {"gpu": f"none: {reason.removeprefix('qkv.cuda: ')}"}
+    device, versions = cuda.current_device(), f"{cuda.driver_version()} / {cuda.runtime_version()}"
+    name, (major, minor) = cuda.device_name(device), cuda.compute_capability(device)
+    found = {"gpu": f"{name}, compute capability {major}.{minor}", "cuda of the driver / of this build": versions}
+    try:
+        memory = cuda.memory_info()
+        free, total = (f"{memory[name] / 2**30:.2f}" for name in ("free_bytes", "total_bytes"))
+    except cuda.CudaError as error:  # in exclusive use by another process
+        return {**found, "gpu memory": str(error)}
+    return {**found, "gpu memory free / total in GiB": f"{free} / {total}"}
+
+
 def show_config() -> None:
-    """Prints version, instruction sets, threads and memory."""
+    """Prints version, instruction sets, threads, memory and the GPU, or why there is none."""
     for key, value in config().items():
         sys.stdout.write(f"{key}: {', '.join(value) if isinstance(value, list) else value}\n")
 

@@ -18,6 +18,7 @@ from .config import Config
 from .files import Checkpoint
 from .layers import Array, Linear
 from .packing import Packed
+from .placement import host
 from .text import SENTENCE_CONFIGS
 from .weights import load_parameters
 
@@ -84,7 +85,7 @@ def encode(
         packed = Packed.from_lists(tokenizer.rows([prompt + texts[i] for i in batch]))
         if packed.ids.max(initial=0) >= vocabulary:
             raise ValueError(f"encode: the tokenizer gives token {packed.ids.max()}; the model has {vocabulary} tokens")
-        result[batch] = pipeline(model.forward(packed), packed.cu_seqlens, skip)
+        result[batch] = pipeline(host(model.forward(packed)), packed.cu_seqlens, skip)
         if show_progress_bar:
             show_progress("encoded", min(start + batch_size, len(texts)), len(texts))
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from . import ops
 from .files import Tensor
+from .placement import HOST, Place, converted
 from .runtime import trim
 
 Model = TypeVar("Model")
@@ -282,8 +283,8 @@ class Weights:
     """What layers are built from: `weights.at("attn").matrix("weight", (n, k))` is parameter attn.weight.
 
     matrix: a weight of ops.linear, (out, in), packed. table: rows for ops.embedding, packed unless dtype is
-    float32. vector: float32, any rank. While a model is only being planned these return None, so layers do
-    nothing with them but keep them.
+    float32. vector: float32, any rank. On a GPU matrices and tables of floats are arrays in the activations' dtype.
+    While a model is only being planned these return None, so layers do nothing with them but keep them.
     """
 
     def __init__(self, store: _Store, prefix: str = ""):
@@ -291,6 +292,11 @@ class Weights:
 
     def at(self, name: str) -> Weights:
         return Weights(self._store, f"{self._prefix}{name}.")
+
+    @property
+    def place(self) -> Place:
+        """Where the parameters go."""
+        return self._store.place
 
     def __contains__(self, name: str) -> bool:
         """Whether the file has it: for parts that a model may lack, such as BERT's pooler."""
@@ -307,9 +313,10 @@ class Weights:
 
 
 class _Store:
-    def __init__(self, tensors: dict[str, Tensor], dtype: str):
+    def __init__(self, tensors: dict[str, Tensor], dtype: str, place: Place):
         self.tensors = tensors
         self.dtype = dtype
+        self.place = place
         self.asked: dict[str, tuple[str, tuple[int, ...]]] = {}
         self.values: dict[str, Any] | None = None  # None: planning
         self._loaded: dict[int, Any] = {}  # by identity of the tensor: tied parameters are loaded once
@@ -340,22 +347,50 @@ class _Store:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{' + '.join(tensor.names)}: {error}") from None
             if dtype in (packed.dtype, "auto") and self._kinds[id(tensor)] != "vector":
-                return packed
+                return self.place.put(packed)
             array = packed.dequantize()
             del packed  # before another copy is made
         else:
             array = _narrowed(tensor)
+        kind = self._kinds[id(tensor)]
+        on_gpu = self.place.number is not None
+        if on_gpu and (kind == "vector" or dtype not in ("int8", "int4")):  # straight from the file, and widened there
+            wanted = np.dtype(np.float32 if kind == "vector" else self.place.activations)
+            if wanted == np.float16 and array.dtype != wanted and ((np.abs(array) >= 65520) & np.isfinite(array)).any():
+                raise ValueError(
+                    f"{' + '.join(tensor.names)} holds numbers that are too large for float16; use bfloat16"
+                )
+            return converted(self.place.put(array), wanted)
         if dtype == "auto":
             dtype = "bfloat16" if array.dtype.name == "bfloat16" else "float32"
-        kind = self._kinds[id(tensor)]
         if kind == "matrix" or (kind == "table" and dtype != "float32"):
             # A scale for each 32 of a token's row: one a row costs MiniLM's worst sentence 0.98 instead of 0.99.
             group = 32 if kind == "table" and dtype == "int8" else None
             try:
-                return ops.pack_weight(np.require(array, requirements="A"), dtype, group)
+                return self.place.put(ops.pack_weight(np.require(array, requirements="A"), dtype, group))
             except ValueError as error:
                 raise ValueError(f"{' + '.join(tensor.names)}: {error}") from None
         return np.array(array, np.float32, order="C")  # a copy: the file may change or go away
+
+
+def activations_of(dtype: str, tensors: Iterable[Tensor]) -> Any:
+    """In what a model of weights `dtype` computes on a GPU: in the type of its weights if they are floats, else in
+    bfloat16. "auto": in what the widest part of the file's matrices is."""
+    if dtype == "auto":
+        sizes: dict[str, int] = {}
+        for tensor in tensors:
+            floats = tensor.parts is not None or tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16"
+            if len(tensor.shape) > 1 and floats:
+                kind = "bfloat16" if tensor.parts is not None else tensor.dtype.name
+                sizes[kind] = sizes.get(kind, 0) + int(np.prod(tensor.shape))
+        dtype = max(sizes, key=lambda kind: sizes[kind], default="float32")
+    if dtype in ("float32", "float64"):
+        return np.dtype(np.float32)
+    if dtype == "float16":
+        return np.dtype(np.float16)
+    from ml_dtypes import bfloat16
+
+    return np.dtype(bfloat16)
 
 
 def _narrowed(tensor: Tensor) -> np.ndarray:
@@ -379,6 +414,7 @@ def load_parameters(
     *,
     prefixes: Sequence[str] = (),
     dtype: str = "float32",
+    place: Place = HOST,
     where: str = "weights",
 ) -> tuple[Model, dict[str, Any]]:
     """Build a model from a checkpoint's tensors; returns it with all its parameters by name.
@@ -392,7 +428,7 @@ def load_parameters(
     present = set(pool)
     for rule in rules:
         rule.apply(pool, problems)
-    store = _Store(pool, dtype)
+    store = _Store(pool, dtype, place)
     build(Weights(store))
     _check(store, rules, present, prefix, problems, where)
     for rule in rules:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from ..layers import Array
+from ..placement import host, in_host_memory, take
 from .beams import beam_search, group_search
 from .call import Columns, Job
-from .logits import draw
+from .logits import draw, draw_there, largest_there
 
 
 def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
@@ -98,19 +99,22 @@ def _sample(job: Job) -> Iterator[Array]:
         logits = decoding.start(job.rows)
         if each > 1:
             decoding.select(rows // each)
-            logits = np.repeat(logits, each, axis=0)
+            logits = take(logits, rows // each)
         while True:
-            scores = logits
-            if job.steps:  # the logits may be changed, unless they are wanted too
-                scores = job.process(ids.all, logits.copy() if "output_logits" in job.record else logits, rows)
-            if job.record:
-                job.note(ids.all, logits, scores, rows)
-            if o.do_sample:
-                tokens = np.array(
-                    [draw(of_row, streams[row]) for of_row, row in zip(scores, rows.tolist(), strict=True)]
-                )
+            drawing = [streams[row] for row in rows.tolist()] if o.do_sample else []
+            if job.filters is not None and not in_host_memory(logits):  # tokens alone come from the GPU
+                scores = logits
+                tokens = draw_there(logits, drawing, job.filters) if o.do_sample else largest_there(logits)
             else:
-                tokens = scores.argmax(axis=1)
+                scores = logits = host(logits)
+                if job.steps:  # the logits may be changed, unless they are wanted too
+                    scores = job.process(ids.all, logits.copy() if "output_logits" in job.record else logits, rows)
+                if job.record:
+                    job.note(ids.all, logits, scores, rows)
+                if o.do_sample:
+                    tokens = np.array([draw(of_row, s) for of_row, s in zip(scores, drawing, strict=True)])
+                else:
+                    tokens = scores.argmax(axis=1)
             chosen = tokens
             if len(rows) < len(job.made):
                 chosen = np.full(len(job.made), job.pad)
@@ -129,4 +133,4 @@ def _sample(job: Job) -> Iterator[Array]:
                 return
             logits = decoding.step(following)
     finally:
-        decoding.close()
+        job.close()

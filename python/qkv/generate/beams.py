@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import ops
 from ..layers import Array
+from ..placement import host
 from .call import Job
 from .logits import draw_several, largest, only_masks
 from .options import Options
@@ -77,7 +78,7 @@ def beam_search(job: Job) -> Any:
     running[:, 0] = 0
     watched = bool(o.do_sample or job.record or job.criteria)  # whether anyone looks at all of the scores
     try:
-        logits = np.repeat(decoding.start(job.rows), beams, axis=0)
+        logits = np.repeat(host(decoding.start(job.rows)), beams, axis=0)
         row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`, which has one a text at first
         while True:
             count, length = len(texts), ids.shape[1] + 1
@@ -135,10 +136,10 @@ def beam_search(job: Job) -> Any:
             texts, running = texts[goes_on], running[goes_on]
             ids = longer[each, chosen].reshape(-1, length)
             parents = history[each, chosen]
-            logits = decoding.step(ids[:, -1].tolist())
+            logits = host(decoding.step(ids[:, -1].tolist()))
             row_of = np.arange(len(ids))
     finally:
-        decoding.close()
+        job.close()
     nothing = np.zeros(0, np.int64)
     kept = [
         (text, of_text[k] if k < len(of_text) else _Beam(LOST, nothing, nothing))
@@ -201,7 +202,7 @@ def group_search(job: Job) -> Any:
     sums[:, ::size] = 0
     assert job.diversity is not None
     try:
-        logits = decoding.start(job.rows)
+        logits = host(decoding.start(job.rows))
         row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`; -1: it has left
         while True:
             log_probs, length = ops.log_softmax(logits), ids.shape[1]
@@ -247,10 +248,10 @@ def group_search(job: Job) -> Any:
             decoding.select(row_of[origin[alive]])
             if not alive.any():
                 break
-            logits = decoding.step(tokens[alive].tolist())
+            logits = host(decoding.step(tokens[alive].tolist()))
             row_of = np.where(alive, np.cumsum(alive) - 1, -1)
     finally:
-        decoding.close()
+        job.close()
     kept = []
     for b, of_text in enumerate(groups):
         real = ids.shape[1] - int(padding[b])

@@ -17,7 +17,8 @@ from ..files import parse_json
 from ..layers import Array
 from ..outputs import ModelOutput
 from ..packing import Packed, regular
-from .logits import HammingDiversity, PrefixFunction, Processor, chain, processors
+from ..placement import host
+from .logits import HammingDiversity, PrefixFunction, Processor, chain, filters_of, processors
 from .options import DEFAULT_NEW_TOKENS, FILE, OUTPUTS, resolve
 from .rows import CachedRows, Decoding, RecurrentRows, Seen
 
@@ -141,7 +142,15 @@ class Job:
         self.record: dict[str, list[Any]] = {name: [] for name in wanted}  # per step
         if self.pair and "output_attentions" in wanted:
             self.record["cross_attentions"] = []
+        # of choosing on a GPU; None: somebody looks at the logits
+        self.filters = None if self.record or self.criteria else filters_of(self.steps)
         self.decoding: Decoding = RecurrentRows(model) if self.recurrent else self._cached()
+
+    def close(self) -> None:
+        """Once the search is over: what the rows hold goes at once, not when the garbage collector finds out that
+        processors hold the job."""
+        self.decoding.close()
+        self.steps = []
 
     # ---- what the caller gives --------------------------------------------------------------------
 
@@ -367,7 +376,7 @@ class Job:
 
         def pad(weights: list[Array], keys: Sequence[Array], length: int) -> Array:
             full = np.zeros((count, weights[0].shape[0], width, length), np.float32)
-            for row, of_row, q, k in zip(at.tolist(), weights, queries, keys, strict=True):
+            for row, of_row, q, k in zip(at.tolist(), map(host, weights), queries, keys, strict=True):
                 full[row][:, q[:, None], k] = of_row[:, -len(q) :]
             return all_rows(full)
 
@@ -382,7 +391,7 @@ class Job:
             )
         if seen.hidden_states is not None:
             states = []
-            for x in seen.hidden_states:
+            for x in map(host, seen.hidden_states):
                 full = np.zeros((count, width, x.shape[1]), np.float32)
                 for row, q, end in zip(at.tolist(), queries, np.cumsum(lengths).tolist(), strict=True):
                     full[row, q] = x[end - len(q) : end]

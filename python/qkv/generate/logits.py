@@ -585,6 +585,36 @@ def draw(scores: Array, stream: Any) -> int:
     return int(places[min(place, len(places) - 1)])  # rounding may have led past the last
 
 
+def filters_of(steps: Sequence[Processor]) -> dict[str, Any] | None:
+    """These as arguments of `draw_there`, if it knows them all, in this order."""
+    known: dict[type, tuple[str, str]] = {
+        Temperature: ("temperature", "temperature"),
+        TopK: ("top_k", "k"),
+        TopP: ("top_p", "p"),
+        MinP: ("min_p", "p"),
+    }
+    order = [list(known).index(type(step)) if type(step) in known else len(known) for step in steps]
+    if any(at == len(known) for at in order) or order != sorted(set(order)):
+        return None
+    return {known[type(step)][0]: getattr(step, known[type(step)][1]) for step in steps}
+
+
+def draw_there(logits: Any, streams: Sequence[Any], filters: dict[str, Any]) -> Array:
+    """`draw` of filtered rows on a GPU, (n,): the logits stay there."""
+    from ..cuda_ops import sample
+
+    tokens: Array = sample(logits, np.array([stream.random() for stream in streams]), **filters).numpy()
+    if (tokens < 0).any():
+        raise ValueError("generate: there is no token to draw, as the largest score is not finite")
+    return tokens
+
+
+def largest_there(logits: Any) -> Array:
+    """The place of each row's largest on a GPU, (n,)."""
+    tokens: Array = ops.top_k(logits, 1)[1].numpy()[:, 0]
+    return tokens
+
+
 def draw_several(scores: Array, k: int, stream: Any) -> Array:
     """k different places of one row (m,), drawn from softmax(scores) without replacement, best first: the k largest
     scores after Gumbel noise (Kool et al. 2019, arXiv:1903.06059)."""

@@ -5,6 +5,8 @@
     step(tokens)     one more token a row; logits (n, V), which the next step may overwrite
     close()          frees all rows
 
+Logits are where the model is, in host memory or on a GPU.
+
 Only what a row keeps is different between models: blocks of a paged cache, beside them an encoder's result, or
 Transformer-XL's memory.
 """
@@ -20,6 +22,7 @@ import numpy as np
 from ..capture import CapturedSteps, Forward
 from ..layers import Array, Memory, Run
 from ..packing import Packed
+from ..placement import concatenate, take
 
 Rows = Sequence[Sequence[int]]
 
@@ -64,7 +67,7 @@ def _following(stack: Forward, head: Callable[[Array], Array]) -> Forward:
 
     def forward(packed: Packed, run: Run) -> Array:
         x = stack(packed, run)
-        return head(x if len(x) == len(packed.cu_seqlens) - 1 else x[packed.cu_seqlens[1:] - 1])
+        return head(x if len(x) == len(packed.cu_seqlens) - 1 else take(x, packed.cu_seqlens[1:] - 1))
 
     return forward
 
@@ -173,14 +176,14 @@ class RecurrentRows:
             parts.append(self.model.advance(np.array([rows[i] for i in here.tolist()], np.int64)))
             order.append(here)
         back = np.argsort(np.concatenate(order))
-        x = np.concatenate([last for last, _ in parts])[back]
-        self.memories = [np.concatenate(layer)[back] for layer in zip(*(kept for _, kept in parts), strict=True)]
+        x = take(concatenate([last for last, _ in parts]), back)
+        self.memories = [take(concatenate(layer), back) for layer in zip(*(kept for _, kept in parts), strict=True)]
         logits: Array = self.model.head.logits(x)
         return logits
 
     def select(self, parents: Iterable[int]) -> None:
         chosen = [int(parent) for parent in parents]
-        self.memories = [memory[chosen] for memory in self.memories]
+        self.memories = [take(memory, np.array(chosen, np.int64)) for memory in self.memories]
 
     def step(self, tokens: Sequence[int]) -> Array:
         ids = np.array([[token] for token in tokens], np.int64)

@@ -7,14 +7,17 @@ import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
+
 from .. import files
 from ..arrays import as_numpy
 from ..config import Config, plain
 from ..files import Checkpoint, Tensor
 from ..layers import Array
 from ..packing import regular
+from ..placement import HOST, Place, brought
 from ..text import handed_in
-from ..weights import Rule, Tie, Weights, load_parameters
+from ..weights import Rule, Tie, Weights, activations_of, load_parameters
 from . import (
     albert,
     bart,
@@ -35,7 +38,7 @@ from . import (
 from .base import Model
 
 DTYPES = ("float32", "bfloat16", "int8", "int4", "auto")
-DEVICES = ("cpu",)
+GPU_DTYPES = ("float32", "bfloat16", "float16", "int8", "int4", "auto")
 
 
 class Architecture(Protocol):
@@ -73,10 +76,11 @@ for family in FAMILIES:
     MODEL_TYPES.update(family.MODEL_TYPES)
 
 
-def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = "cpu") -> Any:
+def load(path: str | os.PathLike[str], *, dtype: Any = "float32", device: Any = "cpu") -> Any:
     """Load a model: a Hugging Face folder as it is, its name on the hub, what Model.save wrote, or a .gguf file.
 
-    A name `owner/model` is looked for in the local Hugging Face cache, and then, where the package huggingface_hub is
+    The name "dates" is a small model that comes with qkv: dates as people write them to ISO dates. A name
+    `owner/model` is looked for in the local Hugging Face cache, and then, where the package huggingface_hub is
     installed and HF_HUB_OFFLINE is not set, on the hub.
 
     A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
@@ -86,28 +90,33 @@ def load(path: str | os.PathLike[str], *, dtype: str = "float32", device: str = 
     "auto" keeps bfloat16, what Model.save wrote packed, and GGUF's blocks of Q8_0, Q4_0 and Q4_1. An .npz may also be
     made by hand: arrays under transformers' names, and config.json's bytes as a uint8 array named "config.json".
 
+    device: "cpu", "cuda", "cuda:1", or what torch and transformers have for it (-1, 0, a torch.device). On a GPU
+    activations, keys and values are of the weights' dtype, "float16" among them; of bfloat16 behind "int8" and "int4";
+    with "auto" of the type of most of the file. Weights go there one at a time, straight from the file. What goes in
+    and what comes out is the same as on the CPU.
+
     FileNotFoundError: nothing there. ValueError: broken or unsafe files, an unknown class, a config value
     that is not implemented, or one message with all names that are missing, unexpected or mis-shaped.
+    qkv.cuda.CudaError: no GPU, or its memory is too small.
     """
-    _check_options(dtype, device)
-    return _build(files.open_checkpoint(path), dtype)
+    dtype, place = _check_options(dtype, device)
+    return _build(files.open_checkpoint(path), dtype, place)
 
 
 def from_weights(
     config: Mapping[str, Any],
     weights: Mapping[str, Any],
     *,
-    dtype: str = "float32",
-    device: str = "cpu",
+    dtype: Any = "float32",
+    device: Any = "cpu",
     tokenizer: Any = None,
 ) -> Any:
     """A model from a config (as in config.json) and arrays under transformers' names.
 
     tokenizer: a tokenizers.Tokenizer, a transformers fast tokenizer, or the path of a tokenizer.json; it is used as
-    it is.
-    Errors as `load`.
+    it is. dtype, device, errors: as `load`.
     """
-    _check_options(dtype, device)
+    dtype, place = _check_options(dtype, device)
     if not isinstance(config, Mapping) and hasattr(config, "to_dict"):  # a configuration object of transformers
         config = config.to_dict()
     if not isinstance(config, Mapping):
@@ -122,7 +131,7 @@ def from_weights(
     checkpoint = Checkpoint("weights", tensors)
     if tokenizer is not None:
         checkpoint.files.update(handed_in(tokenizer))
-    return _build(checkpoint, dtype, Config(values, "config"))
+    return _build(checkpoint, dtype, place, Config(values, "config"))
 
 
 def _weight(name: Any, value: Any) -> Array:
@@ -133,17 +142,17 @@ def _weight(name: Any, value: Any) -> Array:
         value = value.detach()
     if isinstance(value, (list, tuple)):
         return regular("from_weights: " + name, value)
-    array: Array = as_numpy("from_weights", name, value)
+    array: Array = as_numpy("from_weights", name, brought(value))
     return array
 
 
-def from_entries(entries: Mapping[str, Any], dtype: str) -> Any:
+def from_entries(entries: Mapping[str, Any], dtype: str, place: Place = HOST) -> Any:
     """A model from what Model.save writes, in memory: how models are unpickled."""
     tensors = {name: Tensor.of(name, array) for name, array in entries.items()}
-    return _build(files.from_entries("pickled model", tensors), dtype)
+    return _build(files.from_entries("pickled model", tensors), dtype, place)
 
 
-def _build(checkpoint: Checkpoint, dtype: str, config: Config | None = None) -> Model:
+def _build(checkpoint: Checkpoint, dtype: str, place: Place, config: Config | None = None) -> Model:
     if config is None:
         content = checkpoint.json("config.json")
         if content is None:
@@ -157,15 +166,18 @@ def _build(checkpoint: Checkpoint, dtype: str, config: Config | None = None) -> 
     rules = architecture.rules(config)
     if checkpoint.canonical:
         rules = []  # the names are ours, and ties are recorded
+    if place.number is not None:
+        place = Place(place.number, activations_of(dtype, checkpoint.tensors.values()))
     model, parameters = load_parameters(
         lambda w: architecture.build(config, w),
         checkpoint.tensors,
         rules,
         prefixes=() if checkpoint.canonical else architecture.prefixes,
         dtype=dtype,
+        place=place,
         where=f"{checkpoint.where}, as {name}",
     )
-    model.attach(checkpoint, config, name, dtype, parameters)
+    model.attach(checkpoint, config, name, dtype, place, parameters)
     return model
 
 
@@ -183,8 +195,13 @@ def _class_name(config: Config, where: str) -> str:
     )
 
 
-def _check_options(dtype: str, device: str) -> None:
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not available; use {', '.join(map(repr, DTYPES))}")
-    if device not in DEVICES:
-        raise ValueError(f"device {device!r} is not available; use {', '.join(map(repr, DEVICES))}")
+def _check_options(dtype: Any, device: Any) -> tuple[str, Place]:
+    """The dtype's name, of NumPy's and torch's too, and the device."""
+    if not isinstance(dtype, str):
+        dtype = str(dtype).removeprefix("torch.") if not isinstance(dtype, type) else np.dtype(dtype).name
+    place = Place.named(device)
+    known = DTYPES if place.number is None else GPU_DTYPES
+    if dtype not in known:
+        hint = " (float16 is for device='cuda')" if dtype == "float16" else ""
+        raise ValueError(f"dtype {dtype!r} is not available; use {', '.join(map(repr, known))}{hint}")
+    return dtype, place

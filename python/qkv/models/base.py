@@ -14,6 +14,7 @@ from ..files import META, PICKLES, Checkpoint, write_folder, write_npz
 from ..images import ImageProcessor
 from ..layers import Array
 from ..outputs import ModelOutput
+from ..placement import HOST, Place, host, on_gpu
 from ..text import TOKENIZER_FILES, Tokenizer
 
 OTHER_FILES = (*PICKLES, ".npy", ".json", ".safetensors", ".gguf", ".onnx", ".zip", ".txt")  # no folders
@@ -30,13 +31,14 @@ class Model:
     """A model as qkv.load returns it; the families' classes derive from it and add what they compute.
 
     config: the config.json. parameters: name -> float32 array or PackedWeight, under qkv's own names; tied
-    ones are one object. files: the small files of the checkpoint (config, tokenizer,
-    sentence-transformers), by name.
+    ones are one object; on a GPU qkv.cuda's. place: the device that computes. files: the small files of the
+    checkpoint (config, tokenizer, sentence-transformers), by name.
     """
 
     config: Config
     architecture: str
     dtype: str
+    place: Place = HOST
     parameters: dict[str, Any]
     files: dict[str, bytes]
     inputs: tuple[str, ...] = ()  # of a call, those that the model has
@@ -51,6 +53,7 @@ class Model:
         config: Config,
         architecture: str,
         dtype: str,
+        place: Place,
         parameters: dict[str, Any],
     ) -> None:
         """Called once, when the weights are in place: keep what else is needed, so that the checkpoint can
@@ -58,14 +61,21 @@ class Model:
         self.config = config
         self.architecture = architecture
         self.dtype = dtype
+        self.place = place
         self.parameters = parameters
         for name in (*TOKENIZER_FILES, *KEPT_FILES):
             checkpoint.file(name)
         self.files = checkpoint.files
 
     @property
+    def device(self) -> str:
+        """Where it computes: "cpu", or "cuda:" and the number of the GPU."""
+        return self.place.name
+
+    @property
     def tokenizer(self) -> Tokenizer:
-        """Text to ids and back, from the checkpoint's files, opened at first use. Needs the extra `text`."""
+        """Text to ids and back, from the checkpoint's files, opened at first use. Needs the extra `text`, but
+        for ByT5's."""
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_files(self.files, self.config, self.max_tokens, types=self.token_types)
         return self._tokenizer
@@ -124,7 +134,10 @@ class Model:
             "mems": mems,
         }
         self.refuse(**{name: value for name, value in given.items() if name not in self.inputs})
-        return self.run(given, attentions=output_attentions, hidden_states=output_hidden_states)
+        out = self.run(given, attentions=output_attentions, hidden_states=output_hidden_states)
+        for name, value in out.items():  # heads leave what they need not look at where it is
+            out[name] = host(value)
+        return out
 
     def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
         """What a call computes of its inputs by name, None where there is nothing."""
@@ -164,6 +177,10 @@ class Model:
                 ties[name] = written[id(value)]
                 continue
             written[id(value)] = name
+            if on_gpu(value) and not hasattr(value, "numpy"):
+                raise ValueError(f"{name} is packed on a GPU; load the model with device='cpu' to save or to pickle it")
+            if on_gpu(value):
+                value = value.numpy()
             if isinstance(value, np.ndarray):
                 array = value
             elif value.dtype == "float32":
@@ -184,9 +201,10 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         from . import from_entries
 
-        return from_entries, (dict(self._entries()), self.dtype)
+        return from_entries, (dict(self._entries()), self.dtype, self.place)
 
     def __repr__(self) -> str:
         unique = {id(value): value for value in self.parameters.values()}
         count = sum(int(np.prod(value.shape)) for value in unique.values())
-        return f"<{self.architecture}: {count / 1e6:.3g} M parameters, {self.dtype}>"
+        where = "" if self.place.number is None else f", {self.device}"
+        return f"<{self.architecture}: {count / 1e6:.3g} M parameters, {self.dtype}{where}>"

@@ -12,6 +12,7 @@ import numpy as np
 from .. import ops
 from ..layers import Array, LayerNorm, Linear
 from ..packing import Packed
+from ..placement import host, take
 from ..weights import Weights
 
 Fields = dict[str, Any]
@@ -71,7 +72,8 @@ class LastTokenHead:
             last = np.where(last >= starts, last, starts)
         result = np.zeros((starts.size, self.score.weight.shape[0]), np.float32)
         real = ends > starts
-        result[real] = self.score(x[last[real]])
+        if real.any():
+            result[real] = host(self.score(take(x, last[real])))
         return {"logits": result}  # (B, labels)
 
 
@@ -84,6 +86,7 @@ class MeanHead:
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
         borders = zip(packed.cu_seqlens[:-1].tolist(), packed.cu_seqlens[1:].tolist(), strict=True)
         means = np.zeros((packed.cu_seqlens.size - 1, x.shape[1]), np.float32)
+        x = host(x)
         for mean, (a, b) in zip(means, borders, strict=True):
             if b > a:  # in float64: a row may be long, and NumPy adds one token after another
                 mean[:] = x[a:b].mean(axis=0, dtype=np.float64)

@@ -178,7 +178,8 @@ class EncoderDecoder(Model):
         if self.cache is None:
             raise ValueError(f"the decoder of this {self.architecture} does not go on from token ids to the next")
         stack = self.decoder.stack
-        return PagedCache(len(stack.blocks), *self.cache, **{"dtype": stack.cache_dtype, **options})
+        own = {"dtype": stack.cache_dtype, "place": self.place}
+        return PagedCache(len(stack.blocks), *self.cache, **{**own, **options})
 
     def extend(
         self,

@@ -10,7 +10,19 @@ from typing import Any
 import numpy as np
 
 from ..config import ACTIVATIONS, MAX_LAYERS, Config
-from ..layers import Array, Attention, CrossAttention, FeedForward, GatedFeedForward, Layer, RMSNorm, Stack, block
+from ..layers import (
+    Array,
+    Attention,
+    Block,
+    CrossAttention,
+    FeedForward,
+    GatedFeedForward,
+    Layer,
+    RMSNorm,
+    Stack,
+    block,
+)
+from ..placement import Place, host
 from ..weights import Rule, Tie, Weights, drop, fuse, rename, tie
 from .base import Model
 from .heads import LMHead, RowHead, SpanHead, TokenHead
@@ -24,6 +36,7 @@ ALIASES = {
     "head_dim": "d_kv",
 }
 MOST_BUCKETS = 2**16  # and as far a distance: nothing in a file bounds it
+SHRUNK = 64  # in float16, where T5's sums of sublayers would overflow: how many times as large they are in truth
 
 
 def _stack_rules(stack: str) -> list[Rule | Tie]:
@@ -82,7 +95,7 @@ def _distance_bias(config: Config, w: Weights, heads: int, *, both: bool) -> Arr
     if table is None:
         return None
     distances = np.arange(-farthest, farthest + 1)
-    return np.ascontiguousarray(table[buckets(distances, count, farthest, both=both)].T)
+    return w.place.put(np.ascontiguousarray(host(table)[buckets(distances, count, farthest, both=both)].T))
 
 
 def _feed_forward(config: Config) -> tuple[str, bool]:
@@ -119,6 +132,8 @@ def _side(config: Config, w: Weights, kind: str) -> Side:
             return None
         return CrossAttention(w, width, heads, head_dim=head_dim, bias=False, layer=layer, scale=1.0)
 
+    shrunk = SHRUNK if w.place.activations == np.float16 else 1
+    eps /= shrunk**2
     blocks = []
     for i in range(layers):
         w_i = w.at(f"blocks.{i}")
@@ -139,8 +154,23 @@ def _side(config: Config, w: Weights, kind: str) -> Side:
         blocks.append(
             block(w_i, lambda w: RMSNorm(w, width, eps), attention, ffn, cross=cross(w_i.at("cross"), i), pre=True)
         )
-    embeddings = Embeddings(w.at("embeddings"), config.integer("vocab_size", 32128), width)
-    return Side(embeddings, Stack(blocks, RMSNorm(w.at("norm"), width, eps)), heads)
+    scale = None
+    if shrunk > 1:
+        scale = 1 / shrunk
+        _shrink(blocks, w.place)
+    embeddings = Embeddings(w.at("embeddings"), config.integer("vocab_size", 32128), width, scale=scale)
+    return Side(embeddings, Stack(blocks, RMSNorm(w.at("norm"), width, eps), shrunk=shrunk), heads)
+
+
+def _shrink(blocks: list[Block], place: Place) -> None:
+    """Sublayers add 1/SHRUNK of what they would; the norms behind do not mind. What feed-forward layers have inside is
+    as much smaller, for the same reason."""
+    smaller = place.put(np.full(1, 1 / SHRUNK, np.float16))
+    for layer in (sublayer.layer for of_layer in blocks for sublayer in of_layer.sublayers):
+        if isinstance(layer, (Attention, CrossAttention)):
+            layer.out.scale = smaller
+        elif isinstance(layer, (FeedForward, GatedFeedForward)):
+            layer.up.scale = smaller  # and what comes of `down` is, by that
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,7 @@ class LearnedPositions:
         self.limit = self.rows = max(rows - offset, 0)
 
     def __call__(self, packed: Packed) -> Array:
-        rows: Array = ops.embedding(packed.positions, self.table.weight[self.offset :])  # a step replays no sum
-        return rows
+        return self.table(packed.positions, self.offset)  # a step replays no sum
 
 
 class CountedPositions:
@@ -154,8 +153,9 @@ class Embeddings:
             x = ops.scaled_sum(x, 1, self.type.weight[0] if packed.types is None else self.type(packed.types))
         elif packed.types is not None:
             x = ops.scaled_sum(x, 1, self.word(packed.types))
-        position = None if self.positions is None else self.positions(packed)
-        if position is not None and self.scale is None and isinstance(self.norm, LayerNorm):
+        position = None if self.positions is None else packed.copies.near(x, self.positions(packed))
+        fused = position is not None and self.scale is None and x.dtype == position.dtype
+        if fused and isinstance(self.norm, LayerNorm):
             x = self.norm.of_sum(x, position)
         else:
             if position is not None or self.scale is not None:
@@ -243,7 +243,8 @@ class TokenModel(Model):
         ValueError: the model is no decoder."""
         if self.cache is None:
             raise ValueError(f"a {self.architecture} attends to what follows a token too, so it has no use for a cache")
-        return PagedCache(len(self.stack.blocks), *self.cache, **{"dtype": self.stack.cache_dtype, **options})
+        own = {"dtype": self.stack.cache_dtype, "place": self.place}
+        return PagedCache(len(self.stack.blocks), *self.cache, **{**own, **options})
 
     def extend(
         self,

@@ -26,6 +26,7 @@ from ..generate import generate, stream
 from ..layers import Array, Embedding, FeedForward, LayerNorm, Linear, Run, Stack, block
 from ..outputs import ModelOutput
 from ..packing import Packed
+from ..placement import brought, concatenate, contiguous, host, strided, take
 from ..weights import Rule, Tie, Weights, drop, rename, split, tie, transpose
 from .base import Model
 from .heads import Fields
@@ -70,16 +71,16 @@ class RelativeAttention:
         memory = run.memories[self.layer]
         (rows, before, width), h, d = memory.shape, self.heads, self.head_dim
         if self.memory_norm is not None:
-            memory = self.memory_norm(memory.reshape(rows * before, width)).reshape(memory.shape)
+            memory = self.memory_norm(contiguous(memory).reshape(rows * before, width)).reshape(memory.shape)
         count = len(run.sinusoids) - before
-        keys = np.concatenate([memory, x.reshape(rows, count, width)], axis=1)
+        keys = concatenate([memory, x.reshape(rows, count, width)], axis=1)
         kv = self.kv(keys.reshape(-1, width)).reshape(rows, before + count, 2, h, d)
-        q = self.q(x).reshape(rows, count, h, d)
+        q = self.q(x)
         result = ops.attention(
-            q + self.content_bias,
+            ops.scaled_sum(q, 1, self.content_bias.reshape(-1)).reshape(rows, count, h, d),
             kv[:, :, 0],
             kv[:, :, 1],
-            bias=self._by_distance(q, run.sinusoids),
+            bias=self._by_distance(q, rows, count, run.sinusoids),
             causal=True,
             window=self.window,
             layout="bshd",
@@ -88,23 +89,22 @@ class RelativeAttention:
         )
         if run.attentions is not None:
             result, weights = result
-            run.attentions.append(list(weights))
+            run.attentions.append(list(host(weights)))
         return self.out(result.reshape(len(x), h * d), residual=residual)
 
-    def _by_distance(self, q: Array, sinusoids: Array) -> Array:
+    def _by_distance(self, q: Array, rows: int, count: int, sinusoids: Array) -> Array:
         """(B, H, S, T): (q + v) . r_d / sqrt(D) of the query i and the key j that are d = i + M - j apart."""
-        rows, count, h, d = q.shape
+        h, d = self.heads, self.head_dim
         r = self.r(sinusoids).reshape(-1, h, d)  # (T, H, D), the farthest first
-        scaled = (q + self.distance_bias) * np.float32(d**-0.5)
-        scores = ops.matmul(scaled.transpose(2, 0, 1, 3).reshape(h, rows * count, d), r.transpose(1, 2, 0))
+        scaled = ops.scaled_sum(ops.scaled_sum(q, 1, self.distance_bias.reshape(-1)), d**-0.5)
+        scores = ops.matmul(scaled.reshape(-1, h, d).transpose(1, 0, 2), r.transpose(1, 2, 0))
         # Query i finds key j in column S - 1 - i + j. So its keys begin one column earlier than those of the query
         # before, and a view does it. Behind its row's end are keys that come after it, which causal attention leaves.
-        of_head, of_query, of_key = scores.strides
-        return np.lib.stride_tricks.as_strided(
+        of_head, of_query, of_key = (stride // scores.itemsize for stride in scores.strides)
+        return strided(
             scores[:, :, count - 1 :],
             (rows, h, count, len(r)),
             (count * of_query, of_head, of_query - of_key, of_key),
-            writeable=False,
         )
 
 
@@ -121,14 +121,16 @@ class AdaptiveEmbedding:
         ]
 
     def __call__(self, packed: Packed) -> Array:
-        x = np.empty((packed.ids.size, self.width), np.float32)
         cluster = np.searchsorted(self.starts, packed.ids, side="right") - 1
+        parts, order = [], []
         for i, (table, project) in enumerate(zip(self.tables, self.projects, strict=True)):
-            here = cluster == i
-            rows = table(packed.ids[here] - self.starts[i])
-            x[here] = rows if project is None else project(rows)
-        x *= np.float32(self.width**0.5)
-        return x
+            here = np.flatnonzero(cluster == i)
+            if here.size or not i:
+                rows = table(packed.ids[here] - self.starts[i])
+                parts.append(rows if project is None else project(rows))
+                order.append(here)
+        x = take(concatenate(parts), np.argsort(np.concatenate(order)))
+        return ops.scaled_sum(x, self.width**0.5)
 
 
 class AdaptiveSoftmax:
@@ -150,9 +152,9 @@ class AdaptiveSoftmax:
     def logits(self, x: Array) -> Array:
         """(n, C) -> (n, V), normalised: the exponentials of a row add up to 1."""
         narrow = [x if project is None else project(x) for project in self.projects]
-        scores = [decoder(h) for decoder, h in zip(self.decoders, narrow, strict=True)]
+        scores = [host(decoder(h)) for decoder, h in zip(self.decoders, narrow, strict=True)]
         if self.clusters is not None:
-            scores[0] = np.concatenate([scores[0], self.clusters(narrow[0])], axis=1)
+            scores[0] = np.concatenate([scores[0], host(self.clusters(narrow[0]))], axis=1)
         head, *tails = (ops.log_softmax(part) for part in scores)
         for i, tail in enumerate(tails):
             tail += head[:, self.first + i, None]
@@ -177,7 +179,7 @@ class BeforePadHead:
             raise ValueError("input_ids: a row must have a token to be classified")
         ids = packed.ids.reshape(rows, count)
         last = np.zeros(rows, np.int64) if self.pad is None else (ids == self.pad).argmax(axis=1)
-        return {"logits": self.score(x[np.arange(rows) * count + (last - 1) % count])}  # (B, labels)
+        return {"logits": self.score(take(x, np.arange(rows) * count + (last - 1) % count))}  # (B, labels)
 
 
 class Scores(ModelOutput):
@@ -237,6 +239,7 @@ class TransfoXL(Model):
         x = self.stack(self.embeddings(packed), run)
         assert run.hidden_states is not None
         states = tuple(packed.pad(state) for state in run.hidden_states)
+        memories = [host(memory) for memory in memories]
         fields = {"last_hidden_state": packed.pad(x)} if self.head is None else self.head(x, None, packed)
         kind = Scores if "prediction_scores" in fields else ModelOutput
         return kind(
@@ -260,10 +263,10 @@ class TransfoXL(Model):
         x = self.stack(self.embeddings(packed), run)
         assert run.hidden_states is not None
         both = [
-            np.concatenate([memory, packed.pad(inputs)], axis=1)
+            concatenate([memory, inputs.reshape(rows, count, -1)], axis=1)
             for memory, inputs in zip(memories, run.hidden_states[:-1], strict=True)
         ]
-        return x[packed.cu_seqlens[1:] - 1], [x[:, max(x.shape[1] - self.mem_len, 0) :] for x in both]
+        return take(x, packed.cu_seqlens[1:] - 1), [x[:, max(x.shape[1] - self.mem_len, 0) :] for x in both]
 
     def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that go on from prompts, int64 (rows, L), prompts included; see qkv.generate.generate."""
@@ -277,10 +280,10 @@ class TransfoXL(Model):
         """A user's memory as L arrays (B, M, C)."""
         layers, width = len(self.stack.blocks), self.embeddings.width
         if mems is None:
-            return [np.zeros((rows, self.mem_len, width), np.float32)] * layers
+            return [self.place.zeros((rows, self.mem_len, width), self.place.activations)] * layers
         if not isinstance(mems, Iterable):
             raise TypeError(f"mems: expected {layers} arrays; got {type(mems).__name__}")
-        arrays = [as_numpy("model", f"mems[{i}]", memory) for i, memory in enumerate(mems)]
+        arrays = [as_numpy("model", f"mems[{i}]", brought(memory)) for i, memory in enumerate(mems)]
         if len(arrays) != layers:
             raise ValueError(f"mems: expected {layers} arrays, one for each layer; got {len(arrays)}")
         for i, array in enumerate(arrays):
@@ -290,7 +293,7 @@ class TransfoXL(Model):
                 raise ValueError(
                     f"mems[{i}]: expected shape (tokens, {rows}, {width}), as many tokens in each; got {array.shape}"
                 )
-        return [array.transpose(1, 0, 2).astype(np.float32) for array in arrays]
+        return [self.place.activation(array.transpose(1, 0, 2).astype(np.float32)) for array in arrays]
 
     def _remember(self, memories: list[Array], states: tuple[Array, ...]) -> tuple[Array, ...]:
         kept = []

@@ -78,7 +78,8 @@ class PackedVectors(Packed):
 class Vectors(Embeddings):
     """Stands where embeddings would, for a stack that takes vectors as they are."""
 
-    def __init__(self, width: int):
+    def __init__(self, w: Weights, width: int):
+        self.place = w.place
         self.width = width
         self.type = self.types = self.positions = None
 
@@ -103,7 +104,7 @@ class Vectors(Embeddings):
         packed = PackedVectors.from_padded(ids, attention_mask, vocabulary=1, prefix=prefix)
         assert isinstance(packed, PackedVectors)
         real = array.reshape(-1, self.width) if packed.mask is None else array[packed.mask]
-        packed.vectors = real.astype(np.float32)
+        packed.vectors = self.place.activation(real.astype(np.float32))
         return packed
 
     def __call__(self, packed: Packed) -> Array:
@@ -124,7 +125,7 @@ def _vocabulary(config: Config, kind: str) -> int | None:
 def _embeddings(config: Config, w: Weights, kind: str) -> Embeddings:
     width, vocabulary = _width(config), _vocabulary(config, kind)
     if vocabulary is None:
-        return Vectors(width)
+        return Vectors(w, width)
     positions = SinusoidalPositions(config.integer("max_len", 5000), width, interleaved=True)
     return Embeddings(w, vocabulary, width, positions=positions, scale=width**0.5)
 
@@ -215,7 +216,7 @@ class Transformer:
         if "encoder" in stacks:
             encoder = Side(_embeddings(config, w.at("source"), "encoder"), stacks["encoder"], heads)
         else:
-            encoder = Side(Vectors(width), Stack([]), heads)  # another model made the memory
+            encoder = Side(Vectors(w, width), Stack([]), heads)  # another model made the memory
         return EncoderDecoder(
             encoder,
             Side(_embeddings(config, w.at("target"), "decoder"), stacks["decoder"], heads),

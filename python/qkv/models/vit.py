@@ -17,6 +17,7 @@ from ..config import MAX_LAYERS, Config
 from ..layers import Array, Attention, FeedForward, LayerNorm, Linear, Run, Stack, block
 from ..outputs import ModelOutput
 from ..packing import Packed, regular
+from ..placement import brought, converted, host, take, write
 from ..weights import Rule, Tie, Weights, drop, fuse, rename, reshape
 from .base import Model
 from .heads import Fields, PooledHead, Pooler
@@ -72,7 +73,7 @@ class Patches:
         if isinstance(pixel_values, (list, tuple)):
             array = regular("pixel_values", pixel_values)
         else:
-            array = as_numpy("model", "pixel_values", pixel_values)
+            array = as_numpy("model", "pixel_values", brought(pixel_values))
         if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
             raise TypeError(
                 f"pixel_values: expected floats, normalised as the model was trained on them; got {array.dtype}"
@@ -99,11 +100,13 @@ class Patches:
         (rows, columns), (height, width) = self.grid, self.patch
         cut = images[:, :, : rows * height, : columns * width]  # a last patch that is not whole is not looked at
         cut = cut.reshape(len(images), self.channels, rows, height, columns, width).transpose(0, 2, 4, 1, 3, 5)
-        first = len(self.special)
-        x = np.empty((len(images), self.tokens, self.positions.shape[1]), np.float32)
-        x[:, :first] = np.stack(self.special) + self.positions[:first]
         cut = cut.reshape(len(images), rows * columns, self.channels * height * width)
-        x[:, first:] = self.projection(cut, residual=self.positions[first:])
+        first, place = len(self.special), self.projection.place
+        special = np.stack([host(vector) for vector in self.special]) + host(self.positions[:first])
+        x = place.empty((len(images), self.tokens, self.positions.shape[1]), place.activations)
+        write(x[:, :first], np.broadcast_to(special.astype(x.dtype), (len(images), *special.shape)))
+        positions = converted(self.positions[first:], x.dtype)
+        write(x[:, first:], self.projection(cut, residual=positions))
         return x
 
 
@@ -116,7 +119,8 @@ class TeacherHead:
         self.of_teacher = PooledHead(w.at("distillation.classifier"), width, labels, "distillation_logits")
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
-        fields = self.of_class(x, pooled, packed) | self.of_teacher(x, x[packed.cu_seqlens[:-1] + 1], packed)
+        fields = self.of_class(x, pooled, packed) | self.of_teacher(x, take(x, packed.cu_seqlens[:-1] + 1), packed)
+        fields = {name: host(value) for name, value in fields.items()}
         return {"logits": (fields["cls_logits"] + fields["distillation_logits"]) / np.float32(2), **fields}
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import Checkpoint
 from ..models import load
 from ..models.base import KEPT_FILES, Model
+from ..placement import Place
 from ..text import TOKENIZER_FILES, Tokenizer, handed_in
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Task:
         return "input_ids" in model.inputs if self.any_text else model.architecture.endswith(self.classes)
 
 
-SEQ2SEQ = ("ForConditionalGeneration", "MarianMTModel")
+SEQ2SEQ = ("ForConditionalGeneration", "MarianMTModel", "Transformer")
 ROWS = ("ForSequenceClassification",)
 # without a name the first is taken that has the end of the model's class
 TASKS = {
@@ -68,7 +69,7 @@ def pipeline(
     *,
     tokenizer: Any = None,
     dtype: str = "float32",
-    device: str = "cpu",
+    device: Any = None,
     batch_size: int | None = None,
     **options: Any,
 ) -> Pipeline:
@@ -89,10 +90,10 @@ def pipeline(
     if not isinstance(model, Model):
         if not isinstance(model, (str, os.PathLike)):
             raise TypeError(f"pipeline: model must be a path or a model of qkv; got {type(model).__name__}")
-        model = load(model, dtype=dtype, device=device)
-    elif dtype not in ("float32", model.dtype) or device != "cpu":
+        model = load(model, dtype=dtype, device="cpu" if device is None else device)
+    elif dtype not in ("float32", model.dtype) or (device is not None and Place.named(device).name != model.device):
         raise ValueError(
-            f"pipeline: the model is loaded already, as {model.dtype} on cpu; dtype and device are for paths"
+            f"pipeline: the model is loaded already, as {model.dtype} on {model.device}; dtype and device are for paths"
         )
     if name is None:
         name = next((name for name, task in TASKS.items() if model.architecture.endswith(task.classes)), None)

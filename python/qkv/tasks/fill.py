@@ -12,6 +12,7 @@ import numpy as np
 from .. import ops
 from ..batching import check_integer
 from ..layers import Array
+from ..placement import host
 from .hidden import hidden_states
 from .texts import TextPipeline, tokenize_settings
 
@@ -67,7 +68,7 @@ class FillMaskPipeline(TextPipeline):
         mask, targets = self.tokenizer.mask_token_id, self._targets(o)
         results = []
         for x, row in zip(states, rows, strict=True):  # logits of the masks alone: a vocabulary is large
-            logits = self.logits(x[np.array(row.ids) == mask])
+            logits = host(self.logits(x[np.array(row.ids) == mask]))
             results.append(_best(ops.softmax(logits), o.top_k, targets))
         return results
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..batching import padded
 from ..layers import Array, Run
+from ..placement import host
 
 
 def hidden_states(model: Any, rows: Sequence[Any], types: bool, where: str, advice: str = "") -> list[Array]:
@@ -26,4 +27,5 @@ def hidden_states(model: Any, rows: Sequence[Any], types: bool, where: str, advi
         x = model.forward(packed)
     else:  # Transformer-XL, which takes no padding
         return [model([row.ids], output_hidden_states=True).hidden_states[-1][0] for row in rows]
+    x = host(x)
     return [x[a:b] for a, b in pairwise(packed.cu_seqlens.tolist())]

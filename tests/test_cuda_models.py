@@ -1,0 +1,254 @@
+"""Models on a GPU or its emulator: every family against what transformers recorded, near that in narrower types, and
+generation token by token. Run by test_cuda_suite.py; by itself where QKV_CUDA says which."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import qkv
+import test_bert
+from golden_checks import GOLDEN, INPUTS, agree, checkpoint, expected, inputs, outputs, real
+from ml_dtypes import bfloat16
+from qkv import cuda
+from qkv.generate.rows import CachedRows
+from qkv.layers import MemoryRows
+from test_capture import GENERATORS, logits, rows_of
+from test_models import DECODERS, FOLDERS
+
+pytestmark = pytest.mark.skipif(not cuda.is_available(), reason=f"no GPU: {cuda.why_not()}")
+
+# Of all outputs together, relative to their root mean square: activations are of the type too, and rounded at every op.
+BOUNDS = {"float16": 0.004, "bfloat16": 0.03, "int8": 0.035, "int4": 0.4}
+NARROW = ["bert_classify", "gpt2_lm", "llama_lm", "gemma2_lm", "t5_lm", "marian_lm", "vit_classify", "transfo_xl_lm"]
+
+
+def test_the_folders_are_there() -> None:
+    assert len(FOLDERS) > 80 and set(NARROW) <= {*FOLDERS, "bert_classify"}
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_family(folder: str) -> None:
+    model = qkv.load(GOLDEN / folder, device="cuda")
+    assert model.device == "cuda:0"
+    agree(model, folder)
+
+
+@pytest.mark.parametrize("folder", test_bert.FOLDERS)
+def test_berts(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the error that naive arithmetic in float32 may have."""
+    monkeypatch.setattr(qkv, "load", functools.partial(qkv.load, device="cuda"))
+    test_bert.test_agrees_with_transformers(folder, "cuda")
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("folder", NARROW)
+def test_near_float32(folder: str, dtype: str) -> None:
+    model = qkv.load(GOLDEN / folder, dtype=dtype, device="cuda")
+    case = next(iter(expected(folder).values()))
+    out = outputs(model(**inputs(case)))
+    for name in set(out) & set(case) - {*INPUTS, "mems", "hidden_states"}:
+        exact, got = real(name, case[name], case), real(name, out[name], case)
+        finite = np.isfinite(exact)
+        error = np.sqrt(((got - exact)[finite] ** 2).mean() / (exact[finite] ** 2).mean())
+        assert 0 < error < BOUNDS[dtype], (name, error)
+
+
+def test_auto_is_what_the_file_has() -> None:
+    for folder, name in (("bert_base", "float32"), ("bert_bfloat16", "bfloat16"), ("bert_float16", "float16")):
+        assert np.dtype(qkv.load(GOLDEN / folder, dtype="auto", device="cuda").place.activations).name == name
+
+
+def test_t5_does_not_overflow_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sublayers so large that their sums are beyond 65504."""
+    config, weights = checkpoint("t5_v1_1")
+    for name in weights:
+        if name.endswith(("wo.weight", "o.weight")):
+            weights[name] = weights[name] * np.float32(40000)
+    exact = qkv.from_weights(config, weights)
+    narrow = qkv.from_weights(config, weights, dtype="float16", device="cuda")
+    largest, norm = [], exact.decoder.stack.final_norm
+    monkeypatch.setattr(exact.decoder.stack, "final_norm", lambda x: (largest.append(np.abs(x).max()), norm(x))[1])
+    ids = np.random.default_rng(2).integers(3, exact.encoder.embeddings.word.rows, (2, 9))
+    theirs = exact(ids, decoder_input_ids=ids, output_hidden_states=True)
+    ours = narrow(ids, decoder_input_ids=ids, output_hidden_states=True)
+    assert largest[0] > 65504
+    for name in ("logits", "encoder_last_hidden_state"):
+        error = np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max()
+        assert error < 0.02, (name, error)
+    for a, b in zip(ours.decoder_hidden_states, theirs.decoder_hidden_states, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.02 * np.abs(b).max())
+
+
+# ---- generation
+
+
+def prompts(model: Any) -> dict[str, Any]:
+    ids = np.array([[5, 9, 7, 4], [6, 8, 10, 11]])
+    mask = np.array([[1, 1, 1, 1], [0, 0, 1, 1]])
+    return {"input_ids": ids} if hasattr(model, "mem_len") else {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("folder", GENERATORS)
+def test_tokens(folder: str) -> None:
+    """Greedy, sampled and by beams: the CPU's, which are held to transformers'."""
+    here, there = qkv.load(GOLDEN / folder), qkv.load(GOLDEN / folder, device="cuda")
+    for options in (
+        {},
+        {"do_sample": True, "seed": 3, "temperature": 1.5, "top_k": 20, "top_p": 0.9},
+        {"num_beams": 3, "num_return_sequences": 2},
+    ):
+        common = {**prompts(here), "max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, **options}
+        if hasattr(here, "decoder"):
+            common["decoder_start_token_id"] = 2
+        np.testing.assert_array_equal(there.generate(**common), here.generate(**common), str(options))
+
+
+def test_everything_of_generate() -> None:
+    """Processors, criteria, scores and attentions look at what is on the device."""
+    here, there = qkv.load(GOLDEN / "gpt2_lm"), qkv.load(GOLDEN / "gpt2_lm", device="cuda")
+    common = {**prompts(here), "max_new_tokens": 5, "pad_token_id": 0}
+    for options in (
+        {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2, "min_new_tokens": 3},
+        {"logits_processor": lambda ids, scores: -scores},
+        {"stopping_criteria": lambda ids, scores: scores[:, 0] > 1e9},
+        {"do_sample": True, "seed": 1, "typical_p": 0.8},
+        {"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 0.5},
+    ):
+        np.testing.assert_array_equal(there.generate(**common, **options), here.generate(**common, **options))
+    shown = {name: True for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states")}
+    ours, theirs = (model.generate(**common, **shown, return_dict_in_generate=True) for model in (there, here))
+    assert ours.keys() == theirs.keys()
+    for name in ("scores", "logits"):
+        np.testing.assert_allclose(np.stack(ours[name]), np.stack(theirs[name]), rtol=0, atol=1e-4)
+    for name in ("attentions", "hidden_states"):
+        for a, b in zip(ours[name], theirs[name], strict=True):
+            np.testing.assert_allclose(np.stack(a), np.stack(b), rtol=0, atol=1e-4)
+    steps = list(there.stream(**common))
+    np.testing.assert_array_equal(np.stack(steps, axis=1), there.generate(**common)[:, 4:])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("folder", ["gpt2_lm", "llama_lm", "gemma2_lm", "t5_lm", "marian_lm", "roberta_causal"])
+def test_captured_as_eager(folder: str, dtype: str) -> None:
+    """The same bits from a CUDA graph as call by call, while rows are forked and leave."""
+    model = qkv.load(GOLDEN / folder, dtype=dtype, device="cuda")
+    ours, theirs = rows_of(model, captured=True), rows_of(model, captured=False)
+    recordings = set()
+    limit = model.decoder.embeddings.limit if hasattr(model, "decoder") else model.max_tokens
+    count = min(10, (limit or 15) - 5)
+    for one, other in zip(logits(ours, count), logits(theirs, count), strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+        if ours.captured is not None and ours.captured.last is not None:
+            recordings.add(ours.captured.last)
+    assert 2 <= len(recordings) <= 4
+
+
+@pytest.mark.parametrize("folder", ["llama_lm", "t5_lm"])
+def test_memory_is_flat(folder: str) -> None:
+    """Whatever looks at the tokens, and though the garbage collector does not come by."""
+    model = qkv.load(GOLDEN / folder, device="cuda")
+    used = []
+    gc.disable()
+    try:
+        for i in range(8):
+            options: dict[str, Any] = [{}, {"logits_processor": lambda ids, x: x}, {"num_beams": 2}][i % 3]
+            options |= {"prefix_allowed_tokens_fn": lambda text, ids: [4, 5, 6]} if i % 2 else {}
+            model.generate([[5, 6, 7]], max_new_tokens=4, **options)
+            used.append(cuda.memory_info()["used_bytes"])
+    finally:
+        gc.enable()
+    assert used[1:] == used[1:2] * 7
+
+
+def test_attentions_of_steps_leave_nothing() -> None:
+    model = qkv.load(GOLDEN / "t5_lm", device="cuda")
+    shown = {"output_attentions": True, "return_dict_in_generate": True, "max_new_tokens": 9, "eos_token_id": None}
+    rows: list[Any] = []
+    attend = MemoryRows.attend
+
+    def spy(self: MemoryRows, *args: Any, **options: Any) -> Any:
+        rows.append(self)
+        return attend(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryRows, "attend", spy)
+        model.generate([[5, 6, 7]], **shown)
+    assert all(len(row.copies._made) <= 4 for row in rows)
+
+
+def test_weights_that_float16_does_not_hold() -> None:
+    config, weights = checkpoint("gpt2_lm")
+    name = next(name for name in weights if name.endswith("c_fc.weight"))
+    weights[name] = weights[name].copy()
+    weights[name][0, 0] = 1e5
+    with pytest.raises(ValueError, match="too large for float16; use bfloat16"):
+        qkv.from_weights(config, weights, dtype="float16", device="cuda")
+    assert qkv.from_weights(config, weights, dtype="bfloat16", device="cuda").place.activations == bfloat16
+
+
+def test_masks_do_not_count_for_auto() -> None:
+    config, weights = checkpoint("gpt2_lm")
+    weights = {name: w.astype(np.float16) for name, w in weights.items()}
+    weights["transformer.h.0.attn.bias"] = np.ones((1, 1, 1024, 1024), np.uint8)
+    assert qkv.from_weights(config, weights, dtype="auto", device="cuda").place.activations == np.float16
+
+
+def test_what_is_on_the_gpu_goes_in() -> None:
+    model = qkv.load(GOLDEN / "bert_base", device="cuda")
+    ids, mask = np.array([[5, 6, 7], [8, 9, 0]]), np.array([[1, 1, 1], [1, 1, 0]])
+    there = model(cuda.array(ids), cuda.array(mask)).last_hidden_state
+    np.testing.assert_array_equal(there, model(ids, mask).last_hidden_state)
+
+
+def test_transformer_xl_without_tokens() -> None:
+    here, there = qkv.load(GOLDEN / "transfo_xl_lm"), qkv.load(GOLDEN / "transfo_xl_lm", device="cuda")
+    for shape in ((0, 4), (2, 0)):
+        ids = np.zeros(shape, np.int64)
+        assert there(ids).logits.shape == here(ids).logits.shape
+
+
+def test_cached_rows_leave_nothing() -> None:
+    model = qkv.load(GOLDEN / "gpt2_lm", device="cuda")
+    before = cuda.memory_info()["used_bytes"]
+    rows: CachedRows | None = rows_of(model, captured=True)
+    assert rows is not None
+    for x in logits(rows, 4):
+        del x
+    del rows
+    assert cuda.memory_info()["used_bytes"] == before
+
+
+# ---- what stands on models
+
+
+def test_saved_and_loaded(tmp_path: Path) -> None:
+    model = qkv.load(GOLDEN / "bert_base", device="cuda")
+    model.save(tmp_path / "model.npz")
+    ids = [[5, 6, 7, 8]]
+    again = qkv.load(tmp_path / "model.npz", device="cuda")
+    np.testing.assert_array_equal(again(ids).last_hidden_state, model(ids).last_hidden_state)
+    with pytest.raises(ValueError, match="packed on a GPU"):
+        qkv.load(GOLDEN / "bert_base", dtype="int8", device="cuda").save(tmp_path / "packed.npz")
+
+
+def test_words_about_devices() -> None:
+    for device in ("gpu", "cuda:", "cuda:x", "cpu:1", -2, True):
+        with pytest.raises(ValueError, match="is not available; use 'cpu', 'cuda'"):
+            qkv.load(GOLDEN / "bert_base", device=device)
+    with pytest.raises(ValueError, match="there are 1 devices"):
+        qkv.load(GOLDEN / "bert_base", device="cuda:7")
+    with pytest.raises(ValueError, match="float16 is for device='cuda'"):
+        qkv.load(GOLDEN / "bert_base", dtype="float16")
+    assert "cuda:0" in repr(qkv.load(GOLDEN / "bert_base", device="cuda:0"))
+    for device in (np.int64(-1), "cpu:0"):
+        assert qkv.load(GOLDEN / "bert_base", device=device).device == "cpu"
+    assert qkv.load(GOLDEN / "bert_base", dtype=np.float16, device=0).dtype == "float16"
+
+
+def test_decoders_are_among_the_generators() -> None:
+    assert set(GENERATORS) <= set(DECODERS)
