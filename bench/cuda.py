@@ -10,12 +10,17 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import qkv
 import torch
 import torch.nn.functional as F
+
+from . import checkpoints
+from .generate import TEXT, smollm2_file
 
 Side = Callable[[int], Any]
 SETS = 4  # of inputs, used by turns
@@ -73,6 +78,46 @@ def limits() -> tuple[float, float]:
         copied.append(float(start.elapsed_time(end)))
     a, b = randn(8192, 8192), randn(8192, 8192)
     return 2 * (1 << 30) / statistics.median(copied) / 1e6, 2 * 8192**3 / milliseconds([lambda i: a @ b])[0] / 1e9
+
+
+def models() -> list[dict[str, Any]]:
+    """Whole models: a prompt of 512 tokens, tokens a second of 128 greedy ones, and memory after many calls."""
+    found = []
+    paths = {"GPT-2": str(checkpoints.folder("gpt2")), "SmolLM2": str(smollm2_file() or "")}
+    for name, path in paths.items():
+        for dtype in ("auto",) if path.endswith(".gguf") else ("bfloat16", "float16", "int8", "int4"):
+            if not path:
+                continue
+            model = qkv.load(path, dtype=dtype, device="cuda")
+            for rows in (1, 8):
+                options = {"max_new_tokens": 129, "eos_token_id": None, "pad_token_id": 0}
+                ids = np.resize(TEXT, (rows, 32))
+                made = []
+                for _ in range(4):  # the first is for memory and for what is made once
+                    begun = time.perf_counter()
+                    stream = model.stream(ids, **options)
+                    next(stream)
+                    first = time.perf_counter()
+                    for _ in stream:
+                        pass
+                    made.append((first - begun, time.perf_counter() - first))
+                begun = time.perf_counter()
+                model.generate(np.resize(TEXT, (rows, 512)), **{**options, "max_new_tokens": 1})
+                prompt = time.perf_counter() - begun
+                one = {
+                    "model": f"{name} {dtype} batch {rows}",
+                    "decode tokens/s": rows * 128 / min(rest for _, rest in made),
+                    "prompt of 512 ms": prompt * 1e3,
+                }
+                print(", ".join(f"{k}: {v if isinstance(v, str) else round(v, 1)}" for k, v in one.items()), flush=True)
+                found.append(one)
+            used = []
+            for i in range(1000):
+                model.generate(np.resize(TEXT, (1 + i % 3, 8 + i % 50)), max_new_tokens=4, eos_token_id=None)
+                used.append(qkv.cuda.memory_info()["used_bytes"])
+            found.append({"model": f"{name} {dtype}", "MB after 10 and 1000 calls": [used[9] / 1e6, used[-1] / 1e6]})
+            print(found[-1], flush=True)
+    return found
 
 
 def main() -> None:
@@ -161,6 +206,8 @@ def main() -> None:
                  lambda i, x=x, w=w, r=r, n=n: F.rms_norm(x[i % 2] + r, (n,), w, 1e-6), gbyte=2 * moved)  # fmt: skip
             line(f"gelu {label}", lambda i, x=x: qkv.gelu(x[i % 2]), lambda i, x=x: F.gelu(x[i % 2]), gbyte=moved)
     results["cases"] = lines
+    with checkpoints.shared():
+        results["models"] = models()
     if len(sys.argv) > 1:
         with open(sys.argv[1], "w") as file:
             json.dump(results, file, indent=1)

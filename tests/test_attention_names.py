@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -34,6 +35,14 @@ def test_signatures_are_those_of_the_originals(name: str) -> None:
     parameters = inspect.signature(getattr(qkv, name)).parameters.values()
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in parameters]
     assert str(inspect.Signature(plain)) == SIGNATURES[name]
+
+
+@pytest.fixture(autouse=True)
+def _invariant() -> Iterator[None]:
+    """On a GPU keys are split by what else is in a batch, unless it is told not to."""
+    qkv.cuda.set_batch_invariant(True)
+    yield
+    qkv.cuda.set_batch_invariant(False)
 
 
 def bshd(rng: np.random.Generator, dtype: Any) -> tuple[Any, Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import naive
@@ -25,6 +26,14 @@ from checks import (
 INT8 = np.dtype(np.int8)
 CACHES = {**DTYPES, "int8": INT8}
 H, HKV = 4, 2
+
+
+@pytest.fixture(autouse=True)
+def _invariant() -> Iterator[None]:
+    """On a GPU keys are split by what else is in a batch, unless it is told not to."""
+    qkv.cuda.set_batch_invariant(True)
+    yield
+    qkv.cuda.set_batch_invariant(False)
 
 
 class Paged:
@@ -431,7 +440,10 @@ def test_refuses_values(change: dict[str, Any], message: str) -> None:
         ({"cu_seqlens_q": [0.0, 14.0]}, "cu_seqlens_q"),
         ({"v_cache": GOOD["v_cache"].astype(FLOAT16)}, "v_cache is float16 but k_cache is float32"),
         ({"k_cache": CODES["k_cache"]}, "v_cache is float32 but k_cache is int8"),
-        ({"k_cache": GOOD["k_cache"].astype(np.uint8)}, "k_cache must be float32, float16, bfloat16, float64 or int8"),
+        (
+            {"k_cache": GOOD["k_cache"].astype(np.uint8)},
+            "k_cache must be float32, float16, bfloat16(, float64)? or int8",
+        ),
         ({"q": GOOD["q"].astype(np.int8)}, "q must be float32"),
         ({**CODES, "k_scale": SCALE.astype(FLOAT16), "v_scale": SCALE}, "k_scale must be float32, got float16"),
         ({**CODES, "k_scale": SCALE, "v_scale": SCALE.astype(np.float64)}, "v_scale must be float32, got float64"),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import io
 import json
+import os
+import re
 import shlex
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ import qkv
 import task_checks
 import test_images
 import test_tasks_generate
-from qkv import cli, cli_tasks
+from qkv import cli, cli_tasks, demo
 from qkv.bench import run
 
 GOLDEN = Path(__file__).parent / "golden" / "bert_base"
@@ -60,6 +64,7 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
         "extensions: _cpu",
         "threads: ",
         "caches: ",
+        "gpu: ",
     ):
         assert part in shown
     assert cli.main(["info", "--json"]) == 0
@@ -578,3 +583,94 @@ def test_results_before_an_error_are_printed(model: Any, tmp_path: Path) -> None
     done = execute("classify", model("bert_three"), "--file", str(file))
     assert (done.returncode, done.stdout.count(b"\n")) == (2, 512)
     assert done.stderr.decode() == f"qkv: {file} is not UTF-8 at byte 2560\n"
+
+
+# ---- demo
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["demo", "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"qkv {qkv.__version__}" in lines[0] and f"threads: {qkv.get_num_threads()}" in lines[1]
+    for text, date in (("Saturday, the 3rd of May 2031", "2031-05-03"), ("5/3/2031", "2031-05-03")):
+        (line,) = (line for line in lines if line.strip().startswith(text) and date in line)
+        assert line.endswith("%")
+    at = lines.index("    Saturday, the 3rd of May 2031<")
+    rows = lines[at + 1 : at + 11]
+    assert "".join(row[2] for row in rows) == "2031-05-03"
+    assert all("█" in row for row in rows)  # the largest of a row is black
+    assert max(map(len, lines)) < 120
+    assert not any("NumPy" in line and "ratio" in line for line in lines)
+    assert any("qkv translate dates" in line for line in lines)
+
+
+def test_demo_of_other_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Text is untrusted: what a terminal would obey is not printed. Where it is narrow the picture has panels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "20")
+    assert cli.main(["demo", "12 June \x1b[31m 1999", "--quick", "1/2/2003"]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown and "12 June ?[31m 1999" in shown and "2003-01-02" in shown
+    lines = shown.splitlines()
+    assert "    12 June .[31m 1" in lines and "    999<" in lines
+    assert cli.main(["demo", "--quick", "3 May 2031 " * 20]) == 2
+    assert capsys.readouterr().err == "qkv: demo: a text has 220 bytes; the model takes 127\n"
+
+
+def test_demo_without_utf8(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "qkv", "demo", "--quick", "3 May 2031", "日"],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.decode("ascii").splitlines()
+    at = lines.index("    3 May 2031<")
+    assert all("#" in row for row in lines[at + 1 : at + 11])
+    assert any(line.startswith("  ?  ") for line in lines)
+
+
+def test_demo_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "SECONDS", 0.001)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    assert cli.main(["demo"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for _, _, what in demo.CASES:
+        (line,) = (line for line in lines if line.strip().startswith(what))
+        assert float(line.split()[-1]) > 0 and len(re.findall(r" [\d.]+ (?:s|ms|µs)\b", line)) == 2
+
+
+def test_demo_writes_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With qkv.view; and without the page where there is no place for it."""
+    found: dict[str, Any] = {}
+
+    def attention(output: Any, **arguments: Any) -> None:
+        found.update(arguments, output=output)
+        Path(arguments["path"]).write_text("page")
+
+    view = types.ModuleType("qkv.view")
+    view.__spec__ = importlib.machinery.ModuleSpec("qkv.view", None)
+    view.attention = attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "qkv.view", view)
+    path = tmp_path / "x.html"
+    assert cli.main(["demo", "--quick", "3 May 2031", "--output", str(path)]) == 0
+    assert str(path) in capsys.readouterr().out and path.read_text() == "page"
+    assert found["tokens"] == [*"3 May 2031", "</s>"] and found["target_tokens"] == ["<pad>", *"2031-05-03"]
+    assert found["output"].cross_attentions[0].shape == (1, 4, 11, 11)
+    assert cli.main(["demo", "--quick", "--output", str(tmp_path / "no" / "x.html")]) == 0
+    assert "is not written" in capsys.readouterr().out
+
+
+def test_translate_with_the_model_that_comes_along(printed: Any) -> None:
+    assert printed("translate", "dates", "the 1st of April, 1999", "25.12.2001", "--num-beams", "4") == (
+        "1999-04-01\n2001-12-25\n"
+    )

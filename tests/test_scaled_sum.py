@@ -31,11 +31,20 @@ def test_many_rows_and_special_values(rng: np.random.Generator) -> None:
 
 def test_refuses(rng: np.random.Generator) -> None:
     x = normal(rng, (4, 8))
-    for wrong in (x[:, ::2], x.T, x.astype(np.float16), x.astype(np.float64)):
-        with pytest.raises(ValueError, match=r"scaled_sum: x must be contiguous float32"):
+    for wrong in (x[:, ::2], x.T):
+        with pytest.raises(ValueError, match=r"scaled_sum: x must be contiguous"):
             scaled_sum(wrong, 1)
-        with pytest.raises(ValueError, match=r"scaled_sum: other must be contiguous float32"):
+        with pytest.raises(ValueError, match=r"scaled_sum: other must be contiguous"):
             scaled_sum(x, 1, wrong)
     for shape in ((4,), (1, 8), (4, 7), (2, 4, 8), ()):
         with pytest.raises(ValueError, match=r"scaled_sum: other must have x's shape"):
             scaled_sum(x, 1, np.zeros(shape, np.float32))
+
+
+def test_float32_alone(rng: np.random.Generator) -> None:
+    x = normal(rng, (4, 8))
+    for wrong in (x.astype(np.float16), x.astype(np.float64)):
+        with pytest.raises(ValueError, match=r"scaled_sum: x must be contiguous float32"):
+            scaled_sum(wrong, 1)
+        with pytest.raises(ValueError, match=r"scaled_sum: other must be contiguous float32"):
+            scaled_sum(x, 1, wrong)

@@ -48,11 +48,17 @@ def test_a_vocabulary(rng: np.random.Generator) -> None:
     check(np.sort(x, axis=1), 8)
 
 
-def test_refuses(rng: np.random.Generator) -> None:
+def test_refuses_what_is_not_contiguous_float32(rng: np.random.Generator) -> None:
     x = normal(rng, (4, 8))
     for wrong in (x[:, ::2], x[0], x.astype(np.float16), x.astype(np.float64)):
         with pytest.raises(ValueError, match="top_k: x must be contiguous float32"):
             top_k(wrong, 1)
+
+
+def test_refuses(rng: np.random.Generator) -> None:
+    x = normal(rng, (4, 8))
+    with pytest.raises(ValueError, match=r"top_k: x must be .*\(rows, n\)"):
+        top_k(x[0], 1)
     for k in (0, -1, 9):
         with pytest.raises(ValueError, match="top_k: k must lie in 1 to 8"):
             top_k(x, k)

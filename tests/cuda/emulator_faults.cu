@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include <thread>
+
 namespace {
 
 __device__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
@@ -412,17 +414,106 @@ int run_graph(int* y, int* x, int n, int* nodes) {
   return error;
 }
 
-// What is not allowed while a stream captures: 0 cudaMalloc, 1 waiting for the stream.
-int run_bad_capture(int what) {
-  cudaStream_t stream;
+// Allocates from a pool that keeps all, frees, allocates so much, and then more, before and after the pool is trimmed: the errors
+// of those two, in thousands the second.
+int run_idle_pool(int first, int same, int more) {
+  cudaMemPool_t pool;
+  cudaMemPoolProps properties{};
+  cudaMemPoolCreate(&pool, &properties);
+  uint64_t keep = UINT64_MAX;
+  cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
+  void* data = nullptr;
+  for (const int bytes : {first, same}) {
+    if (cudaMallocFromPoolAsync(&data, bytes, pool, nullptr) != cudaSuccess) return -1;
+    cudaFreeAsync(data, nullptr);
+  }
+  cudaError_t errors[2];
+  for (cudaError_t& error : errors) {
+    error = cudaMallocFromPoolAsync(&data, more, pool, nullptr);
+    cudaMemPoolTrimTo(pool, 0);
+  }
+  cudaFreeAsync(data, nullptr);
+  cudaMemPoolDestroy(pool);
+  cudaGetLastError();
+  return errors[1] * 1000 + errors[0];
+}
+
+// What happens while a stream captures: the first error of that and, in thousands, of the capture's end.
+int run_in_capture(int what, int mode) {
+  cudaStream_t stream, other;
   cudaGraph_t graph;
-  void* data;
-  cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal);
-  const cudaError_t error = what == 0 ? cudaMalloc(&data, 16) : cudaStreamSynchronize(stream);
-  const cudaError_t end = cudaStreamEndCapture(stream, &graph);
+  cudaEvent_t event;
+  void* data = nullptr;
+  const bool blocking = what == 7;
+  cudaStreamCreateWithFlags(&stream, blocking ? cudaStreamDefault : cudaStreamNonBlocking);
+  cudaStreamCreateWithFlags(&other, cudaStreamNonBlocking);
+  cudaEventCreate(&event);
+  if (what == 4) cudaEventRecord(event, other);
+  cudaStreamBeginCapture(stream, static_cast<cudaStreamCaptureMode>(mode));
+  const auto in_thread = [](auto call) {
+    cudaError_t error = cudaSuccess;
+    std::thread([&] { error = call(); }).join();
+    return error;
+  };
+  const auto fork = [&](bool joins) {
+    cudaEventRecord(event, stream);
+    cudaStreamWaitEvent(other, event, 0);
+    copy_ints<<<1, 1, 0, other>>>(nullptr, nullptr, 0);
+    cudaEventRecord(event, other);
+    if (joins) cudaStreamWaitEvent(stream, event, 0);
+    return cudaGetLastError();
+  };
+  cudaError_t error = cudaSuccess;
+  switch (what) {
+    case 0:
+      error = cudaMalloc(&data, 16);
+      break;
+    case 1:
+      error = cudaStreamSynchronize(stream);
+      break;
+    case 2:
+      error = cudaDeviceSynchronize();
+      break;
+    case 3:
+      cudaEventRecord(event, stream);
+      error = cudaEventSynchronize(event);
+      break;
+    case 4:
+      error = cudaStreamWaitEvent(stream, event, 0);
+      break;
+    case 5:
+      error = fork(false);
+      break;
+    case 6:
+      error = fork(true);
+      break;
+    case 7:
+      error = cudaStreamSynchronize(nullptr);
+      break;
+    case 8:
+      error = cudaMallocAsync(&data, 16, stream);
+      break;
+    case 9:
+      error = cudaMemcpy(nullptr, nullptr, 0, cudaMemcpyHostToDevice);
+      break;
+    case 10:
+      error = in_thread([&] { return cudaStreamEndCapture(stream, &graph); });
+      break;
+    case 11:
+      error = in_thread([&] { return cudaMalloc(&data, 16); });
+      break;
+    case 12:
+      error = cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+      break;
+  }
+  cudaStreamCaptureStatus status;
+  cudaStreamIsCapturing(stream, &status);
+  const cudaError_t end = status == cudaStreamCaptureStatusNone ? cudaSuccess : cudaStreamEndCapture(stream, &graph);
+  if (data && what != 8) cudaFree(data);
+  cudaEventDestroy(event);
+  cudaStreamDestroy(other);
   cudaStreamDestroy(stream);
   cudaGetLastError();
-  return error * 1000 + end;
+  return end * 1000 + error;
 }
 }
