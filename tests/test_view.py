@@ -575,3 +575,11 @@ def test_errors_of_the_command(
     error = capsys.readouterr().err
     assert message in error and error.startswith("qkv: ") and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("always::UserWarning")
+def test_a_text_that_is_cut_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["view", "dates", "3 May 2031 " * 20, "-o", str(tmp_path / "x.html")]) == 0
+    assert "view: the text is cut to 128 of its 221 tokens, what the model takes" in capsys.readouterr().err
+    assert cli.main(["view", "dates", "3 May 2031", "--target", "2031" * 50, "-o", str(tmp_path / "x.html")]) == 0
+    assert "view: the target is cut to" in capsys.readouterr().err

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import datetime
 import importlib
 import importlib.util
 import shutil
-import statistics
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -96,12 +96,22 @@ def _translate(texts: Sequence[str]) -> tuple[ModelOutput, list[str]]:
     _say("", f"Written dates to ISO dates: {model!r}, {BEAMS} beams", "")
     shown = [_printable(text) for text in texts]
     width = max(map(len, shown))
+    _say(f"  {'':{width}}  {'':10}  probability that the model gives it")
     for text, date, probability in zip(shown, dates, probabilities, strict=True):
-        _say(f"  {text:{width}}  {_printable(date)}  {probability:7.2%}")
+        remark = "" if _is_a_day(date) else "  (no day of any calendar)"
+        _say(f"  {text:{width}}  {_printable(date)}  {probability:7.2%}{remark}")
     first = model.tokenizer([texts[0]])
     start = model.config.get("decoder_start_token_id")
     decoder_ids = [[start, *model.tokenizer.rows([dates[0]])[0][:-1]]]  # each position writes the token after it
     return model(**first, decoder_input_ids=decoder_ids, output_attentions=True), dates
+
+
+def _is_a_day(date: str) -> bool:
+    try:
+        datetime.date.fromisoformat(date)
+    except ValueError:
+        return False
+    return True
 
 
 def _printable(text: str) -> str:
@@ -148,7 +158,7 @@ def _benchmark() -> None:
     from .bench import Sides, measure, suites
     from .bench.report import format_ratio, format_seconds
 
-    _say("", "Against NumPy, in float32 (times are the best of some; ratios the median)", "")
+    _say("", "Against NumPy, in float32 (the best times of some, and their ratio)", "")
     _say(f"  {'':40}{'qkv':>10}{'NumPy':>10}{'ratio':>8}")
     with Sides(["qkv", "numpy"]) as sides:
         for name, wanted, what in CASES:
@@ -158,5 +168,6 @@ def _benchmark() -> None:
             if found.errors:
                 _say(f"  {what:40} {'; '.join(found.notes())}")
                 continue
-            times = "".join(f"{format_seconds(found.least(side)):>10}" for side in ("qkv", "numpy"))
-            _say(f"  {what:40}{times}{format_ratio(statistics.median(found.ratios('numpy'))):>8}")
+            ours, theirs = (found.least(side) for side in ("qkv", "numpy"))
+            times = "".join(f"{format_seconds(time):>10}" for time in (ours, theirs))
+            _say(f"  {what:40}{times}{format_ratio(theirs / ours):>8}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,9 @@ def look(model: Any, text: str, target: str | None, pair: str | None, new_tokens
         raise ValueError("--max-new-tokens and --target do not go together")
     if pair is not None and (both or makes):
         raise ValueError(f"--pair: {kind} reads one text")
-    batch = model.tokenizer([text]) if pair is None else model.tokenizer([text], [pair])
+    texts = ([text],) if pair is None else ([text], [pair])
+    batch = model.tokenizer(*texts)
+    _tell_cut("text", len(model.tokenizer.encode_batch(*texts, truncation=False)[0].ids), batch["input_ids"].shape[1])
     if not batch["input_ids"].shape[1]:
         raise ValueError("view: the text has no tokens")
     tokens = labels(model.tokenizer, batch["input_ids"][0])
@@ -124,9 +127,15 @@ def _pair(
 
     ids, mask = decoder_ids(model, target)
     limit = getattr(model.decoder.embeddings, "limit", None)
+    _tell_cut("target", ids.shape[1], ids.shape[1] if limit is None else min(limit, ids.shape[1]))
     ids, mask = ids[:, :limit], mask[:, :limit]
     out = model(**batch, decoder_input_ids=ids, decoder_attention_mask=mask, output_attentions=True)
     return Seen(out, tokens, labels(model.tokenizer, ids[0]))
+
+
+def _tell_cut(what: str, tokens: int, kept: int) -> None:
+    if kept < tokens:
+        warnings.warn(f"view: the {what} is cut to {kept} of its {tokens} tokens, what the model takes", stacklevel=2)
 
 
 def _generate(model: Any, batch: dict[str, Any], new_tokens: int) -> Any:
