@@ -67,8 +67,28 @@ static void rotate_row(const RotaryArgs& a, const T* x, T* y, const float* table
   for (int64_t i = a.dim; i < a.x.n; ++i) y[i] = x[i];
 }
 
+// Offsets of one row after another: divisions only where the innermost dimension of the grid ends. A row of 64 numbers takes less
+// time than they do.
+struct Walk {
+  const Rows& rows;
+  int64_t row, offset, left;  // left: rows until the innermost dimension ends
+
+  Walk(const Rows& rows, int64_t row) : rows(rows), row(row) { start(); }
+  void start() {
+    offset = row_offset(rows, row);
+    left = rows.rank ? rows.shape[rows.rank - 1] - row % rows.shape[rows.rank - 1] : 1;
+  }
+  void next() {
+    ++row;
+    if (--left > 0)
+      offset += rows.strides[rows.rank - 1];
+    else if (row < rows.rows)
+      start();
+  }
+};
+
 void rotary(const RotaryArgs& a) {
-  const int64_t half = a.dim / 2, row = a.interleaved ? 2 * a.dim : a.dim, tokens = a.angle_rows;
+  const int64_t half = a.dim / 2, per_angle = a.interleaved ? 4 : 2, row = per_angle * half, tokens = a.angle_rows;
   parallel(tokens, grain_for(a.dim * 8), a.threads, [&](int64_t begin, int64_t end, int thread) {
     float* const buffer = a.scratch + thread * 2 * a.x.n;  // (2, dim / 2)
     for (int64_t t = begin; t < end; ++t) {
@@ -82,11 +102,13 @@ void rotary(const RotaryArgs& a) {
   });
   parallel(a.x.rows, grain_for(a.x.n * 4, a.x.rows, a.threads), a.threads, [&](int64_t begin, int64_t end, int thread) {
     float* const buffer = a.scratch + thread * 2 * a.x.n;
-    for (int64_t r = begin; r < end; ++r) {
-      const float* table = a.table + row_offset(a.angles, r) / half * row;
+    Walk x(a.x, begin), y(a.y, begin), angles(a.angles, begin);
+    for (int64_t r = begin; r < end; ++r, x.next(), y.next(), angles.next()) {
+      const float* table = a.table + angles.offset * per_angle;
       if (a.x.step == 1 && a.y.step == 1) {
-        with_type(a.y.dtype, (void*)row_ptr(a.y, r),
-                  [&](auto* y) { rotate_row(a, (decltype(y))row_ptr(a.x, r), y, table, a.past_caches); });
+        with_type(a.y.dtype, (void*)(a.y.data + y.offset * size_of(a.y.dtype)), [&](auto* to) {
+          rotate_row(a, (decltype(to))(a.x.data + x.offset * size_of(a.x.dtype)), to, table, a.past_caches);
+        });
       } else {
         gather(buffer, a.x.dtype, row_ptr(a.x, r), a.x.step, a.x.n);
         rotate_row(a, buffer, buffer + a.x.n, table, false);
