@@ -424,11 +424,11 @@ def test_what_a_capture_forbids(one_device, what, mode, error, end):
 
 def test_memory_has_a_limit(one_device):
     """The pool's idle memory is in the way of a larger allocation until it is trimmed."""
-    one_device.configure("memory=1000000")
+    one_device.configure("memory=100000000")  # so much that what other tests have left is little beside it
     with pytest.raises(CudaError, match="out of memory"):
-        one_device.malloc(1_000_001)
-    one_device.free(one_device.malloc(900_000))
-    assert one_device.library.run_idle_pool(600_000, 600_000, 700_000) == 0 * 1000 + 2
+        one_device.malloc(100_000_001)
+    one_device.free(one_device.malloc(90_000_000))
+    assert one_device.library.run_idle_pool(60_000_000, 60_000_000, 70_000_000) == 0 * 1000 + 2
     one_device.configure()
 
 
