@@ -111,12 +111,17 @@ def as_numpy(op: str, name: str, given: Any, in_place: bool = False) -> Any:
     raise TypeError(f"{op}: {name} must be an array, got {type(given).__name__}")
 
 
+def of_cuda(given: Any) -> bool:
+    """Whether it is an array or a packed weight of `qkv.cuda`, which is not loaded for the question."""
+    return type(given).__module__ == "qkv.cuda"
+
+
 def on_gpu(given: Any) -> bool:
     """Whether an argument is an array in a GPU's memory."""
     if given is None or isinstance(given, (np.ndarray, np.generic, list, tuple, int, float, _cpu.PackedWeight)):
         return False
     if not hasattr(given, "__dlpack_device__"):
-        return type(given).__module__ == "qkv.cuda"  # a packed weight of its own
+        return of_cuda(given)  # a packed weight
     try:
         return int(given.__dlpack_device__()[0]) in _GPUS
     except (BufferError, RuntimeError, TypeError, ValueError):  # torch: sparse, meta ...: as_numpy has the words for it

@@ -113,14 +113,13 @@ class _CapturedStep:
         self.derived: dict[Any, _Buffer] = {}
         if place.number is None:
             self.result, self.recording = ops.record(lambda: forward(there, self.run))
+            self.derived = {owner: _Buffer(place, rows) for owner, rows in there.derived.items()}
         else:
             from . import cuda
 
             with place.current():
                 self._prepare(forward, there, place)
                 self.result, self.recording = cuda.record(lambda: forward(there, self.run))
-        if place.number is None:
-            self.derived = {owner: _Buffer(place, rows) for owner, rows in self.packed.derived.items()}
         one_each = len(starts) == len(packed.ids) + 1 and bool((np.diff(starts) == 1).all())
         # whether the next step differs by counting alone
         turned, derived = (all(owner.counts for owner in owners) for owners in (self.run.angles, self.derived))

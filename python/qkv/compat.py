@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from . import _cpu, cuda_compat, reference
-from .arrays import accepts_arrays
+from .arrays import accepts_arrays, of_cuda
 from .ops import Array, Window, _optional_number, _window, attention, attention_varlen, paged_write
 from .reference_cache import turned
 
@@ -20,7 +20,7 @@ def _on_host(x: Any) -> bool:
 
 def _check_arrays(op: str, arrays: dict[str, Any]) -> bool:
     """TypeError unless all are float arrays of one dtype. Whether one is float64."""
-    if any(cuda_compat.is_there(x) for x in arrays.values()):
+    if any(of_cuda(x) for x in arrays.values()):
         cuda_compat.check_arrays(op, arrays)
         return False
     return bool(_cpu.check_arrays(op, arrays))
@@ -148,7 +148,7 @@ def flash_attn_varlen_func(
 
 def _per_sequence(op: str, name: str, x: Any, batch: int) -> Any:
     """Integers (B,) as int64, from an integer or an array; an array on a GPU as it is."""
-    if cuda_compat.is_there(x):
+    if of_cuda(x):
         if x.dtype.kind not in "iu":
             raise TypeError(f"{op}: {name} must hold integers, got {x.dtype}")
         if x.shape != (batch,):

@@ -10,11 +10,6 @@ import numpy as np
 from .ops import _optional_number, _window, paged_write
 
 
-def is_there(x: Any) -> bool:
-    """Whether x is an array of `qkv.cuda`, which is not imported for the question."""
-    return type(x).__module__ == "qkv.cuda"
-
-
 def _module() -> tuple[Any, int]:
     from . import cuda
 

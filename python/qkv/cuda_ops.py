@@ -299,6 +299,7 @@ def _additive_attention(
     kv_lengths: Any,
     return_weights: bool,
 ) -> Any:
+    from .cuda_compat import broadcast
     from .ops import additive_shapes
 
     module = cuda.module()
@@ -313,7 +314,7 @@ def _additive_attention(
             return (empty, cuda.empty(scores, v.dtype)) if return_weights else empty
         query, key = (module.linear(_wide(x), _wide(w), *[None] * 5, stream) for x, w in ((q, w_q), (k, w_k)))
         if cuda.on_device(kv_lengths):
-            kv_lengths = _spread(kv_lengths, lead)
+            kv_lengths = broadcast(kv_lengths, lead).copy()
         elif kv_lengths is not None:
             kv_lengths = np.broadcast_to(kv_lengths, lead)
         w = w_v[0] if w_v.ndim == 2 else w_v
@@ -322,16 +323,6 @@ def _additive_attention(
 
 def _wide(x: Any) -> Any:
     return x if x.dtype == np.float32 else x.astype(np.float32)
-
-
-def _spread(x: Any, shape: tuple[int, ...]) -> Any:
-    """x, broadcast to shape; contiguous."""
-    if x.shape == shape and x.is_contiguous:
-        return x
-    strides = [0] * (len(shape) - x.ndim) + [
-        0 if n == 1 else stride // x.itemsize for n, stride in zip(x.shape, x.strides, strict=True)
-    ]
-    return x._as_strided(shape, strides, 0).copy()
 
 
 def _pack_weight(op: str, stream: int, w: Any, dtype: str, group_size: int | None) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from . import ops
-from .arrays import on_gpu as on_any_gpu
+from .arrays import of_cuda, on_gpu
 
 Array = Any  # a NumPy array, or qkv.cuda's
 
@@ -40,9 +40,9 @@ class Place:
         ValueError: another name, or no such device; CudaError: there is no CUDA, and why."""
         if hasattr(device, "__index__") and not isinstance(device, bool) and device >= -1:
             device = f"cuda:{operator.index(device)}" if device >= 0 else "cpu"
-        name, colon, number = str(device).partition(":")
-        if name == "cpu" and number in ("", "0") and (number or not colon):
+        if str(device) in ("cpu", "cpu:0"):
             return HOST
+        name, colon, number = str(device).partition(":")
         if name != "cuda" or (colon and not number.isdecimal()):
             raise ValueError(f"device {device!r} is not available; use 'cpu', 'cuda' or 'cuda:' and a number")
         if missing := _cuda().why_not():
@@ -96,21 +96,16 @@ def in_host_memory(x: Any) -> bool:
     return isinstance(x, np.ndarray)
 
 
-def on_gpu(x: Any) -> bool:
-    """Whether it is an array or a packed weight of qkv.cuda's."""
-    return type(x).__module__ == "qkv.cuda"
-
-
 def brought(x: Any) -> Any:
     """What a user hands in, in host memory if it is an array on a GPU, of any library; else as it is."""
-    if not on_any_gpu(x):
+    if not on_gpu(x):
         return x
     return _cuda().from_dlpack(x).numpy()
 
 
 def host(x: Any) -> Any:
     """A result for the user or for NumPy: float32 in host memory. What is there already is returned as it is."""
-    if not on_gpu(x):
+    if not of_cuda(x):
         return x
     floats = x.dtype.kind == "f" or x.dtype.name == "bfloat16"
     return (converted(x, np.float32) if floats else x).numpy()
@@ -129,7 +124,7 @@ def contiguous(x: Array) -> Array:
 
 def rows(ids: Array, table: Any, dtype: Any) -> Array:
     """table[ids], where the table is; on a GPU in that dtype."""
-    if on_gpu(table):
+    if of_cuda(table):
         from .cuda_ops import rows as gathered
 
         return gathered(ids, table, dtype)

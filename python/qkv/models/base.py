@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..arrays import of_cuda
 from ..config import Config
 from ..files import META, PICKLES, Checkpoint, write_folder, write_npz
 from ..images import ImageProcessor
 from ..layers import Array
 from ..outputs import ModelOutput
-from ..placement import HOST, Place, host, on_gpu
+from ..placement import HOST, Place, host
 from ..text import TOKENIZER_FILES, Tokenizer
 
 OTHER_FILES = (*PICKLES, ".npy", ".json", ".safetensors", ".gguf", ".onnx", ".zip", ".txt")  # no folders
@@ -177,9 +178,9 @@ class Model:
                 ties[name] = written[id(value)]
                 continue
             written[id(value)] = name
-            if on_gpu(value) and not hasattr(value, "numpy"):
+            if of_cuda(value) and not hasattr(value, "numpy"):
                 raise ValueError(f"{name} is packed on a GPU; load the model with device='cpu' to save or to pickle it")
-            if on_gpu(value):
+            if of_cuda(value):
                 value = value.numpy()
             if isinstance(value, np.ndarray):
                 array = value
