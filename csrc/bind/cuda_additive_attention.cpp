@@ -6,16 +6,6 @@ namespace {
 
 cuda::Stream stream_of(std::uintptr_t handle) { return reinterpret_cast<cuda::Stream>(handle); }
 
-// TypeError unless all are arrays of one float type.
-void check_arrays(const std::string& op, const py::dict& named) {
-  std::vector<DeviceView> arrays;
-  for (const auto& item : named)
-    arrays.push_back(read_device_array(op.c_str(), item.first.cast<std::string>().c_str(), item.second));
-  std::vector<const View*> pointers;
-  for (const DeviceView& x : arrays) pointers.push_back(&x);
-  check_dtypes(op.c_str(), pointers);
-}
-
 // x with its leading dimensions broadcast to `lead`.
 DeviceView spread(const DeviceView& x, const Shape& lead) {
   Shape shape = lead;
@@ -108,7 +98,6 @@ py::object additive_attention(py::handle q_in, py::handle k_in, py::handle w_in,
 }  // namespace
 
 void bind_cuda_additive_attention(py::module_& m) {
-  m.def("check_arrays", check_arrays, py::arg("op"), py::arg("arrays"));
   m.def("additive_attention", additive_attention, py::arg("q"), py::arg("k"), py::arg("w"), py::arg("v"), py::arg("mask"),
         py::arg("kv_lengths"), py::arg("lead"), py::arg("return_weights"), py::arg("stream"));
 }
