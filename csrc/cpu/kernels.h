@@ -345,6 +345,7 @@ QKV_DECLARE_ISA(scalar)
 QKV_DECLARE_ISA(avx2)
 QKV_DECLARE_ISA(avx512)
 QKV_DECLARE_ISA(avx512_bf16)
+QKV_DECLARE_ISA(amx)
 #undef QKV_DECLARE_ISA
 
 }  // namespace qkv

@@ -60,6 +60,8 @@ def digest(result: Any) -> float:
 
     if isinstance(result, (tuple, list)):
         result = result[0]
+    if str(getattr(result, "dtype", "")) == "torch.bfloat16":  # NumPy has no such type
+        result = result.float()
     return float(np.abs(np.asarray(result)).mean(dtype=np.float64))
 
 
