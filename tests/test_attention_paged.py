@@ -222,11 +222,13 @@ def test_blocks_that_follow_one_another_are_read_in_place(precision: str, rng: n
                 assert same_bits(out, qkv.attention_varlen(q[:n], k, v, starts, [0, T], **given)), n
 
 
-@pytest.mark.skipif("avx512_bf16" not in qkv.isas(), reason="no products of bfloat16 here")
+@pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
 @pytest.mark.parametrize("heads", [2, 4, 6, 8])  # few rows read values of bfloat16 where they lie
 @pytest.mark.parametrize("width", [1, 7, 16, 33, 64, 80, 112])
-def test_where_products_are_of_bfloat16_caches_may_be(width: int, heads: int, rng: np.random.Generator) -> None:
+def test_where_products_are_of_bfloat16_caches_may_be(width: int, heads: int, isa: str, rng: np.random.Generator) -> None:
     """Keys and values that were rounded when they were stored: the same bits as rounded at every look."""
+    if isa not in qkv.isas():
+        pytest.skip("no products of bfloat16 here")
     lengths, queries, kv_heads = [333, 16, 5], [1, 3, 5], 2
     total = sum(lengths)
     tables = np.arange(63).reshape(3, 21)[:, ::-1]
@@ -236,7 +238,7 @@ def test_where_products_are_of_bfloat16_caches_may_be(width: int, heads: int, rn
     k[7], k[8], v[9], v[10] = 1e-39, 3.3e38, np.inf, 1e-39
     k[320], v[320] = 3.3e38, np.inf  # in the window: a score of -inf excludes it
     q, starts = normal(rng, (sum(queries), heads, width)), starts_of(queries)
-    with use_isa("avx512_bf16"):
+    with use_isa(isa):
         for options in (
             {},
             {"window": (37, 0)},

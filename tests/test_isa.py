@@ -9,7 +9,7 @@ from calls import calls, flat
 from checks import DTYPES, run_python, use_isa
 from qkv.ops import _cpu
 
-KNOWN = ["scalar", "avx2", "avx512", "avx512_bf16"]
+KNOWN = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 
 
 def test_isas_are_known_and_scalar_is_always_there() -> None:

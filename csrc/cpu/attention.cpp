@@ -10,6 +10,12 @@
 #include "cpu/keys.h"
 
 namespace qkv {
+#if defined(QKV_BASE_ISA)
+namespace QKV_BASE_ISA {
+void attention(const AttentionArgs&);
+}
+#endif
+
 namespace QKV_ISA {
 
 // Batch entry b: its lengths and where its tokens start.
@@ -132,8 +138,8 @@ struct Tile {
   const KeySource k, v;
   const bool adjusted;  // scores are not q.k alone
   Row* row;             // (rows)
-  float* q;             // (rows, D), scaled
-  float* panels;        // of (D, 16): keys of one block
+  float* q;             // (rows, row_room(D)), scaled
+  float* panels;        // of (row_room(D), 16): keys of one block
   float* loaded;        // (16, D): keys that are not floats in a row in memory
   float* two_values;    // (2, dv_padded), for pairs
   float* values;        // panels of (kKeyBlock, 16)
@@ -154,10 +160,10 @@ struct Tile {
     whole = {a.dv, dv_padded, scores + kGroupRows * kKeyBlock, nullptr, nullptr};
     part = {a.dv, dv_padded, whole.sums + most * dv_padded, nullptr, nullptr};
     panels = part.sums + most * dv_padded;
-    loaded = panels + kKeyBlock * a.d;
+    loaded = panels + kKeyBlock * row_room(a.d);
     two_values = loaded + kPanel * a.d;
     q = two_values + 2 * dv_padded;
-    row = (Row*)(q + (most * a.d + 1) / 2 * 2);
+    row = (Row*)(q + (most * row_room(a.d) + 1) / 2 * 2);
     whole.maximum = (float*)(row + most);
     whole.total = whole.maximum + most;
     part.maximum = whole.total + most;
@@ -182,15 +188,22 @@ struct Tile {
       }
   }
 
+  // Of a query or key: with tiles their rows are whole ones, filled up with zeros.
+  template <class M>
+  int64_t words() const {
+    return round_up((a.d + M::kWidth - 1) / M::kWidth, kKeyUnit<M> / M::kWidth);
+  }
+
   template <class M>
   void load_queries() const {
     const Vec scale = set(a.scale);
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = (a.cu_q ? 0 : e.b * a.q.b) + row[r].head * a.q.h + (e.q0 + row[r].query) * a.q.s;
-      float* const to = q + r * a.d;
+      float* const to = q + r * row_room(a.d);
       gather(to, a.q.dtype, a.q.data + at * size_of(a.q.dtype), a.q.d, a.d);
       each(a.d, [&](int64_t i, auto count) { store(to + i, mul(load(to + i, count), scale), count); });
       if (M::kWidth == 2) to_pairs(to, to, a.d);
+      for (int64_t i = (a.d + M::kWidth - 1) / M::kWidth; i < words<M>(); ++i) to[i] = 0;
     }
   }
 
@@ -209,7 +222,11 @@ struct Tile {
   static constexpr int64_t kScoredBlocks = kGroupRows / kFewRows, kScoredKeys = kScoredBlocks * kKeyBlock;
   static_assert(kScoredKeys % kKeySplit == 0, "whole splits");
 
+#if defined(QKV_TILES)
+  bool few() const { return false; }  // all rows through the same products
+#else
   bool few() const { return rows <= kFewRows; }
+#endif
 
   // (kGroupRows or, of a few rows, kFewRows; kKeyBlock): where the scores of the block that starts with `key` go.
   float* scores_of(int64_t key) const {
@@ -219,17 +236,16 @@ struct Tile {
   // q.k of a few rows and the keys [first, last).
   template <class M>
   void score(int64_t first, int64_t last) const {
-    const int64_t words = (a.d + M::kWidth - 1) / M::kWidth;
     for (int64_t key = first / kPanel * kPanel; key < last; key += kPanel) {
       int64_t ld;
       const float* const from = panel_rows<M>(k, key, first - key, last - key, a.d, loaded, &ld);
       float* const to = scores_of(key) + key % kKeyBlock;
       if (rows == 1)
-        score_panel<1, M>(to, q, a.d, from, ld, words);
+        score_panel<1, M>(to, q, row_room(a.d), from, ld, words<M>());
       else if (rows == 2)
-        score_panel<2, M>(to, q, a.d, from, ld, words);
+        score_panel<2, M>(to, q, row_room(a.d), from, ld, words<M>());
       else
-        score_panel<3, M>(to, q, a.d, from, ld, words);
+        score_panel<3, M>(to, q, row_room(a.d), from, ld, words<M>());
     }
   }
 
@@ -276,12 +292,13 @@ struct Tile {
   // Keys key + [begin, end), of one block. A key's place in it depends on its position alone.
   template <class M>
   void attend_block(const FlashRows& f, int64_t key, int64_t begin, int64_t end) const {
-    const int64_t words = (a.d + M::kWidth - 1) / M::kWidth;
+    const int64_t words = this->words<M>(), filled = (a.d + M::kWidth - 1) / M::kWidth;
     float* const scores = scores_of(key);
     for (int64_t j = begin / kPanel * kPanel; !few() && j < end; j += kPanel) {
       int64_t ld;
       const float* const from = panel_rows<M>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
-      transpose_panel(panels + j * words, from, ld, words);
+      transpose_panel(panels + j * words, from, ld, filled);
+      memset(panels + j * words + filled * kPanel, 0, (size_t)((words - filled) * kPanelRowBytes));
     }
     bool ready = !adjusted;  // the scores
 #if defined(QKV_AVX512_BF16_VNNI)
@@ -298,6 +315,12 @@ struct Tile {
       load_value_pairs(values, v, key, begin, end, a.dv, two_values);
 #endif
       x = {values, kPanel, kKeyBlock / 2 * kPanel};
+      const int64_t first = begin / kKeyUnit<M> * kKeyUnit<M>, last = round_up(end, kKeyUnit<M>);
+      for (int64_t i = 0; i < f.dv_padded; i += kPanel) {  // keys that products of tiles take along
+        float* const pairs = values + i * (kKeyBlock / 2);
+        memset(pairs + first / 2 * kPanel, 0, (size_t)((begin / 2 - first / 2) * kPanelRowBytes));
+        memset(pairs + (end + 1) / 2 * kPanel, 0, (size_t)((last / 2 - (end + 1) / 2) * kPanelRowBytes));
+      }
     } else {
       load_values(values, v, key, begin, end, a.dv);
       x = {values, kPanel, kKeyBlock * kPanel};
@@ -319,10 +342,10 @@ struct Tile {
           if (to > unit.to) unit.to = to > end ? end : to;
         }
         if (unit.from >= unit.to) continue;
-        unit.from = unit.from / M::kWidth * M::kWidth;
-        unit.to = (unit.to + M::kWidth - 1) / M::kWidth * M::kWidth;
         if (unit.from / kPanel < panel) panel = unit.from / kPanel;
         if (panels_of(unit.to) > panel_end) panel_end = panels_of(unit.to);
+        unit.from = unit.from / kKeyUnit<M> * kKeyUnit<M>;
+        unit.to = round_up(unit.to, kKeyUnit<M>);
       }
       while (!few() && panel < panel_end) {
         const int group = panels_for(kMostRows, panel_end - panel);
@@ -331,7 +354,7 @@ struct Tile {
           const int64_t left = unit.from < unit.to ? panels_of(unit.to) - panel : 0;
           const int n = left < group ? (int)left : group;
           if (n > 0 && (panel + n) * kPanel > unit.from)
-            any_tile<M>(unit.rows, n, words, q + unit.row * a.d, a.d, panels + panel * kPanel * words, kPanel, kPanel * words,
+            any_tile<M>(unit.rows, n, words, q + unit.row * row_room(a.d), row_room(a.d), panels + panel * kPanel * words, kPanel, kPanel * words,
                         scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
         }
         panel += group;
@@ -441,6 +464,7 @@ static void attention_by(const AttentionArgs& a) {
         (one_each ? make_tile(a, item % a.kv_heads, item / a.kv_heads, thread)
                   : make_tile(a, item / per_head, per_head - 1 - item % per_head, thread))
             .template all_splits<M>();
+      leave<M>();
     });
     return;
   }
@@ -455,6 +479,7 @@ static void attention_by(const AttentionArgs& a) {
       const int64_t tile = item / splits;
       make_tile(a, tile / per_head, tile % per_head, thread).template one_split<M>(part_of(item), item % splits);
     }
+    leave<M>();
   });
   parallel(tiles, 16, a.threads, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t tile = begin; tile < end; ++tile) {
@@ -471,7 +496,11 @@ void attention(const AttentionArgs& a) {
 #if defined(QKV_AVX512_BF16_VNNI)
   if (a.bf16) return attention_by<DotBf16>(a);
 #endif
+#if defined(QKV_BASE_ISA)
+  QKV_BASE_ISA::attention(a);
+#else
   attention_by<DotFloat>(a);
+#endif
 }
 
 }  // namespace QKV_ISA

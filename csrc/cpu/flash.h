@@ -157,6 +157,7 @@ static inline bool flash_softmax(const FlashRows& f, int64_t r, float* s, int64_
   return masked || from > begin || to < end || first < from || last > to;  // vectors in part were not looked at: maybe
 }
 
+#if !defined(QKV_TILES)
 // The value product for a few rows: panels side by side keep enough sums going.
 template <class M, int R, int P>
 static inline void flash_few(const FlashRows& f, int64_t row, const float* p, const FlashValues& v, int64_t from, int64_t n) {
@@ -177,6 +178,8 @@ static inline void flash_few(const FlashRows& f, int64_t row, const float* p, co
   }
 }
 
+#endif
+
 // The weight of an excluded key, see flash_marked.
 QKV_INLINE bool is_excluded(float p) { return p == 0 && __builtin_signbit(p); }
 
@@ -189,7 +192,21 @@ static inline void flash_careful(DotFloat, float* o, const float* p, const float
     store(o + c, add(load(o + c, Full{}), sum), Full{});
   }
 }
-#if defined(QKV_AVX512_BF16_VNNI)
+#if defined(QKV_TILES)
+// All rows of a tile are this one.
+static inline void flash_careful(DotBf16, float* o, const float* p, const float* v, int64_t step, int64_t n) {
+  for (int64_t j = 0; j < n; j += kTileRows) {
+    alignas(64) uint16_t words[kTileRows][2 * kPanel];
+    for (int64_t k = 0; k < kTileRows; ++k) {
+      const uint16_t* const weights = (const uint16_t*)(p + j + k);
+      memcpy(words[k], v + (j + k) * step, sizeof words[k]);
+      for (int half = 0; half < 2; ++half)
+        for (int64_t c = 0; weights[half] == 0x8000 && c < kPanel; ++c) words[k][2 * c + half] = 0;
+    }
+    bf16_tiles<1>(1, (const char*)(p + j), 0, (const char*)words, 0, o, 0, false);
+  }
+}
+#elif defined(QKV_AVX512_BF16_VNNI)
 static inline void flash_careful(DotBf16, float* o, const float* p, const float* v, int64_t step, int64_t n) {
   Vec sum = zero();
   for (int64_t j = 0; j < n; ++j) {
@@ -212,6 +229,7 @@ static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, 
   const auto from = [&](int u) { return units[u].from / M::kWidth; };
   const auto length = [&](int u) { return units[u].from < units[u].to ? (units[u].to - units[u].from) / M::kWidth : 0; };
   const int64_t row0 = units[0].row;
+#if !defined(QKV_TILES)
   if (count == 1 && length(0) && (finite || !units[0].excluded)) {
 #if defined(QKV_AVX512)
     constexpr int kOne = 4, kTwo = 4, kThree = 4;
@@ -229,6 +247,7 @@ static inline void flash_accumulate(const FlashRows& f, const FlashUnit* units, 
         return flash_few<M, 3, kThree>(f, row0, p, v, from(0), length(0));
     }
   }
+#endif
   for (int64_t i = 0, panels = f.dv_padded / kPanel; i < panels;) {
     const int group = panels_for(kMostRows, panels - i);
     for (int u = 0; u < count; ++u) {

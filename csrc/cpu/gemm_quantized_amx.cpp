@@ -158,8 +158,9 @@ struct Chunks {
     constexpr int64_t kNear = 768 << 10;  // bytes of a
     constexpr int64_t kUnit = 2 * kTileRows;
     const int64_t wanted = 8 * threads;
-    const int64_t most = kNear / lda / kUnit * kUnit, least_chunks = (m + most - 1) / (most > 0 ? most : kUnit);
-    rows = round_up((m + least_chunks - 1) / least_chunks, kUnit);
+    const int64_t fit = kNear / lda / kUnit * kUnit, most = fit > kUnit ? fit : kUnit;
+    const int64_t least_chunks = (m + most - 1) / most;
+    rows = least_chunks > 0 ? round_up((m + least_chunks - 1) / least_chunks, kUnit) : kUnit;
     panels = 12;
     const auto count = [&] {
       row_chunks = (m + rows - 1) / rows;
@@ -178,21 +179,11 @@ static void product(const QuantizedGemmArgs& g, const TileOperands& o) {
   const bool direct = g.c.dtype == DType::f32 && g.c.rank <= 1, fused = direct && only_adds(g);
   const int64_t panels = panels_of(g.w.n), rest = panel_rows(g.w) % kTileRows;
   parallel(p.row_chunks * p.panel_chunks, grain, g.threads, [&](int64_t begin, int64_t end, int) {
-    int64_t shaped = 0;
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
       const int64_t m = g.m - row < p.rows ? g.m - row : p.rows;
       const int64_t count = panels - panel < p.panels ? panels - panel : p.panels;
-      const int64_t rows = m < kTileRows ? m : kTileRows;
-      if (rows != shaped) {
-        TileShapes shapes;
-        for (int t = 0; t < 8; ++t) {
-          shapes.row_bytes[t] = kTileRowBytes;
-          shapes.rows[t] = t < 5 ? (uint8_t)rows : kTileRows;
-        }
-        set_tiles(shapes);
-        shaped = rows;
-      }
+      shape_tiles(m < kTileRows ? (int)m : kTileRows);
       const int most = m > kTileRows ? 2 : kMostTiles;
       for (int64_t q = 0; q < count;) {
         const int group = (int)(count - q < most ? count - q : most);
@@ -213,7 +204,7 @@ static void product(const QuantizedGemmArgs& g, const TileOperands& o) {
         q += group;
       }
     }
-    release_tiles();
+    leave_tiles();
   });
 }
 

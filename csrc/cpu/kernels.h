@@ -8,6 +8,8 @@
 
 namespace qkv {
 
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
 enum class Activation : uint8_t { none, gelu, gelu_tanh, relu, silu, quick_gelu, tanh, exp, erf };
 
 // Columns of a packed panel, on every ISA: packed weights need no repacking when the ISA changes.
@@ -147,6 +149,8 @@ struct Strided4 {
 };
 
 constexpr int64_t kKeyBlock = 256;  // keys of a block; blocks start at multiples of it, whatever the queries
+// Floats for a query or key of D features: with AMX these are pairs in rows of 64 bytes.
+static inline int64_t row_room(int64_t d) { return d < 16 ? 16 : d; }
 constexpr int64_t kKeySplit = 512;  // keys that are summed before they are merged with those before; likewise
 
 struct AttentionPlan {

@@ -14,18 +14,13 @@ namespace QKV_ISA {
 template <bool kBf16>
 static int64_t run_tiles() {
   constexpr int64_t kRounds = 1 << 13;
-  TileShapes shapes;
-  for (int t = 0; t < 8; ++t) {
-    shapes.row_bytes[t] = kTileRowBytes;
-    shapes.rows[t] = kTileRows;
-  }
-  set_tiles(shapes);  // and clears them
+  shape_tiles(kTileRows);  // and clears them
   for (int64_t i = 0; i < kRounds; ++i)
     if constexpr (kBf16)
       multiply_bf16<0, 4, 6>(), multiply_bf16<1, 4, 7>(), multiply_bf16<2, 5, 6>(), multiply_bf16<3, 5, 7>();
     else
       multiply_int8<0, 4, 6>(), multiply_int8<1, 4, 7>(), multiply_int8<2, 5, 6>(), multiply_int8<3, 5, 7>();
-  release_tiles();
+  leave_tiles();
   return kRounds * 4 * kTileRows * 16 * (kTileRowBytes / (kBf16 ? 2 : 1)) * 2;
 }
 

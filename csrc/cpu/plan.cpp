@@ -6,7 +6,6 @@ namespace qkv {
 namespace {
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
 constexpr int64_t kRowUnit = 24;  // a multiple of every ISA's tile
@@ -137,8 +136,9 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
     p.splits = ceil_div(keys, kKeySplit);
   p.part_bytes = p.splits > 1 ? round_up(4 * p.tile_rows * (dv + 2), 64) : 0;
   p.weight_rows = a.weights && a.q.dtype != DType::f32;
-  p.scratch_bytes = 4 * ((kKeyBlock + kPanel) * a.d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
-                         + p.tile_rows * (a.d + 2 * dv + 4 + 10) + 2                             // q, two states, rows
+  const int64_t d = row_room(a.d);
+  p.scratch_bytes = 4 * ((kKeyBlock + kPanel) * d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
+                         + p.tile_rows * (d + 2 * dv + 4 + 10) + 2                             // q, two states, rows
                          + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                     // raw scores
   p.scratch_bytes = round_up(p.scratch_bytes, 64);
   return p;

@@ -23,8 +23,6 @@ struct GroupStats {
   };
 };
 
-static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
 constexpr int64_t unit_bytes(Units units) { return units == Units::i8x4 ? 1 : units == Units::i16x2 ? 2 : 4; }
 
 // Writes x[0 .. n) as units, padded with zeros to whole vectors; value(x) is an integral float. Returns their sum.

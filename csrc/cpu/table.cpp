@@ -13,6 +13,7 @@ namespace QKV_BASE_ISA {
 }  // namespace QKV_BASE_ISA
 namespace QKV_ISA {
 using namespace QKV_BASE_ISA;
+void attention(const AttentionArgs&);
 void gemm_quantized(const QuantizedGemmArgs&);
 void limits(const LimitArgs&);
 }  // namespace QKV_ISA

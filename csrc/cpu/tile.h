@@ -8,13 +8,20 @@
 #pragma once
 #include "cpu/panels.h"
 #include "cpu/simd/dot.h"
+#if defined(QKV_TILES)
+#include "cpu/simd/amx.h"
+#endif
 
 namespace qkv {
 namespace QKV_ISA {
 
 // Tile shapes: as many accumulators as registers allow. One row or two take more panels at a time where there are as many: a
 // chain of sums has a latency of four or five cycles, so eight or more must be under way.
-#if defined(QKV_AVX512)
+#if defined(QKV_TILES)
+constexpr int kMostRows = kTileRows;
+constexpr int most_panels(int) { return 4; }
+constexpr int wide_panels(int) { return 4; }
+#elif defined(QKV_AVX512)
 constexpr int kMostRows = 8, kLeastRows = 5;  // of a tile; and of one of unpack_rows or more, see rows_of
 constexpr int most_panels(int) { return 3; }
 constexpr int wide_panels(int rows) { return rows <= 2 ? 6 : 3; }
@@ -39,6 +46,7 @@ QKV_INLINE void with_panels(int panels, F&& f) {
   if (panels == P) return f(Int<R>{}, Int<P>{});
   if constexpr (P > 1) with_panels<R, P - 1>(panels, f);
 }
+#if !defined(QKV_TILES)
 template <int kLeast = 1, int R = kMostRows, class F>
 QKV_INLINE void with_tile(int rows, int panels, F&& f) {
   if (rows == R) {
@@ -48,6 +56,7 @@ QKV_INLINE void with_tile(int rows, int panels, F&& f) {
   }
   if constexpr (R > kLeast) with_tile<kLeast, R - 1>(rows, panels, f);
 }
+#endif
 
 // Rows [i, i + rows_of(m - i)) are the next tile of m: tiles differ by one row at most, since one of a single row is the slowest.
 static constexpr int64_t tiles_of(int64_t rows) { return (rows + kMostRows - 1) / kMostRows; }
@@ -174,6 +183,57 @@ QKV_INLINE void tile(int64_t steps, const float* a, int64_t lda, const float* b,
   store_sums(sum, c, ldc, columns, first, more);
 }
 
+#if defined(QKV_TILES)
+// Keys whose values a product takes at once, from a multiple of it on.
+template <class Dot>
+constexpr int64_t kKeyUnit = kTileRowBytes / 2;
+template <class>
+QKV_INLINE void leave() {
+  leave_tiles();
+}
+
+// c [+]= P panels side by side, of bf16, in registers of AMX. `steps` of 16 rows of a panel.
+template <int P>
+static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b, int64_t b_panel, float* c, int64_t ldc, bool first) {
+  const auto each_sum = [&](auto f) QKV_ALWAYS {
+    f(Int<0>{});
+    if constexpr (P > 1) f(Int<1>{});
+    if constexpr (P > 2) f(Int<2>{});
+    if constexpr (P > 3) f(Int<3>{});
+  };
+  each_sum([&](auto p) QKV_ALWAYS {
+    constexpr int kP = decltype(p)::value;
+    if (first)
+      clear_tile<kP>();
+    else
+      load_tile<kP>(c + kP * kPanel, ldc);
+  });
+  for (int64_t s = 0; s < steps; ++s, a += kTileRowBytes, b += kTileBytes) {
+    load_tile<4>(a, lda);
+    each_sum([&](auto p) QKV_ALWAYS {
+      constexpr int kP = decltype(p)::value;
+      load_tile<5 + kP % 3>(b + kP * b_panel, kTileRowBytes);
+      multiply_bf16<kP, 4, 5 + kP % 3>();
+    });
+  }
+  each_sum([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(c + decltype(p)::value * kPanel, ldc); });
+}
+
+// steps: rows of a panel, multiples of 16; all panels are whole.
+template <class>
+static void any_tile(int rows, int panels, int64_t steps, const float* a, int64_t lda, const float* b, int64_t, int64_t b_panel,
+                     float* c, int64_t ldc, int64_t, bool first) {
+  shape_tiles(rows);
+  with_panels<1, 4>(panels, [&](auto, auto p) {
+    bf16_tiles<decltype(p)::value>(steps / kTileRows, (const char*)a, lda * 4, (const char*)b, b_panel * 4, c, ldc * 4, first);
+  });
+}
+#else
+template <class Dot>
+constexpr int64_t kKeyUnit = Dot::kWidth;
+template <class>
+QKV_INLINE void leave() {}
+
 // The same for numbers of rows and panels that are not constants. Not inlined: its loops want all registers.
 template <class Dot>
 static __attribute__((noinline)) void any_tile(int rows, int panels, int64_t steps, const float* a, int64_t lda, const float* b,
@@ -182,6 +242,7 @@ static __attribute__((noinline)) void any_tile(int rows, int panels, int64_t ste
     tile<Dot, decltype(r)::value, decltype(p)::value>(steps, a, lda, b, b_k, b_panel, c, ldc, columns, first);
   });
 }
+#endif
 
 }  // namespace QKV_ISA
 }  // namespace qkv

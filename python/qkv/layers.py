@@ -64,7 +64,7 @@ def stored_dtype(precision: str, place: Place) -> str:
     drop a few that the cache rounds up, to 1.2e-38.) On a GPU: as they come."""
     if place.number is not None:
         return str(np.dtype(place.activations).name)
-    return "bfloat16" if precision == "bf16" and runtime.current_isa() == "avx512_bf16" else "float32"
+    return "bfloat16" if precision == "bf16" and runtime.current_isa() in ("avx512_bf16", "amx") else "float32"
 
 
 class MemoryBlocks:
