@@ -21,6 +21,12 @@ struct Features {
   bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false;
 };
 
+#if defined(QKV_EMULATE_AMX)
+constexpr bool kEmulatesTiles = true;
+#else
+constexpr bool kEmulatesTiles = false;
+#endif
+
 // Linux keeps the tiles from a process until it asks (ARCH_REQ_XCOMP_PERM, from 5.16 on), for all its threads and children.
 bool may_use_tiles() {
 #if defined(QKV_AMX) && defined(__linux__)
@@ -53,7 +59,7 @@ Features detect() {
   has.avx512 = has.avx2 && bmi2 && saves_zmm && f && dq && bw && vl;  // 2017: Skylake-SP; 2022: Zen 4
   if (!has.avx512 || !vnni || most < 1 || !__get_cpuid_count(7, 1, &a, &b, &c, &d)) return has;
   has.avx512_bf16 = a >> 5 & 1;  // 2020: Cooper Lake; 2022: Zen 4; 2023: Sapphire Rapids
-  has.amx = has.avx512_bf16 && tiles && saves_tiles && may_use_tiles();  // 2023: Sapphire Rapids
+  has.amx = has.avx512_bf16 && (kEmulatesTiles || (tiles && saves_tiles && may_use_tiles()));  // 2023: Sapphire Rapids
   return has;
 }
 #endif

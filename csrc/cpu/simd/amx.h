@@ -11,7 +11,7 @@
 
 #include "cpu/simd/vec.h"
 
-#if defined(QKV_EMULATE_AVX512)
+#if defined(QKV_EMULATE_AMX)
 #include <math.h>
 #endif
 
@@ -28,7 +28,7 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {};
 };
 
-#if !defined(QKV_EMULATE_AVX512)
+#if !defined(QKV_EMULATE_AMX)
 
 QKV_INLINE void set_tiles(const TileShapes& s) { asm volatile("ldtilecfg %0" : : "m"(s)); }
 // The registers are worth nothing to whoever switches threads from here on.
@@ -64,7 +64,7 @@ QKV_INLINE void multiply_int8() {
 
 struct EmulatedTiles {
   TileShapes shapes;
-  char tile[8][kTileBytes];
+  char tile[8][kTileBytes] = {};
 };
 static EmulatedTiles& tiles() {
   static thread_local EmulatedTiles t;
@@ -72,7 +72,7 @@ static EmulatedTiles& tiles() {
 }
 
 static inline void set_tiles(const TileShapes& s) {
-  memset(&tiles(), 0, sizeof(EmulatedTiles));
+  tiles() = {};
   tiles().shapes = s;
 }
 static inline void release_tiles() { set_tiles({}); }
