@@ -138,24 +138,26 @@ static void multiply_int8() {
 
 #endif
 
-// Registers 0 .. 3 for C and 4 for A get so many rows, 5 .. 7 all 16. Takes 70 ns, so it is done only where they had others.
-static inline int& shaped_rows() {
-  static thread_local int rows = 0;
-  return rows;
+// Registers 0 .. 3, for C, and 4, for A, get so many rows, and A as many bytes in each; 5 .. 7, for B, the rows that this takes.
+// That costs 70 ns, so it is done only where they had other shapes.
+static inline int& tile_shape() {
+  static thread_local int shape = 0;
+  return shape;
 }
-static inline void shape_tiles(int rows) {
-  if (shaped_rows() == rows) return;
-  shaped_rows() = rows;
+static inline void shape_tiles(int rows, int a_bytes = (int)kTileRowBytes) {
+  const int shape = rows << 8 | a_bytes;
+  if (tile_shape() == shape) return;
+  tile_shape() = shape;
   TileShapes s;
   for (int t = 0; t < 8; ++t) {
-    s.row_bytes[t] = kTileRowBytes;
-    s.rows[t] = t < 5 ? (uint8_t)rows : kTileRows;
+    s.row_bytes[t] = t == 4 ? (uint16_t)a_bytes : kTileRowBytes;
+    s.rows[t] = (uint8_t)(t < 5 ? rows : a_bytes / 4);
   }
   set_tiles(s);
 }
 // At the end of a thread's work.
 static inline void leave_tiles() {
-  shaped_rows() = 0;
+  tile_shape() = 0;
   release_tiles();
 }
 
