@@ -225,7 +225,9 @@ def test_blocks_that_follow_one_another_are_read_in_place(precision: str, rng: n
 @pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
 @pytest.mark.parametrize("heads", [2, 4, 6, 8])  # few rows read values of bfloat16 where they lie
 @pytest.mark.parametrize("width", [1, 7, 16, 33, 64, 80, 112])
-def test_where_products_are_of_bfloat16_caches_may_be(width: int, heads: int, isa: str, rng: np.random.Generator) -> None:
+def test_where_products_are_of_bfloat16_caches_may_be(
+    width: int, heads: int, isa: str, rng: np.random.Generator
+) -> None:
     """Keys and values that were rounded when they were stored: the same bits as rounded at every look."""
     if isa not in qkv.isas():
         pytest.skip("no products of bfloat16 here")

@@ -354,8 +354,8 @@ struct Tile {
           const int64_t left = unit.from < unit.to ? panels_of(unit.to) - panel : 0;
           const int n = left < group ? (int)left : group;
           if (n > 0 && (panel + n) * kPanel > unit.from)
-            any_tile<M>(unit.rows, n, words, q + unit.row * row_room(a.d), row_room(a.d), panels + panel * kPanel * words, kPanel, kPanel * words,
-                        scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
+            any_tile<M>(unit.rows, n, words, q + unit.row * row_room(a.d), row_room(a.d), panels + panel * kPanel * words, kPanel,
+                        kPanel * words, scores + (unit.row - row0) * kKeyBlock + panel * kPanel, kKeyBlock, n * kPanel, true);
         }
         panel += group;
       }

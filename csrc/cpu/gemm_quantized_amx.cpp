@@ -1,8 +1,8 @@
 // gemm_quantized in tiles of AMX.
 //
-// bf16 and int8 by row: sums of 32 x 32, four tiles, stay in registers over all of k, beside two tiles of rows and two of panels; up to 16 rows take
-// 16 x 64. They go through a small buffer, as vectors, to c. Sixteen cycles a product of tiles and eight a load: with panels in the
-// second cache it runs at 95 % of the products alone (Sapphire Rapids).
+// bf16 and int8 by row: sums of 32 x 32, four tiles, stay in registers over all of k, beside two tiles of rows and two of panels;
+// up to 16 rows take 16 x 64. They go through a small buffer, as vectors, to c. Sixteen cycles a product of tiles and eight a
+// load: with panels in the second cache it runs at 95 % of the products alone (Sapphire Rapids).
 //
 // In groups: a product of tiles for each group, whose integers become floats while the next is under way, four operations on
 // vectors for each row of 16. The same sums in the same order as in gemm_quantized.cpp, which a few rows take.
@@ -44,10 +44,10 @@ template <bool kBf16, int R, int P>
 QKV_INLINE void multiply_tiles(int64_t steps, const char* a0, const char* a1, int64_t lda, const char* b, int64_t b_panel,
                                const char* tail, float* sums, Lines& next) {
   static_assert(R * P <= kMostTiles && (R == 1 || P <= 2), "");
-#define QKV_TILE(r, p) \
-  if constexpr (kBf16) \
+#define QKV_TILE(r, p)                                             \
+  if constexpr (kBf16)                                             \
     multiply_bf16<r * P + p, 4 + r, R == 2 ? 6 + p : 5 + p % 3>(); \
-  else \
+  else                                                             \
     multiply_int8<r * P + p, 4 + r, R == 2 ? 6 + p : 5 + p % 3>();
   clear_tile<0>();
   if constexpr (R * P > 1) clear_tile<1>();
@@ -115,8 +115,8 @@ QKV_INLINE void scale_sums(float* sums, const RowStats& s, const float* row_scal
 
 // Rows of c from sums of P panels from `column` on.
 template <bool kBf16, int P>
-QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row, int64_t rows, int64_t column, int64_t n,
-                           bool fused, float* sums) {
+QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row, int64_t rows, int64_t column,
+                           int64_t n, bool fused, float* sums) {
   for (int64_t r = 0; r < rows; ++r, sums += P * kPanel) {
     if constexpr (!kBf16)
       scale_sums<P>(sums, *(const RowStats*)((const char*)o.stats + (row + r) * o.stats_step), g.w.row_scale + column,
@@ -134,8 +134,8 @@ QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, in
 }
 
 template <bool kBf16, int R, int P>
-QKV_INLINE void tile_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row0, int64_t row1, int64_t rows, int64_t panel,
-                          const char* tail, bool fused, Lines& next) {
+QKV_INLINE void tile_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row0, int64_t row1, int64_t rows,
+                          int64_t panel, const char* tail, bool fused, Lines& next) {
   alignas(64) float sums[kMostTiles * kTileBytes / 4];
   multiply_tiles<kBf16, R, P>(o.steps, o.a + row0 * o.lda, o.a + row1 * o.lda, o.lda, o.b + panel * o.b_panel, o.b_panel, tail,
                               sums, next);
@@ -163,8 +163,8 @@ static void rows_of_panels(const QuantizedGemmArgs& g, const TileOperands& o, in
   tile_rows<kBf16, 1, P>(g, o, row, row, m, panel, tail, fused, next);
 }
 
-// How c is cut up: into chunks of all rows if their a stays in the second cache, so that panels, which come from farther away, are
-// read once. (The plan's chunks are nearer to squares.)
+// How c is cut up: into chunks of all rows if their a stays in the second cache, so that panels, which come from farther away,
+// are read once. (The plan's chunks are nearer to squares.)
 struct Chunks {
   int64_t rows, panels, row_chunks, panel_chunks;
   Chunks(int64_t m, int64_t all_panels, int64_t lda, int threads) {
@@ -212,10 +212,17 @@ static void product(const QuantizedGemmArgs& g, const TileOperands& o) {
         Lines next = {o.b + after * o.b_panel, o.b + (after + most < panels ? after + most : panels) * o.b_panel,
                       tiles > 0 ? round_up(most * kTileBytes / tiles, kTileRowBytes) : 0};
         switch (group) {
-          case 1: rows_of_panels<kBf16, 1>(g, o, row, m, panel + q, tail, fused, next); break;
-          case 2: rows_of_panels<kBf16, 2>(g, o, row, m, panel + q, tail, fused, next); break;
-          case 3: rows_of_panels<kBf16, 3>(g, o, row, m, panel + q, tail, fused, next); break;
-          default: rows_of_panels<kBf16, 4>(g, o, row, m, panel + q, tail, fused, next);
+          case 1:
+            rows_of_panels<kBf16, 1>(g, o, row, m, panel + q, tail, fused, next);
+            break;
+          case 2:
+            rows_of_panels<kBf16, 2>(g, o, row, m, panel + q, tail, fused, next);
+            break;
+          case 3:
+            rows_of_panels<kBf16, 3>(g, o, row, m, panel + q, tail, fused, next);
+            break;
+          default:
+            rows_of_panels<kBf16, 4>(g, o, row, m, panel + q, tail, fused, next);
         }
         q += group;
       }
@@ -278,8 +285,8 @@ static void product_of_groups(const QuantizedGemmArgs& g, const TileOperands& o,
   const int64_t depth = g.w.group < kTileRowBytes ? g.w.group : kTileRowBytes;
   const Chunks p(g.m, panels, o.lda, g.threads);
   parallel(p.row_chunks * p.panel_chunks, 1, g.threads, [&](int64_t begin, int64_t end, int thread) {
-    char* const unpacked = g.scratch + g.plan.shared_bytes + thread * g.plan.scratch_bytes +
-                           (round_up(g.w.k, 16) + g.plan.sum_floats) * 4;
+    char* const unpacked =
+        g.scratch + g.plan.shared_bytes + thread * g.plan.scratch_bytes + (round_up(g.w.k, 16) + g.plan.sum_floats) * 4;
     shape_tiles(kTileRows, (int)depth);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
@@ -362,8 +369,8 @@ void gemm_quantized(const QuantizedGemmArgs& g) {
       memset(to + used, 0, (size_t)(bytes - used));
     }
   });
-  const TileOperands all = {g.scratch, w.panels, lda, panel_rows(w) * kPanelRowBytes, bytes / kTileRowBytes,
-                            (const RowStats*)stats, p.stats_bytes};
+  const TileOperands all = {
+      g.scratch, w.panels, lda, panel_rows(w) * kPanelRowBytes, bytes / kTileRowBytes, (const RowStats*)stats, p.stats_bytes};
   if (bf16)
     product<true>(g, all);
   else

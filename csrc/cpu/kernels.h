@@ -149,9 +149,9 @@ struct Strided4 {
 };
 
 constexpr int64_t kKeyBlock = 256;  // keys of a block; blocks start at multiples of it, whatever the queries
-// Floats for a query or key of D features: with AMX these are pairs in rows of 64 bytes.
-static inline int64_t row_room(int64_t d) { return d < 16 ? 16 : d; }
 constexpr int64_t kKeySplit = 512;  // keys that are summed before they are merged with those before; likewise
+// Room for a query or key of D features, in floats: tiles of AMX take whole rows of 64 bytes.
+static inline int64_t row_room(int64_t d) { return d < 16 ? 16 : d; }
 
 struct AttentionPlan {
   int64_t tile_rows;      // rows of a tile: one per query and per head of the group that shares a key head

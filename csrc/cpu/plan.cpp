@@ -139,7 +139,7 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
   const int64_t d = row_room(a.d);
   p.scratch_bytes = 4 * ((kKeyBlock + kPanel) * d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
                          + p.tile_rows * (d + 2 * dv + 4 + 10) + 2                             // q, two states, rows
-                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                     // raw scores
+                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                   // raw scores
   p.scratch_bytes = round_up(p.scratch_bytes, 64);
   return p;
 }

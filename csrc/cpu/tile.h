@@ -194,7 +194,8 @@ QKV_INLINE void leave() {
 
 // c [+]= P panels side by side, of bf16, in registers of AMX. `steps` of 16 rows of a panel.
 template <int P>
-static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b, int64_t b_panel, float* c, int64_t ldc, bool first) {
+static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b, int64_t b_panel, float* c, int64_t ldc,
+                       bool first) {
   const auto each_sum = [&](auto f) QKV_ALWAYS {
     f(Int<0>{});
     if constexpr (P > 1) f(Int<1>{});

@@ -84,7 +84,8 @@ template <int T>
 static void load_tile(const void* p, int64_t row) {
   EmulatedTiles& t = tiles();
   memset(t.tile[T], 0, kTileBytes);
-  for (int r = 0; r < t.shapes.rows[T]; ++r) memcpy(t.tile[T] + r * kTileRowBytes, (const char*)p + r * row, t.shapes.row_bytes[T]);
+  for (int r = 0; r < t.shapes.rows[T]; ++r)
+    memcpy(t.tile[T] + r * kTileRowBytes, (const char*)p + r * row, t.shapes.row_bytes[T]);
 }
 template <int T>
 static void stream_tile(const void* p, int64_t row) {
@@ -108,14 +109,14 @@ static void each_word(F&& f) {
       memcpy(at, &word, 4);
     }
 }
-static inline float flushed(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x; }
+static inline float normal_or_zero(float x) { return fabsf(x) < 0x1p-126f ? copysignf(0, x) : x; }
 static inline float bf16_at(const char* p) {
   uint16_t half;
   memcpy(&half, p, 2);
   const uint32_t bits = (uint32_t)half << 16;
   float x;
   memcpy(&x, &bits, 4);
-  return flushed(x);
+  return normal_or_zero(x);
 }
 template <int C, int A, int B>
 static void multiply_bf16() {
@@ -123,8 +124,8 @@ static void multiply_bf16() {
     float sum[2] = {0, 0};
     for (int k = 0; k < words; ++k)
       for (int i = 0; i < 2; ++i)
-        sum[i] = flushed(fmaf(bf16_at(a + 4 * k + 2 * i), bf16_at(b + k * kTileRowBytes + 2 * i), sum[i]));
-    return flushed(flushed(c) + flushed(sum[0] + sum[1]));
+        sum[i] = normal_or_zero(fmaf(bf16_at(a + 4 * k + 2 * i), bf16_at(b + k * kTileRowBytes + 2 * i), sum[i]));
+    return normal_or_zero(normal_or_zero(c) + normal_or_zero(sum[0] + sum[1]));
   });
 }
 template <int C, int A, int B>
