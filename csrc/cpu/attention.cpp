@@ -141,6 +141,7 @@ struct Tile {
   float* q;             // (rows, row_room(D)), scaled
   float* panels;        // of (row_room(D), 16): keys of one block
   float* loaded;        // (16, D): keys that are not floats in a row in memory
+  float* columns;       // (row_room(D), 16): queries of few rows, for tiles
   float* two_values;    // (2, dv_padded), for pairs
   float* values;        // panels of (kKeyBlock, 16)
   float* scores;        // (kGroupRows, kKeyBlock)
@@ -161,7 +162,8 @@ struct Tile {
     part = {a.dv, dv_padded, whole.sums + most * dv_padded, nullptr, nullptr};
     panels = part.sums + most * dv_padded;
     loaded = panels + kKeyBlock * row_room(a.d);
-    two_values = loaded + kPanel * a.d;
+    columns = loaded + kPanel * row_room(a.d);
+    two_values = columns + kPanel * row_room(a.d);
     q = two_values + 2 * dv_padded;
     row = (Row*)(q + (most * row_room(a.d) + 1) / 2 * 2);
     whole.maximum = (float*)(row + most);
@@ -205,6 +207,10 @@ struct Tile {
       if (M::kWidth == 2) to_pairs(to, to, a.d);
       for (int64_t i = (a.d + M::kWidth - 1) / M::kWidth; i < words<M>(); ++i) to[i] = 0;
     }
+#if defined(QKV_TILES)
+    for (int64_t i = 0; keys_as_they_lie() && i < words<M>(); ++i)
+      for (int64_t r = 0; r < kPanel; ++r) columns[i * kPanel + r] = r < rows ? q[r * row_room(a.d) + i] : 0.0f;
+#endif
   }
 
   // The sinks, before any key: one more logit each, without a value.
@@ -224,6 +230,27 @@ struct Tile {
 
 #if defined(QKV_TILES)
   bool few() const { return false; }  // all rows through the same products
+
+  // Up to 16 rows score keys without making panels of them: keys times queries instead of queries times keys, the same sums.
+  bool keys_as_they_lie() const { return rows <= kTileRows && a.d % kKeyUnit<DotBf16> == 0; }
+
+  void score_as_they_lie(float* scores, int64_t key, int64_t begin, int64_t end) const {
+    shape_tiles(kTileRows);
+    for (int64_t j = begin / kPanel * kPanel; j < end; j += kPanel) {
+      alignas(64) float sums[kPanel][kPanel];
+      int64_t ld;
+      const float* const from = panel_rows<DotBf16>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
+      clear_tile<0>();
+      for (int64_t i = 0; i < a.d / 2; i += kPanel) {
+        load_tile<4>(from + i, ld * 4);
+        load_tile<5>(columns + i * kPanel, kTileRowBytes);
+        multiply_bf16<0, 4, 5>();
+      }
+      store_tile<0>(sums, kTileRowBytes);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t i = 0; i < kPanel; ++i) scores[r * kKeyBlock + j + i] = sums[i][r];
+    }
+  }
 #else
   bool few() const { return rows <= kFewRows; }
 #endif
@@ -294,7 +321,11 @@ struct Tile {
   void attend_block(const FlashRows& f, int64_t key, int64_t begin, int64_t end) const {
     const int64_t words = this->words<M>(), filled = (a.d + M::kWidth - 1) / M::kWidth;
     float* const scores = scores_of(key);
-    for (int64_t j = begin / kPanel * kPanel; !few() && j < end; j += kPanel) {
+    bool scored = few();
+#if defined(QKV_TILES)
+    if ((scored = keys_as_they_lie())) score_as_they_lie(scores, key, begin, end);
+#endif
+    for (int64_t j = begin / kPanel * kPanel; !scored && j < end; j += kPanel) {
       int64_t ld;
       const float* const from = panel_rows<M>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
       transpose_panel(panels + j * words, from, ld, filled);
@@ -347,7 +378,7 @@ struct Tile {
         unit.from = unit.from / kKeyUnit<M> * kKeyUnit<M>;
         unit.to = round_up(unit.to, kKeyUnit<M>);
       }
-      while (!few() && panel < panel_end) {
+      while (!scored && panel < panel_end) {
         const int group = panels_for(kMostRows, panel_end - panel);
         for (int u = 0; u < count; ++u) {
           const FlashUnit& unit = units[u];

@@ -137,9 +137,9 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
   p.part_bytes = p.splits > 1 ? round_up(4 * p.tile_rows * (dv + 2), 64) : 0;
   p.weight_rows = a.weights && a.q.dtype != DType::f32;
   const int64_t d = row_room(a.d);
-  p.scratch_bytes = 4 * ((kKeyBlock + kPanel) * d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
-                         + p.tile_rows * (d + 2 * dv + 4 + 10) + 2                             // q, two states, rows
-                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                   // raw scores
+  p.scratch_bytes = 4 * ((kKeyBlock + 2 * kPanel) * d + (kKeyBlock + 2) * dv + kGroup * kKeyBlock  // keys, values, scores
+                         + p.tile_rows * (d + 2 * dv + 4 + 10) + 2                                 // q, two states, rows
+                         + (p.weight_rows ? p.tile_rows * a.longest_k : 0));                       // raw scores
   p.scratch_bytes = round_up(p.scratch_bytes, 64);
   return p;
 }
