@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .cuda import CudaError, set_batch_invariant
     from .models import from_weights, load
     from .tasks import pipeline
+    from .walk import trace
 
 __version__ = "0.1.0"
 
@@ -81,6 +82,7 @@ __all__ = [
     "sinusoidal_positions",
     "softmax",
     "tanh",
+    "trace",
     "trim",
 ]
 
@@ -90,6 +92,7 @@ _LAZY = {
     "from_weights": "models",
     "load": "models",
     "pipeline": "tasks",
+    "trace": "walk",
 }  # name: module
 
 

@@ -1,4 +1,4 @@
-"""The command line: `qkv info`, `demo`, `convert`, `bench`, `view` and those of qkv.cli_tasks; also `python -m qkv`.
+"""The command line: `qkv info`, `demo`, `convert`, `bench`, `view`, `trace`, those of qkv.cli_tasks; `python -m qkv`.
 
 Results go to standard output. What a user got wrong is one sentence on standard error and exit status 2.
 """
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     from . import __version__, cli_tasks, demo
     from .bench import run
     from .view import command as view
+    from .walk import command as walk
 
     parser = argparse.ArgumentParser(prog="qkv", description="Transformer inference: NumPy in, NumPy out.")
     parser.add_argument("--version", action="version", version=f"qkv {__version__}")
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_tasks.add_commands(commands)
     view.add_command(commands)
+    walk.add_command(commands)
 
     convert = commands.add_parser("convert", help="write a model as a folder or an .npz that loads fast")
     convert.add_argument("model", metavar="IN", help="folder with config.json and safetensors, .npz or .gguf")

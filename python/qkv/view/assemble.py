@@ -1,22 +1,14 @@
-"""One HTML file of everything: markup, styles and scripts of page/, the tokens as JSON, the weights as codes.
-
-Tokens and titles are untrusted. They reach the page as JSON of ASCII characters without < > &, and its scripts write
-them as text only. Its Content-Security-Policy names the hash of the one script and of the one style sheet, so that
-nothing else would run, and nothing is fetched.
-"""
+"""One HTML file of everything: markup, styles and scripts of page/, the tokens as JSON, the weights as codes."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .codes import Precision, check, choose, compress, decode, encode
+from .codes import Precision, check, choose, decode, encode
+from .document import as_json, document, element, unicode
 from .measures import entropy, rollout
 from .sources import Array, Map
 
@@ -38,32 +30,16 @@ def page(maps: list[Map], title: str) -> str:
         for part in parts:
             codes = encode(part, precision)
             errors.append(_largest_error(part, codes, precision))
-            blocks.append(base64.b64encode(compress(codes)).decode())
+            blocks.append(element(codes.tobytes()))
         described.append(_described(item, r is not None, max(errors)))
     data = {
-        "title": _unicode(title),
+        "title": unicode(title),
         "levels": precision.levels,
         "bits": precision.bits,
         "kept": precision.kept,
         "maps": described,
     }
-    script = "(() => {\n'use strict';\n" + "\n".join(_file(f"{name}.js") for name in SCRIPTS) + "\n})();\n"
-    style = _file("page.css")
-    text = _file("page.html")
-    filled = {
-        "title": html.escape(_unicode(title)),
-        "policy": f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-        "style": style,
-        "script": script,
-        "data": _json(data),
-        "codes": "\n".join(f'<script type="text/plain" class="codes">{block}</script>' for block in blocks),
-    }
-    head, *rest = text.split("{{")
-    pieces = [head]
-    for piece in rest:  # in one pass, so that what is put in is not looked at
-        name, _, after = piece.partition("}}")
-        pieces += [filled[name], after]
-    return "".join(pieces)
+    return document(FOLDER, SCRIPTS, title, data=as_json(data), codes="\n".join(blocks))
 
 
 def _largest_error(weights: Array, codes: Array, precision: Precision) -> float:
@@ -87,22 +63,3 @@ def _described(item: Map, rolled: bool, error: float) -> dict[str, Any]:
     if item.picture is not None:
         shown["picture"] = {"url": item.picture.url, "rows": item.picture.rows, "columns": item.picture.columns}
     return shown
-
-
-def _json(value: Any) -> str:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(value, ensure_ascii=True, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _unicode(text: str) -> str:
-    """Without lone surrogates, which no file can hold."""
-    return text.encode("utf-8", "replace").decode()
-
-
-def _file(name: str) -> str:
-    return (FOLDER / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -81,8 +81,8 @@ def levels(count: int) -> Array:
     return (steps**POWER).astype(np.float32)
 
 
-def compress(codes: Array) -> bytes:
-    return zlib.compress(codes.tobytes(), 6)
+def compress(data: bytes) -> bytes:
+    return zlib.compress(data, 6)
 
 
 def choose(parts: Sequence[Array]) -> Precision:
@@ -96,7 +96,7 @@ def choose(parts: Sequence[Array]) -> Precision:
     for precision in PRECISIONS:
         if total > DENSEST * precision.limit:
             continue
-        size = sum(len(compress(encode(part, precision))) for part in rows) * share
+        size = sum(len(compress(encode(part, precision).tobytes())) for part in rows) * share
         if size < precision.limit * (0.95 if step > 1 else 1):
             return precision
     raise _too_many(total)

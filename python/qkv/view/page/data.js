@@ -5,9 +5,7 @@ const ZERO = 0, REST = 1, POWER = 3;
 const CACHED = 1 << 22; // weights that are kept decoded
 
 async function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream('deflate'));
-  const buffer = await new Response(stream).arrayBuffer();
+  const buffer = await inflate(text);
   return page.bits === 16 ? new Uint16Array(buffer) : new Uint8Array(buffer);
 }
 

@@ -54,13 +54,6 @@ function showControls() {
   byId('step').setAttribute('aria-valuetext', words);
 }
 
-function setTheme(name) {
-  document.documentElement.dataset.theme = name;
-  byId('theme').textContent = name === 'dark' ? 'Light' : 'Dark';
-  byId('theme').setAttribute('aria-label', `Use the ${name === 'dark' ? 'light' : 'dark'} theme`);
-  if (state.map) change({});
-}
-
 function showFooter() {
   const error = Math.max(...state.maps.map((map) => map.error));
   const kept = page.kept < 1 ? ` In each row the largest ${Math.round(100 * page.kept)} % have values of their own; the others show their mean.` : '';
@@ -73,10 +66,8 @@ function showFooter() {
 }
 
 async function start() {
-  const dark = window.matchMedia('(prefers-color-scheme: dark)');
-  setTheme(dark.matches ? 'dark' : 'light');
-  dark.addEventListener('change', () => setTheme(dark.matches ? 'dark' : 'light'));
-  byId('theme').addEventListener('click', () => setTheme(theme() === 'dark' ? 'light' : 'dark'));
+  themed.push(() => state.map && change({}));
+  startTheme();
   state.maps = await readMaps();
   for (const id of ['toolbar', 'content', 'footer']) byId(id).hidden = false;
   if (state.maps.length > 1) {

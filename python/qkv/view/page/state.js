@@ -14,7 +14,6 @@ const state = {
   held: false, // whether the query is pinned
 };
 
-const byId = (id) => document.getElementById(id);
 const listeners = [];
 let scheduled = false;
 
@@ -101,13 +100,6 @@ function steer(event, across = 1, down = 1) {
   else if (event.key === 'Escape') change({ held: false, query: null, key: null });
   else return;
   event.preventDefault();
-}
-
-// Tokens as they can be read: what does not print is shown by a sign, and so is the
-// space that sentencepiece and byte-level vocabularies have in front.
-function readable(token) {
-  const text = token.replace(/^[▁Ġ]/, '·').replace(/\n/g, '↵').replace(/\r/g, '␍').replace(/\t/g, '⇥').replace(/[\u0000-\u001f\u007f\u200b-\u200f\u2028-\u202e\u2066-\u2069]/g, '·');
-  return text === '' ? '∅' : text.replace(/^ +$/, (spaces) => '␣'.repeat(spaces.length));
 }
 
 function number(weight) {

@@ -1,0 +1,70 @@
+"""`qkv trace`: every step of a forward pass over a text or an image, in the terminal or as a page."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import Any
+
+from ..bench.run import positive
+
+
+def add_command(commands: Any) -> None:
+    parser = commands.add_parser("trace", help="every step of a forward pass, in the terminal or as a page of HTML")
+    parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, its name on the hub, .npz or .gguf")
+    help_ = "what the model reads, '-' or none: standard input; for a model of images the path of one"
+    parser.add_argument("text", metavar="TEXT", nargs="?", default="-", help=help_)
+    parser.add_argument("--target", metavar="TEXT", help="what an encoder-decoder writes; default: what it generates")
+    parser.add_argument("--pair", metavar="TEXT", help="a second text for an encoder, such as a question's context")
+    parser.add_argument("-o", "--output", metavar="FILE.html", help="write a page instead, to be opened in a browser")
+    parser.add_argument("--layer", type=int, nargs="+", metavar="N", help="tell these layers only, counted from 0")
+    parser.add_argument("--head", type=int, nargs="+", metavar="N", help="and of attention these heads only")
+    parser.add_argument("--numbers", type=positive(int), default=6, metavar="N", help="of each row (default 6)")
+    parser.add_argument("--rows", type=int, default=1, metavar="N", help="of each step (default 1; 0: shapes only)")
+    parser.add_argument("--title", help="of the page; default: the text")
+    dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
+    parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="default: as many as there are cores")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from ..cli_tasks import dtype_of
+    from . import trace
+
+    if arguments.output is not None:
+        if os.path.splitext(arguments.output)[1].lower() not in (".html", ".htm"):
+            raise ValueError(f"--output: {arguments.output!r} must end in .html")
+        folder = os.path.dirname(arguments.output)
+        if folder and not os.path.isdir(folder):
+            raise FileNotFoundError(f"{folder}: there is no such folder")
+    elif arguments.title is not None:
+        raise ValueError("--title is for a page; pass --output too")
+    text = _standard_input() if arguments.text == "-" else arguments.text
+    made = trace(
+        arguments.model,
+        text,
+        arguments.target,
+        pair=arguments.pair,
+        layers=arguments.layer,
+        heads=arguments.head,
+        dtype=dtype_of(arguments),
+    )
+    if arguments.output is not None:
+        made.to_html(arguments.output, arguments.title)
+        print(f"written: {arguments.output}")
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(made.text(numbers=arguments.numbers, rows=arguments.rows).encode(encoding, "replace").decode(encoding))
+
+
+def _standard_input() -> str:
+    """All of it, as one text."""
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from None
