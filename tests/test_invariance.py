@@ -174,6 +174,20 @@ def test_keys_that_are_excluded_do_not_count(dtype: np.dtype[Any], rng: np.rando
             assert same_bits(lengths, qkv.attention(q[:, :, :5], k[:, :, :n], v[:, :, :n])), n
 
 
+def test_sums_that_vanish_have_one_sign() -> None:
+    """Sums below the least normal number, of either sign, of which products in bfloat16 may keep but the sign."""
+    tiny = np.float32(2.0**-126)
+    q = k = np.zeros((1, 1, 128, 32), np.float32)
+    for first, second in ((1.5, -1.75), (1.75, -1.5), (-1.5, 1.75)):
+        v = np.zeros_like(q)
+        v[:, :, 0], v[:, :, 32] = first * tiny, second * tiny
+        for _ in each_isa():
+            whole = qkv.attention(q, k, v, causal=True, precision="bf16")
+            for i in (31, 32, 60, 63, 127):
+                one = qkv.attention(q[:, :, :1], k[:, :, : i + 1], v[:, :, : i + 1], causal=True, precision="bf16")
+                assert same_bits(one[:, :, 0], whole[:, :, i]), i
+
+
 def test_rows_of_additive_attention(rng: np.random.Generator) -> None:
     q, k, v = normal(rng, (3, 40, 8)), normal(rng, (3, 300, 6)), normal(rng, (3, 300, 5))
     w = normal(rng, (20, 8)), normal(rng, (20, 6)), normal(rng, 20)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from pathlib import Path
+
 import numpy as np
 import pytest
 import qkv
@@ -88,3 +92,23 @@ def test_switching_back_and_forth() -> None:
             with use_isa(name):
                 out = qkv.matmul(x, x.T)
             np.testing.assert_array_equal(out, first.setdefault(name, out))
+
+
+@pytest.mark.skipif("amx" not in qkv.isas() or "amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="no AMX here")
+def test_tiles_are_given_back(rng: np.random.Generator) -> None:
+    """Registers in use cost every switch of threads, and their shapes are nobody else's business: XGETBV with ecx = 1."""
+    code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
+    code.write(bytes.fromhex("b901000000 0f01d0 c3"))  # mov ecx, 1; xgetbv; ret
+    in_use = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
+    x = rng.standard_normal((40, 64), np.float32)
+    heads = x.reshape(1, 1, 40, 64)
+    qkv.set_num_threads(1)
+    with use_isa("amx"):
+        for dtype, group in (("bfloat16", None), ("int8", None), ("int8", 32), ("int4", 64)):
+            weight = qkv.pack_weight(x, dtype, group)
+            for rows in (1, 40):
+                qkv.linear(x[:rows], weight)
+                assert in_use() & 0b11 << 17 == 0, (dtype, group, rows)
+        for rows in (1, 40):
+            qkv.attention(heads[:, :, :rows], heads, heads, precision="bf16")
+            assert in_use() & 0b11 << 17 == 0, rows

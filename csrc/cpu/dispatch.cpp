@@ -27,7 +27,8 @@ constexpr bool kEmulatesTiles = true;
 constexpr bool kEmulatesTiles = false;
 #endif
 
-// Linux keeps the tiles from a process until it asks (ARCH_REQ_XCOMP_PERM, from 5.16 on), for all its threads and children.
+// Linux keeps the tiles from a process until it asks (ARCH_REQ_XCOMP_PERM, from 5.16 on), for all its threads and children. It
+// refuses where a thread has an alternate stack for signals that is too small for them (8 KB are), and such stacks from then on.
 bool may_use_tiles() {
 #if defined(QKV_AMX) && defined(__linux__)
   constexpr int kRequest = 0x1023, kTileData = 18;

@@ -13,7 +13,8 @@ namespace QKV_ISA {
 
 constexpr float kMinusInfinity = -__builtin_inff();
 
-// Rows that are scored together: their scores of one block take 24 KB. A multiple of every ISA's tile.
+// Rows that are scored together: their scores of one block take 24 KB. A multiple of the tiles on registers of vectors; of AMX's
+// two are not quite full.
 constexpr int64_t kGroupRows = 24;
 
 // The state of the rows of a tile; all of it in scratch.
@@ -193,8 +194,8 @@ static inline void flash_careful(DotFloat, float* o, const float* p, const float
   }
 }
 #if defined(QKV_TILES)
-// All rows of a tile are this one.
 static inline void flash_careful(DotBf16, float* o, const float* p, const float* v, int64_t step, int64_t n) {
+  shape_tiles(1);
   for (int64_t j = 0; j < n; j += kTileRows) {
     alignas(64) uint16_t words[kTileRows][2 * kPanel];
     for (int64_t k = 0; k < kTileRows; ++k) {
@@ -292,7 +293,13 @@ static inline void flash_finish(const FlashRows& f, int64_t r, DType type, char*
   const float total = f.total[r];
   const float* o = f.sums + r * f.dv_padded;
   with_type(type, (void*)out, [&](auto* to) {
-    each(f.dv, [&](int64_t i, auto count) { store(to + i, total == 0 ? zero() : div(load(o + i, count), set(total)), count); });
+    each(f.dv, [&](int64_t i, auto count) {
+      Vec sum = load(o + i, count);
+#if defined(QKV_TILES)
+      sum = add(sum, zero());  // -0, which sums of tiles flush to, is 0 after one more product with keys that are excluded
+#endif
+      store(to + i, total == 0 ? zero() : div(sum, set(total)), count);
+    });
   });
 }
 

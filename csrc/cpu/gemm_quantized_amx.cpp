@@ -12,7 +12,7 @@
 #include "cpu/simd/amx.h"
 
 namespace qkv {
-namespace avx512_bf16 {
+namespace QKV_BASE_ISA {
 void gemm_quantized(const QuantizedGemmArgs&);
 }
 
@@ -22,17 +22,17 @@ constexpr int kMostTiles = 4;  // of sums
 
 // Lines of the panels that are needed next, of which each step asks for some: memory is busy while tiles multiply.
 struct Lines {
-  const char *at, *end;
+  uintptr_t at, end;
   int64_t step;  // bytes
   QKV_MEMBER void fetch() {
-    for (const char* const to = at + step; at < to && at < end; at += kTileRowBytes) __builtin_prefetch(at, 0, 2);
+    for (const uintptr_t to = at + step; at < to && at < end; at += kTileRowBytes) __builtin_prefetch((const void*)at, 0, 2);
   }
 };
 
 // Rows of a pass the first cache by where there are many, so that it keeps the panels: both together ask more of the second
 // cache than it gives, 48 bytes a cycle (1.15 times the speed).
 template <int R, int T>
-QKV_INLINE void load_rows(const char* a, int64_t lda) {
+QKV_INLINE void load_tile_of_rows(const char* a, int64_t lda) {
   if constexpr (R == 2)
     stream_tile<T>(a, lda);
   else
@@ -56,7 +56,7 @@ QKV_INLINE void multiply_tiles(int64_t steps, const char* a0, const char* a1, in
   for (int64_t s = 0; s < steps; ++s) {
     if (tail && s == steps - 1) b = tail, b_panel = kTileBytes;
     next.fetch();
-    load_rows<R, 4>(a0, lda);
+    load_tile_of_rows<R, 4>(a0, lda);
     load_tile<R == 2 ? 6 : 5>(b, kTileRowBytes);
     QKV_TILE(0, 0)
     if constexpr (P > 1) {
@@ -64,7 +64,7 @@ QKV_INLINE void multiply_tiles(int64_t steps, const char* a0, const char* a1, in
       QKV_TILE(0, 1)
     }
     if constexpr (R == 2) {
-      load_rows<R, 5>(a1, lda);
+      load_tile_of_rows<R, 5>(a1, lda);
       QKV_TILE(1, 0)
       if constexpr (P > 1) {
         QKV_TILE(1, 1)
@@ -134,8 +134,8 @@ QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, in
 }
 
 template <bool kBf16, int R, int P>
-QKV_INLINE void tile_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row0, int64_t row1, int64_t rows,
-                          int64_t panel, const char* tail, bool fused, Lines& next) {
+QKV_INLINE void rows_of_tiles(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row0, int64_t row1, int64_t rows,
+                              int64_t panel, const char* tail, bool fused, Lines& next) {
   alignas(64) float sums[kMostTiles * kTileBytes / 4];
   multiply_tiles<kBf16, R, P>(o.steps, o.a + row0 * o.lda, o.a + row1 * o.lda, o.lda, o.b + panel * o.b_panel, o.b_panel, tail,
                               sums, next);
@@ -153,14 +153,14 @@ static void rows_of_panels(const QuantizedGemmArgs& g, const TileOperands& o, in
     int64_t i = row;
     for (; i < last; i += 2 * kTileRows) {
       const int64_t second = i + kTileRows < last ? i + kTileRows : last;
-      tile_rows<kBf16, 2, P>(g, o, i, second, kTileRows, panel, tail, fused, next);
+      rows_of_tiles<kBf16, 2, P>(g, o, i, second, kTileRows, panel, tail, fused, next);
     }
     if (m > kTileRows) {
-      if (i < row + m) tile_rows<kBf16, 1, P>(g, o, last, last, kTileRows, panel, tail, fused, next);
+      if (i < row + m) rows_of_tiles<kBf16, 1, P>(g, o, last, last, kTileRows, panel, tail, fused, next);
       return;
     }
   }
-  tile_rows<kBf16, 1, P>(g, o, row, row, m, panel, tail, fused, next);
+  rows_of_tiles<kBf16, 1, P>(g, o, row, row, m, panel, tail, fused, next);
 }
 
 // How c is cut up: into chunks of all rows if their a stays in the second cache, so that panels, which come from farther away,
@@ -174,7 +174,7 @@ struct Chunks {
     const int64_t fit = kNear / lda / kUnit * kUnit, most = fit > kUnit ? fit : kUnit;
     const int64_t least_chunks = (m + most - 1) / most;
     rows = least_chunks > 0 ? round_up((m + least_chunks - 1) / least_chunks, kUnit) : kUnit;
-    panels = 12;
+    panels = kChunkPanels;
     const auto count = [&] {
       row_chunks = (m + rows - 1) / rows;
       panel_chunks = (all_panels + panels - 1) / panels;
@@ -188,10 +188,9 @@ struct Chunks {
 template <bool kBf16>
 static void product(const QuantizedGemmArgs& g, const TileOperands& o) {
   const Chunks p(g.m, panels_of(g.w.n), o.lda, g.threads);
-  const int64_t grain = 1;
   const bool direct = g.c.dtype == DType::f32 && g.c.rank <= 1, fused = direct && only_adds(g);
   const int64_t panels = panels_of(g.w.n), rest = panel_rows(g.w) % kTileRows;
-  parallel(p.row_chunks * p.panel_chunks, grain, g.threads, [&](int64_t begin, int64_t end, int) {
+  parallel(p.row_chunks * p.panel_chunks, 1, g.threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
       const int64_t m = g.m - row < p.rows ? g.m - row : p.rows;
@@ -209,7 +208,8 @@ static void product(const QuantizedGemmArgs& g, const TileOperands& o) {
           }
         const char* const tail = rest != 0 ? last : nullptr;
         const int64_t tiles = m <= kTileRows ? 0 : (m + 2 * kTileRows - 1) / (2 * kTileRows), after = panel + q + group;
-        Lines next = {o.b + after * o.b_panel, o.b + (after + most < panels ? after + most : panels) * o.b_panel,
+        Lines next = {(uintptr_t)o.b + after * o.b_panel,
+                      (uintptr_t)o.b + (after + most < panels ? after + most : panels) * o.b_panel,
                       tiles > 0 ? round_up(most * kTileBytes / tiles, kTileRowBytes) : 0};
         switch (group) {
           case 1:
@@ -231,7 +231,7 @@ static void product(const QuantizedGemmArgs& g, const TileOperands& o) {
   });
 }
 
-// What is known of groups of rows, for 16 rows at a time: scales[g], others[g] of group g.
+// GroupStats of one group of 16 rows.
 struct GroupsOfRows {
   float scale[kTileRows];
   union {
@@ -318,8 +318,8 @@ static void product_of_groups(const QuantizedGemmArgs& g, const TileOperands& o,
   });
 }
 
-// Rows of a in groups of int8; the last of them need not be 16, then what stands in their place is of no use. All of it is in
-// shared scratch, which has four bytes an element.
+// Rows of a in groups of int8; the last of them need not be 16, then what stands in their place is of no use. Rows and what is
+// known of them are in shared scratch (rows_of_tiles in plan.cpp).
 static void gemm_in_groups(const QuantizedGemmArgs& g) {
   const PackedView& w = g.w;
   const QuantizedGemmPlan& p = g.plan;
@@ -351,7 +351,7 @@ static void gemm_in_groups(const QuantizedGemmArgs& g) {
 
 void gemm_quantized(const QuantizedGemmArgs& g) {
   const PackedView& w = g.w;
-  if (w.group) return g.m < unpack_rows(w.type) ? avx512_bf16::gemm_quantized(g) : gemm_in_groups(g);
+  if (w.group) return g.m < unpack_rows(w.type) ? QKV_BASE_ISA::gemm_quantized(g) : gemm_in_groups(g);
   const QuantizedGemmPlan& p = g.plan;
   const bool bf16 = w.type == WeightType::bf16;
   char* const stats = g.scratch + g.m * p.row_bytes;

@@ -91,7 +91,7 @@ GemmPlan plan_gemm(const GemmArgs&);
 
 struct QuantizedGemmPlan {
   int64_t k_block;       // by k alone; whole groups
-  int64_t rows, panels;  // of c in one chunk
+  int64_t rows, panels;  // of c in one chunk; tiles of AMX have chunks of their own
   int64_t row_chunks, panel_chunks;
   int64_t grain;                        // chunks worth a thread
   bool separate_c;                      // sums need a float buffer beside c

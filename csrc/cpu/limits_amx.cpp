@@ -4,7 +4,7 @@
 #include "cpu/simd/loops.h"
 
 namespace qkv {
-namespace avx512_bf16 {
+namespace QKV_BASE_ISA {
 void limits(const LimitArgs&);
 }
 
@@ -25,7 +25,7 @@ static int64_t run_tiles() {
 }
 
 void limits(const LimitArgs& a) {
-  if (a.limit != Limit::bf16_dot && a.limit != Limit::int8_dot) return avx512_bf16::limits(a);
+  if (a.limit != Limit::bf16_dot && a.limit != Limit::int8_dot) return QKV_BASE_ISA::limits(a);
   parallel(a.chunks, 1, a.threads, [&](int64_t begin, int64_t end, int) {
     int64_t done = 0;
     for (int64_t i = begin; i < end; ++i) done += a.limit == Limit::bf16_dot ? run_tiles<true>() : run_tiles<false>();

@@ -8,7 +8,7 @@ namespace {
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
-constexpr int64_t kRowUnit = 24;  // a multiple of every ISA's tile
+constexpr int64_t kRowUnit = 24;  // a multiple of the tiles on registers of vectors
 // Of k, in sums of floats: a panel group of 48 columns takes 96 KB of floats or of pairs of bf16, of the second cache. bf16 in
 // blocks of 512: 2 to 8 % slower on dot products; where they are unpacked to floats it was not measured.
 constexpr int64_t kFloatBlock = 512, kHalfBlock = 1024;
@@ -98,7 +98,10 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
   shrink(p, g.m, chunks_wanted((double)g.m * (double)g.w.n * (double)k, g.threads), kPanelUnit, chunks);
   const int64_t rows = p.rows < g.m ? p.rows : g.m, cost = rows * p.panels * kPanel * k;
   p.grain = cost > 0 && cost < kWorth ? kWorth / cost : 1;
+  // Tiles of AMX want 16 rows at a time, scales beside them.
+  const int64_t rows_of_tiles = round_up(g.m, 16) * (round_up(k, 64) + 64 + 8 * groups_of(g.w));
   p.shared_bytes = round_up(g.m * (p.row_bytes + p.stats_bytes), 64);
+  if (g.m >= unpack_rows(g.w.type) && p.shared_bytes < rows_of_tiles) p.shared_bytes = round_up(rows_of_tiles, 64);
   p.sum_floats = p.separate_c ? round_up(rows * p.panels * kPanel, 16) : 0;
   // The widest tile of so many rows has three panels; unpacked, they take at most a word for each element.
   const int64_t unpacked = g.m >= unpack_rows(g.w.type) ? 3 * kPanelRowBytes * p.k_block : 0;
@@ -108,7 +111,7 @@ QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs& g) {
 
 AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longest) {
   constexpr int64_t kGroup = 24;                // rows that are scored together, on every ISA
-  constexpr int64_t kTile = 8;                  // rows of the widest register tile: tiles of a head should be of a size
+  constexpr int64_t kTile = 8;                  // rows of the widest tile of vectors: tiles of a head should be of a size
   constexpr int64_t kFewest = 16, kMost = 192;  // loading the keys costs about as much as three rows of work
   constexpr int64_t kL2 = 72 << 10;             // floats of a tile that the second cache holds beside keys and values
   constexpr int64_t kWorth = 1 << 16;           // multiply-adds that repay waking a thread

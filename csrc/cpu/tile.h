@@ -4,7 +4,7 @@
 //
 // B lies in panels, A and B are words of 32 bits that a Dot multiplies, see simd/dot.h. Every sum is one chain over k in order,
 // whatever the tile's shape: so results do not depend on how rows and columns were divided among tiles or threads. What C held
-// is added at the end: long sums are sums of blocks.
+// is added at the end: long sums are sums of blocks. (In tiles of AMX, simd/amx.h, of 32 elements each: the same holds.)
 #pragma once
 #include "cpu/panels.h"
 #include "cpu/simd/dot.h"
