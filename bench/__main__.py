@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qkv.bench import Case, Measurement, Sides, Suite, run
 
-from . import bert, checkpoints, footprint, generate, generation_memory, startup, threads
+from . import bert, checkpoints, footprint, generate, generation_memory, ladder, startup, threads
 from .peers import PEERS
 
 OPS = (
@@ -28,7 +28,7 @@ OPS = (
     ),
     *("attention", "attention_paged", "paged_write", "additive_attention", "bert"),
 )
-LONG = ("attention_grid", "generate", "generation_memory")  # not among `all`
+LONG = ("attention_grid", "generate", "generation_memory", "ladder")  # not among `all`
 SUBJECTS = ("limits", *OPS, "footprint", "threads", "import")
 
 
@@ -90,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         more = {"footprint": costs, "import": imports, "threads": scaling}
         if "generation_memory" in parsed.subjects:
             more["generation_memory"] = generation_memory.report(parsed.threads, tiny=parsed.tiny)
+        if "ladder" in parsed.subjects:
+            more["ladder"] = ladder.report(parsed.rounds, parsed.seconds, parsed.threads)
         limits = run.finish(parsed, first, results, {name: x for name, x in more.items() if x})
         if parsed.plot:
             from .plots import plot

@@ -425,3 +425,29 @@ def test_pictures(tmp_path: Path) -> None:
     written = bench_module("bench.plots").plot(results, LIMITS, tmp_path)
     assert {"gemm", "gemm_over_m", "gemm_roofline", "gemm_bytes", "generate_t5"} == {path.stem for path in written}
     assert all(path.stat().st_size > 5000 for path in written)
+
+
+def test_every_step_of_the_ladder_computes_attention() -> None:
+    import qkv
+
+    ladder = bench_module("bench.ladder")
+    q, k, v = np.random.default_rng(0).standard_normal((3, 300, 16), dtype=np.float32)
+    expected = {
+        causal: qkv.reference.attention(q[None, None], k[None, None], v[None, None], causal=causal)[0, 0]
+        for causal in (False, True)
+    }
+    found = ladder.rungs(qkv.isas(), 2)
+    assert [rung.name for rung in found][:2] == ["loop in Python", "NumPy, a query at a time"]
+    for rung in found:
+        part = slice(None, rung.queries)
+        tolerance = 2e-2 if rung.limit == "bf16_dot" else 1e-5
+        np.testing.assert_allclose(
+            rung.step(q[part], k, v), expected[rung.name == "causal"][part], rtol=tolerance, atol=tolerance
+        )
+
+
+def test_the_ladder_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    found = bench_module("bench.ladder").report(rounds=1, seconds=1e-3, threads=2, tokens=64)
+    assert all(0 < rung["seconds"] < math.inf for rung in found["rungs"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.startswith("  ") and line.strip()]) == len(found["rungs"]) + 1

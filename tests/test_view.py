@@ -81,7 +81,74 @@ def test_the_page_of_a_long_text_is_below_10_mb(spread: float) -> None:
     w = random_weights(12, 12, 512, 512, spread=spread)
     page = qkv.view.attention(w, [f"token{i}" for i in range(512)])
     assert len(page.encode()) < 10_000_000
-    assert data_of(page)["maps"][0]["error"] < 0.02
+    told = data_of(page)["maps"][0]
+    print(f"spread {spread}: error {told['error']:.2g}; of kept weights {told['own_error']:.2g} of the head's largest")
+    assert told["error"] < 0.02
+    assert told["own_error"] <= 1.5 / data_of(page)["levels"] * 1.01  # half of the largest step, 3 / levels
+
+
+def test_errors_are_parts_of_what_a_head_has() -> None:
+    """Heads of small weights keep their digits beside one that looks at a single token."""
+    w = np.full((1, 2, 200, 200), 1 / 200, np.float32)
+    w[0, 0] = np.eye(200)
+    w[0, 1] += np.random.default_rng(0).uniform(-1e-4, 1e-4, (200, 200)).astype(np.float32)
+    page = qkv.view.attention(w, [str(i) for i in range(200)])
+    ((found, _),), told = weights_of(page), data_of(page)["maps"][0]
+    np.testing.assert_allclose(told["largest"][0], [1, w[0, 1].max()], rtol=1e-6)
+    assert np.abs(found[0, 1] - w[0, 1]).max() <= 1.5 / data_of(page)["levels"] * w[0, 1].max() * 1.01
+    assert told["own_error"] <= 1.5 / data_of(page)["levels"] * 1.01
+
+
+@pytest.mark.parametrize(("layers", "heads"), [([1, 3], None), (2, 0), (None, [0, 2]), (np.array([0]), range(1, 3))])
+def test_some_layers_and_heads(layers: Any, heads: Any) -> None:
+    w = random_weights(4, 3, 6, 6)
+    page = qkv.view.attention(w, layers=layers, heads=heads)
+    told, ((found, rolled),) = data_of(page)["maps"][0], weights_of(page)
+    of_layers = list(range(4)) if layers is None else np.atleast_1d(layers).tolist()
+    of_heads = list(range(3)) if heads is None else np.atleast_1d(heads).tolist()
+    assert (told["layer_numbers"], told["head_numbers"]) == (of_layers, of_heads)
+    np.testing.assert_allclose(found, w[np.ix_(of_layers, of_heads)], atol=EXACT)
+    assert rolled is not None
+    np.testing.assert_allclose(rolled, measures.rollout(w)[of_layers], atol=EXACT)  # through all of them
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"layers": [4]}, ValueError, "layers of Attention go from 0 to 3; got 4"),
+        ({"heads": -1}, ValueError, "heads of Attention go from 0 to 2; got -1"),
+        ({"heads": []}, ValueError, "heads must name at least one"),
+        ({"layers": True}, TypeError, "layers must be an integer or a list of them; got True"),
+        ({"layers": "1"}, TypeError, "layers must be an integer or a list of them; got '1'"),
+    ],
+)
+def test_layers_and_heads_that_there_are_not(options: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        qkv.view.attention(random_weights(4, 3, 6, 6), **options)
+
+
+def test_a_notebook_shows_the_page() -> None:
+    page = qkv.view.attention(random_weights(1, 1, 2, 2), ["<a>", '"b"'])
+    assert isinstance(page, str) and len(repr(page)) < 100
+    (frame,) = (attributes for tag, attributes, _ in Elements(page._repr_html_()).found if tag == "iframe")
+    assert frame["srcdoc"] == str(page) and frame["sandbox"] == "allow-scripts"
+
+
+class Bytes:
+    """A byte-level tokenizer of some tokens, whose letters are those of GPT-2's published table."""
+
+    tokens = ("Ã©", "ĠÃ©t", "âĤ", "Ġâ", "Ġthe", "é", "</s>")
+    texts = ("é", " ét", "\ufffd", " \ufffd", " the", "\ufffd", "</s>")
+
+    def convert_ids_to_tokens(self, i: int) -> str | None:
+        return self.tokens[i] if i < len(self.tokens) else None
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return self.texts[ids[0]]
+
+
+def test_labels_are_text_and_not_letters_of_bytes() -> None:
+    assert qkv.view.labels(Bytes(), range(8)) == ["é", "▁ét", "\\xe2\\x82", "▁\\xe2", "▁the", "\\xe9", "</s>", "#7"]
 
 
 def test_too_many_weights_are_refused() -> None:
@@ -227,7 +294,10 @@ W = random_weights(2, 2, 3, 3)
         ([None], {}, ValueError, "layer 0 of x is None"),
         (ModelOutput(logits=W), {}, ValueError, "has no attentions; call the model with output_attentions=True"),
         (ModelOutput(attentions=()), {}, ValueError, "attentions holds no layers"),
+        (W, {"row": 1}, ValueError, "an array of weights is of one text; there is no row 1"),
+        (ModelOutput(attentions=(W[:1],)), {"target_tokens": list("abc")}, ValueError, "a decoder's beside an encoder"),
         (W, {"grid": (1, 2)}, ValueError, "grid is for an image"),
+        (np.eye(4), {"image": np.zeros((4, 4)), "grid": (True, 4)}, ValueError, "grid must be \\(rows, columns\\)"),
         (np.eye(8), {"image": np.zeros((4, 4, 3), np.uint8)}, ValueError, "8 tokens are no square of patches"),
         (W, {"image": np.zeros((4, 4, 3), np.uint8), "grid": (2, 2)}, ValueError, "2 x 2 patches does not go with 3"),
         (W, {"image": np.zeros((4, 4, 3), np.uint8), "grid": 2}, ValueError, "grid must be \\(rows, columns\\)"),
@@ -545,6 +615,15 @@ def test_the_command_shows_an_image(name: str, special: int, folder: Any, tmp_pa
     np.testing.assert_allclose(found, np.stack(exact)[:, 0], atol=EXACT)
 
 
+def test_the_command_shows_some_layers_and_heads(tmp_path: Path) -> None:
+    output = tmp_path / "x.html"
+    given = ["dates", "3 May 2031", "--target", "2031-05-03", "--layers", "1", "--heads", "0,2"]
+    assert cli.main(["view", *given, "-o", str(output)]) == 0
+    for described in data_of(output.read_text(encoding="utf-8"))["maps"]:
+        assert (described["layer_numbers"], described["head_numbers"]) == ([1], [0, 2])
+        assert described["writes"] == (None if described["name"] == "Encoder" else [*"2031-05-03", "</s>"])
+
+
 def test_the_command_draws_figures(folder: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
     output = tmp_path / "x.svg"
@@ -561,6 +640,9 @@ def test_the_command_draws_figures(folder: Any, tmp_path: Path) -> None:
         ("bert_three", ["x", "-o", "x.pdfx"], "--output: 'x.pdfx' must end in .html, .png"),
         ("bert_three", ["x", "-o", "/no/such/x.html"], "/no/such: there is no such folder"),
         ("bert_three", ["x", "--layer", "1"], "are for figures"),
+        ("bert_three", ["x", "--layers", "1", "-o", "x.svg"], "--layers, --heads are for pages"),
+        ("bert_three", ["x", "--heads", "0-2"], "--heads: expected numbers with commas between them; got '0-2'"),
+        ("bert_three", ["x", "--layers", "99"], "layers of Self-attention go from 0 to"),
         ("t5", ["x", "--target", "y", "--max-new-tokens", "3"], "do not go together"),
         ("t5", ["x", "--pair", "y"], "--pair: a T5ForConditionalGeneration reads one text"),
         ("vit_classify", ["x.png", "--max-new-tokens", "3"], "--max-new-tokens: a ViTForImageClassification takes an"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import qkv
 from qkv.outputs import ModelOutput
+from qkv.view.measures import rollout
 from view_checks import random_weights
 
 playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
@@ -229,13 +231,14 @@ def test_steps(show: Open) -> None:
     out = ModelOutput(sequences=np.arange(5)[None], attentions=tuple(steps))
     page = show(out, ["a", "b", "c", "d", "e"])
     assert page.text("#written") == "3 of 3: writes “e”"
+    assert page.text("#pair") == "position 3 of 0 to 3, writes “e”"
     last = page.look("#matrix")
     assert page.page.locator("#matrix").get_attribute("aria-label") == "Layer 0, head 0: 4 queries by 4 keys"
     slider = page.page.locator("#step")
     slider.focus()
     page.press("ArrowLeft")
     assert page.text("#written") == "2 of 3: writes “d”"
-    assert page.text("#query") == "“c” looks at"
+    assert (page.text("#query"), page.text("#pair")) == ("“c” looks at", "position 2 of 0 to 3, writes “d”")
     np.testing.assert_allclose([weight for _, weight in page.strongest()], sorted(w[0, 0, 2, :3])[::-1], atol=EXACT)
     assert page.page.locator("#matrix").get_attribute("aria-label") == "Layer 0, head 0: 3 queries by 3 keys"
     assert page.look("#matrix") != last
@@ -365,6 +368,51 @@ def test_a_phone(width: int, show: Open) -> None:
     assert page.page.evaluate(f"() => {view}.scrollWidth <= {view}.clientWidth + 1")
     page.choose("Lines")
     assert page.page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_some_layers_and_heads_keep_their_numbers(show: Open) -> None:
+    page = show(W, TOKENS, layers=[2], heads=[1, 3])
+    page.cell(2, "3").click()
+    page.settle()
+    assert page.text("#shown") == "Layer 2, head 3"
+    assert page.hover(4, 2)[0] == pytest.approx(W[2, 3, 4, 2], abs=EXACT)
+    assert page.page.locator('#grid [role="columnheader"]').all_inner_texts() == ["", "1", "3", "mean", "rollout"]
+    page.cell(2, "rollout").click()
+    page.settle()
+    assert page.hover(4, 2)[0] == pytest.approx(rollout(W)[2, 4, 2], abs=EXACT)
+
+
+def test_names_of_columns_are_not_cut(show: Open) -> None:
+    page = show(random_weights(2, 12, 26, 26), [f"token{i}" for i in range(26)])
+    cut = "(names) => names.filter((name) => name.scrollWidth > name.clientWidth).map((name) => name.textContent)"
+    assert page.page.locator('#grid [role="columnheader"]').evaluate_all(cut) == []
+    assert page.page.locator("#rollout-note").is_visible()
+
+
+def test_how_rows_of_a_decoder_are_named(show: Open) -> None:
+    cross = ModelOutput(
+        encoder_attentions=(random_weights(1, 2, 3, 3, seed=1),),
+        cross_attentions=(random_weights(1, 2, 2, 3, seed=3),),
+    )
+    told = "what is written from it is the name of the next row"
+    assert told in show(cross, list("abc"), ["start", "x"]).text("#precision")
+    assert told not in show(W, TOKENS).text("#precision")
+
+
+@pytest.mark.slow
+def test_a_weight_that_is_folded_is_marked(show: Open) -> None:
+    w = random_weights(12, 12, 512, 512, spread=1.0)
+    page = show(w, [f"token{i}" for i in range(512)])
+    assert re.search(
+        r"off by 0\.6 % of that at most\..* with the sign ≈, and are off by 0\.0\d+ at most", page.text("#precision")
+    )
+    page.page.locator("#matrix").focus()
+    page.press("ArrowDown")
+    row = w[0, 0, 0]
+    (tenth,) = page.page.locator("#strongest tr:nth-child(10) .weight").all_inner_texts()
+    assert not tenth.startswith("≈") and float(tenth) == pytest.approx(np.sort(row)[-10], abs=0.002)
+    page.press(*["ArrowRight"] * int(row.argmin()))
+    assert "≈" in page.text("#pair")
 
 
 @pytest.mark.slow

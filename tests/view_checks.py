@@ -49,17 +49,19 @@ def weights_of(page: str) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Of each map (L, H, S, T) float64, and rollout (L, S, T), decoded as the format's description says, in float64."""
     data, blocks = data_of(page), Elements(page).named("script", class_="codes")
 
-    def read(shape: list[int]) -> np.ndarray:
+    def read(shape: list[int], largest: list[float]) -> np.ndarray:
         codes = np.frombuffer(zlib.decompress(base64.b64decode(blocks.pop(0))), "<u2" if data["bits"] == 16 else "u1")
         codes = codes.reshape(*shape[:3], shape[3] + 1).astype(np.int64)
         value = np.where(codes >= 2, ((codes - 1) / data["levels"]) ** 3, 0.0)
-        return np.where(codes[..., 1:] == 1, value[..., :1], value[..., 1:])
+        return np.where(codes[..., 1:] == 1, value[..., :1], value[..., 1:]) * np.reshape(largest, (*shape[:2], 1, 1))
 
     found: list[tuple[np.ndarray, np.ndarray | None]] = []
     for described in data["maps"]:
         layers, _, s, t = described["shape"]
-        weights = read(described["shape"])
-        found.append((weights, read([layers, 1, s, t])[:, 0] if described["rollout"] else None))
+        weights = read(described["shape"], described["largest"][0])
+        found.append(
+            (weights, read([layers, 1, s, t], described["largest"][1])[:, 0] if described["rollout"] else None)
+        )
     assert not blocks
     return found
 

@@ -79,9 +79,9 @@ def flash_attn_func(
 ) -> Any:
     """flash-attn 2's function: q (B, S, H, D), k, v (B, T, Hkv, D), causal aligned to the bottom right.
 
-    -1 in window_size is unbounded, softcap <= 0 is off, dropout_p must be 0 (ValueError). Results are always
-    deterministic. Returns out (B, S, H, D); with return_attn_probs (out, softmax_lse (B, H, S), S_dmask), S_dmask an
-    empty array, as there without dropout.
+    softmax_scale: D^-0.5 if None. -1 in window_size is unbounded, softcap <= 0 is off, alibi_slopes are (H,) or (B, H),
+    dropout_p must be 0 (ValueError). Results are always deterministic. Returns out (B, S, H, D); with return_attn_probs
+    (out, softmax_lse (B, H, S), S_dmask), S_dmask an empty array, as there without dropout.
     """
     _no_dropout("flash_attn_func", dropout_p)
     options = _flash_options(
@@ -112,6 +112,8 @@ def flash_attn_varlen_func(
 ) -> Any:
     """flash-attn 2's function: q (total_q, H, D), k, v (total_k, Hkv, D), with the conventions of `flash_attn_func`.
 
+    cu_seqlens_q, cu_seqlens_k: (B + 1,) integers, where sequences begin, as of `attention_varlen`.
+    dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic: as of `flash_attn_func`.
     A sequence longer than max_seqlen_q or max_seqlen_k is a ValueError; not so where only a GPU knows its length. With
     block_table (B, n), integers, k and v are caches (blocks, block_size, Hkv, D) and sequence b's keys lie in the
     blocks that row b names, in order.
@@ -210,17 +212,21 @@ def flash_attn_with_kvcache(
 ) -> Any:
     """flash-attn 2's function: stores new keys and values in a cache, in place, and attends to all of it.
 
-    q (B, S, H, D). Caches (B_cache, S_cache, Hkv, D): sequence b has row cache_batch_idx[b], or b. With block_table
-    (B, n): (blocks, block_size, Hkv, D), of any block size. cache_seqlens, an integer or (B,), counts the tokens that
-    are there (None: the cache is full), cache_leftpad (B,) those at its start that are padding. k, v (B, S_new, Hkv, D)
-    are stored behind them. rotary_cos, rotary_sin (positions, dim / 2) turn k at positions cache_seqlens + i, and q
-    too if causal or windowed, else all of q at cache_seqlens; pairs of features are 2i and 2i + 1, or i and i + dim/2
-    with rotary_interleaved=False. num_splits is accepted and not needed. The rest is as in `flash_attn_func`.
+    q (B, S, H, D). k_cache and v_cache (B_cache, S_cache, Hkv, D): sequence b has row cache_batch_idx[b], or b. With
+    block_table (B, n): (blocks, block_size, Hkv, D), of any block size. cache_seqlens, an integer or (B,), counts the
+    tokens that are there (None: the cache is full), cache_leftpad (B,) those at its start that are padding. k, v (B,
+    S_new, Hkv, D) are stored behind them. rotary_cos, rotary_sin (positions, dim / 2) turn k at positions cache_seqlens
+    + i, and q too if causal or windowed, else all of q at cache_seqlens; pairs of features are 2i and 2i + 1, or i and
+    i + dim/2 with rotary_interleaved=False. num_splits is accepted and not needed. softmax_scale, causal, window_size,
+    softcap and alibi_slopes are as in `flash_attn_func`.
 
     Caches are float32, float16, bfloat16 or float64: there is no place for the scales of int8 ones, which `paged_write`
     and `attention_paged` take. Nothing is written when an argument is refused. Of sequences with the same cache row the
     last one's k and v stay. What is in a GPU's memory is not checked: tokens for which there is no room are not stored.
     Returns out (B, S, H, D); with return_softmax_lse (out, softmax_lse (B, H, S)).
+
+    TypeError: dtypes. ValueError: shapes, lengths beyond the cache, a block that it does not have, arguments that do
+    not go together.
     """
     op = "flash_attn_with_kvcache"
     for pair, names in (((k, v), "k and v"), ((rotary_cos, rotary_sin), "rotary_cos and rotary_sin")):
@@ -324,7 +330,9 @@ def scaled_dot_product_attention(
 
     Leading dimensions broadcast. attn_mask: bool (True: attend) or float (added), broadcasts to (..., S, T); not
     together with is_causal (ValueError), which excludes keys j > i. enable_gqa: heads (dimension -3) of key and value
-    divide query's. dropout_p must be 0. A row that may attend to nothing gives 0.
+    divide query's. scale: D^-0.5 if None. dropout_p must be 0. A row that may attend to nothing gives 0.
+
+    Returns (..., S, Dv) in query's dtype. TypeError: dtypes. ValueError: shapes that do not fit.
     """
     op = "scaled_dot_product_attention"
     _no_dropout(op, dropout_p)

@@ -139,7 +139,8 @@ def current_device() -> int:
 
 
 def set_device(device: int) -> None:
-    """Makes this thread's arrays on that device from now on; ops run where their arrays are."""
+    """Makes this thread's arrays on that device from now on; ops run where their arrays are. CudaError: there is
+    none."""
     module().set_device(device)
 
 
@@ -158,11 +159,12 @@ def on_device_number(device: int) -> Iterator[None]:
 
 
 def device_name(device: int = 0) -> str:
+    """Name of the device of that number. CudaError: there is none."""
     return str(module().device_name(device))
 
 
 def compute_capability(device: int = 0) -> tuple[int, int]:
-    """Its major and minor number."""
+    """Of the device of that number: major and minor. CudaError: there is none."""
     both = int(module().compute_capability(device))
     return both // 10, both % 10
 
@@ -184,7 +186,8 @@ def memory_info() -> dict[str, int]:
 
 
 def set_cache_limit(nbytes: int) -> None:
-    """How much freed memory of the current device is kept for reuse (a quarter of the device's at first)."""
+    """How much freed memory of the current device is kept for reuse, nbytes (a quarter of the device's at first).
+    ValueError: it is negative."""
     if nbytes < 0:
         raise ValueError(f"set_cache_limit: nbytes must not be negative, got {nbytes}")
     module().set_cache_limit(nbytes)
@@ -198,7 +201,7 @@ def trim() -> None:
 
 def set_batch_invariant(on: bool) -> None:
     """Whether, on a GPU, a row's result must not depend, to the bit, on what else is in its batch; on a CPU it never
-    does. Off at first: it costs speed where there are few rows."""
+    does. Off at first: it costs speed where there are few rows. on: true or false. No error where there is no GPU."""
     if _module is not None:
         _module.set_batch_invariant(bool(on))
 
@@ -240,7 +243,8 @@ def current_stream() -> int:
 
 @contextlib.contextmanager
 def stream(of: Stream | int) -> Iterator[None]:
-    """Ops of this thread on qkv's own arrays run in that stream, a `Stream` or the integer of a cudaStream_t."""
+    """Ops of this thread on qkv's own arrays run in that stream while the context lasts. of: a `Stream` or the integer
+    of a cudaStream_t. TypeError, ValueError: neither."""
     before = current_stream()
     _local.stream = of.handle if isinstance(of, Stream) else int(of)
     try:
@@ -315,7 +319,7 @@ def _replay(self: Any, stream: Stream | int | None = None) -> None:
 def array(x: Any) -> Any:
     """A copy of x on the current device: an array for what NumPy makes an array of, a packed weight for a
     `qkv.PackedWeight`. x may be changed or freed at once. What `qkv.cuda` has on a device already is returned as it
-    is."""
+    is. TypeError: no array, or another library's on a GPU. CudaError: no GPU, or not enough memory."""
     if isinstance(x, HostPackedWeight):
         return _packed(x)
     if isinstance(x, (Array, PackedWeight)):
@@ -339,13 +343,14 @@ def _packed(weight: HostPackedWeight) -> Any:
 
 
 def empty(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
-    """An uninitialised array on the current device."""
+    """An uninitialised array on the current device. shape: an integer or several; dtype: what NumPy takes. CudaError:
+    no GPU, or not enough memory."""
     shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     return module().empty(shape, np.dtype(dtype), current_stream())
 
 
 def zeros(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
-    """An array of zeros on the current device."""
+    """An array of zeros on the current device. shape, dtype, CudaError: as of `empty`."""
     made = empty(shape, dtype)
     made.fill(0)
     return made
@@ -354,7 +359,7 @@ def zeros(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
 def copy_into(target: Any, source: Any) -> None:
     """target[...] = source, in place: a device array of any strides, from one of its shape and dtype, or from an array
     in host memory of its shape and a dtype that NumPy converts to its own ("same_kind"), which may be changed or freed
-    at once."""
+    at once. TypeError: other kinds or dtypes. ValueError: another shape."""
     if not isinstance(target, Array):
         raise TypeError(f"copy_into: target must be a qkv.cuda.Array, got {type(target).__name__}")
     if isinstance(source, Array):
@@ -370,7 +375,7 @@ def copy_into(target: Any, source: Any) -> None:
 
 def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
     """One after the other along an axis, a contiguous copy: device arrays of one dtype, whose shapes differ along that
-    axis only."""
+    axis only. TypeError: others, or several dtypes. ValueError: other shapes, or no such axis."""
     for given in arrays:
         if not isinstance(given, Array):
             raise TypeError(f"concatenate: arrays must be of qkv.cuda, got {type(given).__name__}")
@@ -386,7 +391,8 @@ _SHARED = (2, 3, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 
 
 def from_dlpack(x: Any, stream: int | None = None) -> Any:
-    """The array in place, of any object that speaks DLPack on a GPU, usable in `stream` (the current one)."""
+    """The array in place, of any object x that speaks DLPack on a GPU, usable in `stream` (the current one). TypeError:
+    x does not, or lies in host memory. CudaError: no GPU, or this thread records."""
     if isinstance(x, Array):
         return x
     here = current_stream() if stream is None else stream

@@ -152,6 +152,7 @@ def _page(text: str, date: str, output: ModelOutput, path: str) -> None:
         _say("", f"The page with every head is not written: {path}: {error.strerror}")
         return
     _say("", f"Every head of every layer, to be opened in a browser: {path}")
+    _say("(rows there are named by the character that is read: the one before what is written)")
 
 
 def _benchmark() -> None:

@@ -83,6 +83,8 @@ def matmul(a: Array, b: Array) -> Array:
     """Matrix product by NumPy's rules: leading dimensions broadcast, 1-D operands are vectors.
 
     a (..., M, K) or (K,), b (..., K, N) or (K,); returns (..., M, N) without the axis of a vector, in their dtype.
+    TypeError: the dtypes differ, or are no floats. ValueError: widths that differ, batches that do not broadcast,
+    scalars.
     """
     out = _cpu.matmul(a, b)
     if out is None:
@@ -137,6 +139,9 @@ def linear(
     scale and a zero point a row (int8 with one scale a row) or a scale a group (int8 and int4 by group). A row that
     holds NaN or infinity is NaN in the integer types. float64 x is multiplied by the dequantised weight, unrounded. On
     a GPU rows are not rounded: weights are widened, and infinity stays infinity where the product has it.
+
+    TypeError: dtypes that differ from x's (weight and bias may be float32). ValueError: a weight of another width
+    than x's, a bias, gate, residual or out of another shape, an unknown activation.
     """
     result = _cpu.linear(x, weight, bias, activation, gate, residual, out)
     if result is None:
@@ -150,7 +155,8 @@ def linear(
 def embedding(ids: Array, table: Array | PackedWeight) -> Array:
     """table[ids]: ids integers of any shape, table (vocabulary, C); returns ids.shape + (C,).
 
-    An id outside 0 ... vocabulary - 1 is a ValueError.
+    An id outside 0 ... vocabulary - 1 is a ValueError, as is a table that is no matrix; ids that are no integers are a
+    TypeError.
     """
     out = _cpu.embedding(ids, table)
     return reference.embedding(ids, table) if out is None else out
@@ -161,14 +167,22 @@ def embedding(ids: Array, table: Array | PackedWeight) -> Array:
 
 @accepts_arrays("x")
 def softmax(x: Array, axis: int = -1) -> Array:
-    """exp(x - max x) / sum exp(x - max x) along `axis`."""
+    """exp(x - max x) / sum exp(x - max x) along `axis`.
+
+    x: floats of any shape; returns the same shape and dtype. A row that is -inf throughout gives NaN, as the formula
+    does. TypeError: another dtype. ValueError: there is no such axis.
+    """
     out = _cpu.softmax(x, _axis("softmax", axis), False)
     return reference.softmax(x, axis) if out is None else out
 
 
 @accepts_arrays("x")
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """x - max x - log sum exp(x - max x) along `axis`."""
+    """x - max x - log sum exp(x - max x) along `axis`.
+
+    x: floats of any shape; returns the same shape and dtype. TypeError: another dtype. ValueError: there is no such
+    axis.
+    """
     out = _cpu.softmax(x, _axis("log_softmax", axis), True)
     return reference.log_softmax(x, axis) if out is None else out
 
@@ -184,8 +198,11 @@ def layer_norm(
 ) -> Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016); biased variance.
 
-    x (..., C), weight and bias (C,). With a residual of x's shape: (layer_norm(x + residual), x + residual).
+    x (..., C), weight and bias (C,), eps a number; returns x's shape and dtype. With a residual of x's shape:
+    (layer_norm(x + residual), x + residual).
     On a GPU the sum is rounded to x's dtype before it is normalised.
+    TypeError: another dtype than x's (weight and bias may be float32). ValueError: weight, bias or residual of another
+    shape.
     """
     out = _cpu.norm(x, weight, bias, _number("layer_norm", "eps", eps), False, residual)
     return reference.layer_norm(x, weight, bias, eps, residual=residual) if out is None else out
@@ -195,8 +212,10 @@ def layer_norm(
 def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6, *, residual: Array | None = None) -> Array:
     """x / sqrt(mean x^2 + eps) * weight over the last axis (Zhang and Sennrich 2019).
 
-    x (..., C), weight (C,). With a residual of x's shape: (rms_norm(x + residual), x + residual).
+    x (..., C), weight (C,), eps a number; returns x's shape and dtype. With a residual of x's shape:
+    (rms_norm(x + residual), x + residual).
     On a GPU the sum is rounded to x's dtype before it is normalised, and squares are summed in float32.
+    TypeError: another dtype than x's (weight may be float32). ValueError: weight or residual of another shape.
     """
     out = _cpu.norm(x, weight, None, _number("rms_norm", "eps", eps), True, residual)
     return reference.rms_norm(x, weight, eps, residual=residual) if out is None else out
@@ -205,7 +224,10 @@ def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6, *, residu
 @accepts_arrays("x")
 def gelu(x: Array, approximate: str = "none") -> Array:
     """x/2 (1 + erf(x/sqrt 2)), or with approximate="tanh" x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
-    (Hendrycks and Gimpel 2016)."""
+    (Hendrycks and Gimpel 2016).
+
+    x: floats of any shape; returns the same shape and dtype. TypeError: another dtype. ValueError: another approximate.
+    """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
     out = _cpu.unary("gelu" if approximate == "none" else "gelu_tanh", x)
@@ -214,28 +236,30 @@ def gelu(x: Array, approximate: str = "none") -> Array:
 
 @accepts_arrays("x")
 def relu(x: Array) -> Array:
-    """max(x, 0); NaN stays NaN."""
+    """max(x, 0); NaN stays NaN. x: floats of any shape; returns the same shape and dtype. TypeError: another dtype."""
     out = _cpu.unary("relu", x)
     return reference.relu(x) if out is None else out
 
 
 @accepts_arrays("x")
 def silu(x: Array) -> Array:
-    """x / (1 + exp(-x)), also called swish."""
+    """x / (1 + exp(-x)), also called swish. x: floats of any shape; returns the same shape and dtype. TypeError:
+    another dtype."""
     out = _cpu.unary("silu", x)
     return reference.silu(x) if out is None else out
 
 
 @accepts_arrays("x")
 def quick_gelu(x: Array) -> Array:
-    """x / (1 + exp(-1.702 x))."""
+    """x / (1 + exp(-1.702 x)). x: floats of any shape; returns the same shape and dtype. TypeError: another dtype."""
     out = _cpu.unary("quick_gelu", x)
     return reference.quick_gelu(x) if out is None else out
 
 
 @accepts_arrays("x")
 def tanh(x: Array) -> Array:
-    """Hyperbolic tangent, within 2 ulp in float32."""
+    """Hyperbolic tangent, within 2 ulp in float32. x: floats of any shape; returns the same shape and dtype. TypeError:
+    another dtype."""
     out = _cpu.unary("tanh", x)
     return reference.tanh(x) if out is None else out
 
@@ -256,9 +280,13 @@ def rotary(
     x (B, H, S, D), or (B, S, H, D) with layout="bshd", and positions (S,) or (B, S); x packed (total, H, D) and
     positions (total,); x (S, D) and positions (S,). Positions with one axis fewer than x broadcast against
     x.shape[:-1].
+    base: pair i of dim/2 has the frequency base^(-2i/dim).
     dim: how many leading features turn (even, default all). Pairs are i and i + dim/2, or interleaved 2i and 2i + 1.
     scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
     Angles are products in float32, as published models compute them, unless x is float64.
+
+    Returns x's shape and dtype. TypeError: a dtype. ValueError: positions that do not fit x, a dim that is odd or
+    beyond D, a scaling that is not implemented.
     """
     _cpu.check_arrays("rotary", {"x": x})
     dim, options = _rotary_options(x, base, dim, scaling, layout)
@@ -397,6 +425,11 @@ def attention(
     Returns out (B, H, S, Dv) in q's layout and dtype; with return_lse also log-sum-exp float32 (B, H, S); with
     return_weights also the probabilities (B, H, S, T). A row that may attend to nothing gives 0 and -inf (the sink, if
     there is one).
+
+    TypeError: q, k and v of different dtypes or no floats, a mask that is not bool, lengths that are no integers.
+    ValueError: shapes that do not fit each other, heads that do not divide q's, lengths beyond T, a softcap that is not
+    positive, a negative window, an unknown layout or precision. Both name the argument, what was expected and what
+    came.
     """
     if layout not in ("bhsd", "bshd"):
         raise ValueError(f"attention: layout must be 'bhsd' or 'bshd', got {layout!r}")
@@ -454,11 +487,15 @@ def attention_varlen(
     """`attention` over sequences packed one after the other, without padding.
 
     q (total_q, H, D), k (total_k, Hkv, D), v (total_k, Hkv, Dv). cu_seqlens_q and cu_seqlens_k (B + 1,) integers:
-    sequence b has queries cu_seqlens_q[b] ... cu_seqlens_q[b+1] - 1 and likewise keys. Options as for `attention`.
+    sequence b has queries cu_seqlens_q[b] ... cu_seqlens_q[b+1] - 1 and likewise keys.
+    causal, relative_bias, alibi_slopes, scale, softcap, window, sinks, precision, out: as of `attention`.
     On a GPU lengths that are in its memory are not checked, and results of tokens of no sequence are left unwritten.
 
     Returns out (total_q, H, Dv); with return_lse also float32 (H, total_q); with return_weights also a list of B
     arrays (H, S_b, T_b).
+
+    TypeError, ValueError: as of `attention`; and cu_seqlens that do not begin with 0, fall, or end elsewhere than at
+    the number of tokens.
     """
     _precision("attention_varlen", precision)
     left, right = _window("attention_varlen", window)
@@ -523,12 +560,16 @@ def attention_paged(
     offset j % block_size of block block_tables[b, j // block_size]. block_tables (B, N) integers; entries that hold no
     key which a query sees are never looked at.
     cu_seqlens_q: (B + 1,) as in `attention_varlen`; None: one query each. A sequence's queries stand at its end.
-    Other options as for `attention`. Results are, to the bit, those of the same keys in any other layout; on a GPU so
-    with `set_batch_invariant`. What is in a GPU's memory is not checked: lengths are cut to what the tables hold, and a
-    key in a block that the cache does not have is NaN. int8 there is rounded to q's dtype.
+    causal, relative_bias, alibi_slopes, scale, softcap, window, sinks, precision, out: as of `attention`. Results are,
+    to the bit, those of the same keys in any other layout; on a GPU so with `set_batch_invariant`. What is in a GPU's
+    memory is not checked: lengths are cut to what the tables hold, and a key in a block that the cache does not have is
+    NaN. int8 there is rounded to q's dtype.
 
     Returns out (total_q, H, Dv) in q's dtype; with return_lse also float32 (H, total_q); with return_weights also a
     list of B arrays (H, S_b, T_b).
+
+    TypeError, ValueError: as of `attention_varlen`; and a block_size that is no multiple of 16, a length beyond a row
+    of block_tables, a block that the cache does not have, scales without an int8 cache or the other way round.
     """
     _precision("attention_paged", precision)
     left, right = _window("attention_paged", window)
@@ -581,6 +622,9 @@ def paged_write(
     one stays. The caches share a dtype, float32, float16, bfloat16 or int8, to which k and v are rounded. int8 is
     symmetric with a scale per token and head, written to k_scale and v_scale, float32 (blocks, block_size, Hkv):
     scale = max|x| / 127, x / scale to the nearest even integer; a row that is not finite gets the scale NaN.
+
+    TypeError: dtypes, or a cache whose memory cannot be written to in place. ValueError: shapes, or a slot beyond the
+    cache. Nothing is written then.
     """
     if not _cpu.paged_write(k, v, k_cache, v_cache, slots, k_scale, v_scale):
         reference.paged_write(k, v, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
@@ -649,6 +693,8 @@ def additive_attention(
     (1, A). mask: bool, True where attention is allowed, broadcasts to (..., S, T); kv_lengths: integers that broadcast
     to the leading dimensions. Returns out (..., S, Dv), with return_weights (out, weights (..., S, T)). A row without
     keys gives 0. No S x T matrix is held unless the weights are asked for.
+
+    TypeError: dtypes. ValueError: shapes that do not fit, leading dimensions that do not broadcast, lengths beyond T.
     """
     op = "additive_attention"
     arrays = {"q": q, "k": k, "v": v, "w_q": w_q, "w_k": w_k, "w_v": w_v}

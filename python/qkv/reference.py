@@ -475,6 +475,7 @@ def sinusoidal_positions(n: int, dim: int, *, interleaved: bool = True) -> Array
 
     Columns are sin, cos, sin, cos, ... (Vaswani et al. 2017, section 3.5) or, with interleaved=False, all
     sines and then all cosines. An odd dim has one sine more.
+    TypeError: n or dim is no integer. ValueError: it is negative.
     """
     n, dim = integer("sinusoidal_positions", "n", n), integer("sinusoidal_positions", "dim", dim)
     require(n >= 0 and dim >= 0, f"sinusoidal_positions: n and dim must not be negative, got {n} and {dim}")
@@ -487,9 +488,10 @@ def sinusoidal_positions(n: int, dim: int, *, interleaved: bool = True) -> Array
 
 
 def alibi_slopes(heads: int) -> Array:
-    """float32 (heads,): 2^(-8i/heads), i = 1..heads, if heads is a power of two  (Press, Smith, Lewis 2022).
+    """float32 (heads,): 2^(-8i/heads), i = 1..heads, if heads is a power of two (Press, Smith, Lewis 2022).
 
     Otherwise, as in the authors' code, those of the next smaller power of two n, then every other one of 2n.
+    TypeError: heads is no integer. ValueError: it is below 1.
     """
     heads = integer("alibi_slopes", "heads", heads)
     require(heads >= 1, f"alibi_slopes: heads must be at least 1, got {heads}")

@@ -12,7 +12,8 @@ from . import _cpu
 
 
 def set_num_threads(n: int) -> None:
-    """How many threads an op may use, the calling one included. Also set by the environment's QKV_NUM_THREADS."""
+    """How many threads an op may use, n, the calling one included. Also set by the environment's QKV_NUM_THREADS.
+    TypeError: n is no integer. ValueError: it is below 1."""
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}")
     n = operator.index(n)
@@ -32,7 +33,8 @@ def isas() -> list[str]:
 
 
 def set_isa(name: str) -> None:
-    """Runs the kernels of one instruction set from `isas()`; ValueError names them. Also set by QKV_ISA."""
+    """Runs the kernels of one instruction set from here on, in the whole process. name: one of `isas()`; any other is a
+    ValueError that names them. Also set by the environment's QKV_ISA."""
     if not isinstance(name, str):
         raise TypeError(f"set_isa: name must be a string, got {type(name).__name__}")
     if name not in _cpu.isas():

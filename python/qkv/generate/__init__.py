@@ -70,7 +70,8 @@ def search(job: Job) -> Any:
 
 def stream(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
     """The tokens of `generate` step by step as they come, int64 (rows,), pad where a row has finished. Without beams,
-    whose tokens are not known before the end. ValueError as there."""
+    whose tokens are not known before the end. model, input_ids, attention_mask, arguments: as there, and ValueError
+    too."""
     return steps(Job(model, input_ids, attention_mask, arguments))
 
 

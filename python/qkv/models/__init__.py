@@ -77,7 +77,8 @@ for family in FAMILIES:
 
 
 def load(path: str | os.PathLike[str], *, dtype: Any = "float32", device: Any = "cpu") -> Any:
-    """Load a model: a Hugging Face folder as it is, its name on the hub, what Model.save wrote, or a .gguf file.
+    """Load a model from path: a Hugging Face folder as it is, its name on the hub, what Model.save wrote, or a .gguf
+    file.
 
     The name "dates" is a small model that comes with qkv: dates as people write them to ISO dates. A name
     `owner/model` is looked for in the local Hugging Face cache, and then, where the package huggingface_hub is
@@ -113,8 +114,12 @@ def from_weights(
 ) -> Any:
     """A model from a config (as in config.json) and arrays under transformers' names.
 
+    config: a mapping, or a configuration object of transformers. weights: name -> NumPy array, tensor (a state_dict),
+    or nested lists.
     tokenizer: a tokenizers.Tokenizer, a transformers fast tokenizer, or the path of a tokenizer.json; it is used as
-    it is. dtype, device, errors: as `load`.
+    it is. dtype, device: as `load`.
+
+    TypeError: no mapping, names that are no strings, values that are no arrays. ValueError: as `load`.
     """
     dtype, place = _check_options(dtype, device)
     if not isinstance(config, Mapping) and hasattr(config, "to_dict"):  # a configuration object of transformers

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from . import sources
+from .document import Page
 from .sources import Map
+from .tokens import labels
 
-__all__ = ["attention", "figure"]
+__all__ = ["Page", "attention", "figure", "labels"]
 
 
 def attention(
@@ -23,13 +26,16 @@ def attention(
     *,
     row: int = 0,
     grid: tuple[int, int] | None = None,
-) -> str:
-    """One HTML file that shows attention weights, complete in itself; returned as text, and written where path is
-    given.
+    layers: Sequence[int] | int | None = None,
+    heads: Sequence[int] | int | None = None,
+) -> Page:
+    """One HTML file that shows attention weights, complete in itself; returned as text, which a notebook shows as the
+    page that it is, and written where path is given.
 
     It has every head as a thumbnail with its entropy, any of them, several, or their mean as a matrix or as lines
     between tokens, and where queries and keys are the same tokens attention rollout (Abnar and Zuidema 2020). Weights
-    have 16 bits where the page stays small, else 8 or fewer; the page says how large the error is.
+    have 16 bits where the page stays small, else 8, as parts of the largest of their head; the page says how large the
+    error is. A decoder's rows are named by the tokens that it reads; what it writes from one is the name of the next.
 
     x: a model's output with output_attentions=True; generate's with return_dict_in_generate=True too, whose steps
     have a slider; an array of weights (layers, heads, S, T), (heads, S, T) or (S, T); or a list of layers, (B, heads,
@@ -40,15 +46,17 @@ def attention(
     image: of a vision model, the image under the weights: (H, W, 3) integers from 0 to 255 or floats from 0 to 1, or,
     with the extra `images`, a path or one of Pillow's. grid: (rows, columns) of its patches, which are the last
     tokens; None: a square.
-    row: of the batch. title: of the page.
+    row: of the batch. title: of the page. layers, heads: numbers from 0 of those that are shown; None: all. Rollout
+    goes through all of them nevertheless.
 
     TypeError: what is no array, or tokens that are no strings. ValueError: shapes and tokens that do not fit, negative
-    weights, NaN, rows with a sum above 1, weights that do not fit into 10 MB. UserWarning: rows with a sum below 1.
+    weights, NaN, rows with a sum above 1, no such layer or head, weights that do not fit into 10 MB. UserWarning: rows
+    with a sum below 1.
     """
     from .assemble import page
 
     found = _maps(x, tokens, target_tokens, row, image, grid)
-    text = page(found, _title(title))
+    text = Page(page(found, _title(title), layers, heads))
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text
@@ -69,8 +77,9 @@ def figure(
     """A matplotlib Figure of attention weights, saved where path, such as x.png or x.svg, is given: all heads as a
     grid, the heads of one layer, or with head too one head large. Needs the extra `plot`.
 
-    kind: of several kinds of attention in x, "encoder", "decoder" or "cross"; None: cross where there is one. The
-    other arguments are those of `attention`. ValueError, besides: there is no such kind, layer or head.
+    kind: of several kinds of attention in x, "encoder", "decoder" or "cross"; None: cross where there is one.
+    x, tokens, target_tokens, title, row: as of `attention`, and its errors. ValueError, besides: there is no such kind,
+    layer or head.
     """
     from .plot import draw
 

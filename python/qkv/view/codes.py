@@ -1,9 +1,10 @@
 """Weights of attention in few bits, so that a page of 12 layers and 12 heads over 512 tokens stays below 10 MB.
 
-A weight w becomes the nearest level of ((1 / n) ** 3, (2 / n) ** 3, ... 1): fine where weights are small, as most are.
-Zero has a code of its own, for masked keys. What is below the lowest level, or not among the largest of its row where
-only these are kept, has the code REST and counts as their mean, which every row has in front, so that rows keep their
-sums and rows of equal weights stay as they are. The codes are compressed by zlib, which browsers undo.
+A weight w, as a part of its head's largest, becomes the nearest level of ((1 / n) ** 3, (2 / n) ** 3, ... 1): fine
+where weights are small, as most are. Zero has a code of its own, for masked keys. What is below the lowest level, or
+not among the largest of its row where only these are kept, has the code REST and counts as their mean, which every row
+has in front, so that rows keep their sums and rows of equal weights stay as they are. The codes are compressed by zlib,
+which browsers undo.
 """
 
 from __future__ import annotations
@@ -49,13 +50,16 @@ PRECISIONS = (
 )
 
 
-def encode(weights: Array, precision: Precision) -> Array:
-    """Codes (..., T + 1) of weights (..., S, T) from 0 to 1: a row's rest, then its weights."""
+def encode(weights: Array, precision: Precision) -> tuple[Array, Array]:
+    """Codes (..., T + 1) of weights (..., S, T) from 0 to 1: a row's rest, then its weights. And the largest weight of
+    each head, float32 (...), 1 where all are 0."""
     count, top = weights.shape[-1], precision.levels
     codes = np.empty((*weights.shape[:-1], count + 1), precision.dtype)
+    largest = weights.max(axis=(-2, -1)).astype(np.float32)
+    largest = np.where(largest > 0, largest, np.float32(1))
     kept = max(round(precision.kept * count), min(count, 8))
     for at in np.ndindex(weights.shape[:-2]):  # head by head, as temporary arrays are several times as large
-        w, made = weights[at], codes[at]
+        w, made = weights[at] / largest[at], codes[at]
         level = np.rint(np.cbrt(w) * np.float32(top)).astype(np.int32)
         if kept < count:
             least = np.partition(w, count - kept, axis=-1)[:, count - kept, None]
@@ -65,14 +69,15 @@ def encode(weights: Array, precision: Precision) -> Array:
         rest = (level == 0) & (w > 0)
         mean = np.where(rest, w, 0).sum(axis=-1, dtype=np.float64) / np.maximum(rest.sum(axis=-1), 1)
         made[:, 0] = np.rint(np.cbrt(mean) * top) + REST
-    return codes
+    return codes, largest
 
 
-def decode(codes: Array, precision: Precision) -> Array:
-    """Weights (..., T) float32 of codes (..., T + 1), as the page computes them."""
+def decode(codes: Array, largest: Array, precision: Precision) -> Array:
+    """Weights (..., S, T) float32 of what `encode` gave, as the page computes them."""
     values = levels(precision.levels)
     own = codes[..., 1:]
-    return np.where(own == REST, values[codes[..., :1]], values[own])
+    weights: Array = np.where(own == REST, values[codes[..., :1]], values[own]) * largest[..., None, None]
+    return weights
 
 
 def levels(count: int) -> Array:
@@ -96,7 +101,7 @@ def choose(parts: Sequence[Array]) -> Precision:
     for precision in PRECISIONS:
         if total > DENSEST * precision.limit:
             continue
-        size = sum(len(compress(encode(part, precision).tobytes())) for part in rows) * share
+        size = sum(len(compress(encode(part, precision)[0].tobytes())) for part in rows) * share
         if size < precision.limit * (0.95 if step > 1 else 1):
             return precision
     raise _too_many(total)

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bench.run import positive
 from ..images import OF_MODELS
+from .tokens import labels
 
 PICTURES = (".png", ".svg", ".pdf")
 NEW_TOKENS = 64  # of a target that the model makes
@@ -47,6 +48,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--kind", choices=["encoder", "decoder", "cross"], help="of attention, in a figure")
     parser.add_argument("--layer", type=int, metavar="N", help="in a figure, this one only")
     parser.add_argument("--head", type=int, metavar="N", help="in a figure, this one of the layer, large")
+    for name in ("layers", "heads"):
+        parser.add_argument(f"--{name}", metavar="N,...", help=f"in a page, these {name} only, from 0; default: all")
     parser.add_argument("--title", help="default: the model's name")
     dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
     parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
@@ -64,7 +67,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--output: {arguments.output!r} must end in .html, {', '.join(PICTURES)}")
     of_figure = {"--kind": arguments.kind, "--layer": arguments.layer, "--head": arguments.head}
     if ending not in PICTURES and any(value is not None for value in of_figure.values()):
-        raise ValueError(f"{', '.join(of_figure)} are for figures; a page shows them all")
+        raise ValueError(f"{', '.join(of_figure)} are for figures; a page has --layers and --heads")
+    of_page: dict[str, Any] = {name: _numbers(name, getattr(arguments, name)) for name in ("layers", "heads")}
+    if ending in PICTURES and any(value is not None for value in of_page.values()):
+        raise ValueError("--layers, --heads are for pages; a figure has --layer and --head")
     folder = os.path.dirname(arguments.output)
     if folder and not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder}: there is no such folder")
@@ -76,8 +82,18 @@ def run(arguments: argparse.Namespace) -> None:
         chosen = {"kind": arguments.kind, "layer": arguments.layer, "head": arguments.head}
         figure(seen.out, **given, **chosen)
     else:
-        attention(seen.out, **given, image=seen.image, grid=seen.grid)
+        attention(seen.out, **given, image=seen.image, grid=seen.grid, **of_page)
     print(f"written: {arguments.output}")
+
+
+def _numbers(name: str, given: str | None) -> list[int] | None:
+    """Of "0,3"."""
+    if given is None:
+        return None
+    try:
+        return [int(number) for number in given.split(",")]
+    except ValueError:
+        raise ValueError(f"--{name}: expected numbers with commas between them; got {given!r:.60}") from None
 
 
 def look(model: Any, text: str, target: str | None, pair: str | None, new_tokens: int | None) -> Seen:
@@ -166,25 +182,3 @@ def _image(model: Any, path: str) -> Seen:
         x = x / 255
     names = patch_names(len(model.patches.special), rows, columns)
     return Seen(out, names, image=np.clip(x, 0, 1).transpose(1, 2, 0), grid=(rows, columns))
-
-
-# ---- tokens -------------------------------------------------------------------------------------------------
-
-
-def labels(tokenizer: Any, ids: Any) -> list[str]:
-    """Each token as a reader knows it: of byte-level vocabularies the text, with a sign for the space before it."""
-    return [_label(tokenizer, int(i)) for i in ids]
-
-
-def _label(tokenizer: Any, i: int) -> str:
-    token = tokenizer.convert_ids_to_tokens(i)
-    if token is None:
-        return f"#{i}"
-    token = str(token)
-    if token[:1] in ("Ġ", "▁"):  # a space, in byte-level vocabularies and in those of sentencepiece
-        text = tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False).lstrip(" ")
-        return "▁" + (text if "\ufffd" not in text else token[1:])
-    if token.isascii():
-        return token
-    text = tokenizer.decode([i], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    return text if text and "\ufffd" not in text else token

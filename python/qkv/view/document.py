@@ -20,6 +20,21 @@ from .codes import compress
 SHARED = Path(__file__).parent / "page"  # base.css and shared.js are of all pages
 
 
+class Page(str):
+    """The text of a page, a string; a notebook shows it in a frame instead of printing it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<Page of {len(self) / 1e3:.0f} kB: str() is its text>"
+
+    def _repr_html_(self) -> str:
+        look = "width:100%;height:46em;border:0"
+        return (
+            f'<iframe srcdoc="{html.escape(self)}" sandbox="allow-scripts" title="Attention" style="{look}"></iframe>'
+        )
+
+
 def document(folder: Path, scripts: Sequence[str], title: str, **filled: str) -> str:
     """The template page.html of a folder, filled in: with its page.css, its scripts in this order, and what is given,
     which is HTML."""

@@ -27,7 +27,12 @@ def picture(image: Any, tokens: int, grid: Any) -> Picture:
                 f"view: {tokens} tokens are no square of patches with a class token; pass grid=(rows, columns)"
             )
         grid = side, side
-    if not isinstance(grid, (list, tuple)) or len(grid) != 2 or not all(isinstance(n, int) and n > 0 for n in grid):
+    whole = (int, np.integer)
+    if (
+        not isinstance(grid, (list, tuple))
+        or len(grid) != 2
+        or not all(isinstance(n, whole) and not isinstance(n, bool) and n > 0 for n in grid)
+    ):
         raise ValueError(f"view: grid must be (rows, columns) of patches; got {grid!r:.60}")
     return Picture("data:image/png;base64," + base64.b64encode(png(pixels)).decode(), int(grid[0]), int(grid[1]))
 

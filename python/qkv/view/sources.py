@@ -39,7 +39,7 @@ ARRAYS = Field("x", "Attention")
 class Map:
     """weights: (L, H, S, T) float32. queries, keys: S and T tokens. prompt: of texts that were generated, the rows
     that the first step has computed; every other step has one. notes: what is to be said of the weights. picture: for
-    tokens that are patches of an image."""
+    tokens that are patches of an image. writes: whether the token behind a query is what was written from it."""
 
     name: str
     weights: Array
@@ -48,6 +48,7 @@ class Map:
     prompt: int | None = None
     notes: tuple[str, ...] = ()
     picture: Picture | None = None
+    writes: bool = False
 
     @property
     def square(self) -> bool:
@@ -73,6 +74,10 @@ def maps(x: Any, tokens: Any, target_tokens: Any, row: int) -> list[Map]:
     fields = [field for field in FIELDS if _field(x, field.name) is not None]
     if not fields:
         return [_of_arrays(x, tokens, target_tokens, int(row))]
+    if target_tokens is not None and not any(field.target[0] for field in fields):
+        raise ValueError(
+            "view: target_tokens are a decoder's beside an encoder; this output has none, so pass tokens alone"
+        )
     found = []
     for field in fields:
         value = _field(x, field.name)
@@ -127,6 +132,8 @@ def _of_arrays(x: Any, tokens: list[str] | None, target_tokens: list[str] | None
         raise ValueError("view: this output has no attentions; call the model with output_attentions=True")
     else:
         weights = _array("x", x)
+        if row:
+            raise ValueError(f"view: an array of weights is of one text; there is no row {row}")
     if weights.ndim not in (2, 3, 4):
         raise ValueError(
             "view: weights must be (layers, heads, queries, keys), (heads, queries, keys), or a list of arrays; "
@@ -263,7 +270,22 @@ def _labelled(item: _Found) -> Map:
     for what, tokens, count in (("queries", queries, s), ("keys", keys, t)):
         if len(tokens) not in (count, count + spare):
             raise ValueError(f"view: {name} has {count} {what}, but there are {len(tokens)} tokens for them")
-    return Map(item.field.title, weights, queries, keys[:t], item.prompt, notes)
+    return Map(item.field.title, weights, queries, keys[:t], item.prompt, notes, writes=spare or item.field.target[0])
+
+
+def chosen(name: str, given: Any, count: int, where: str) -> list[int]:
+    """The numbers of layers or heads that are to be shown; None: all. ValueError, TypeError: there is no such one."""
+    if given is None:
+        return list(range(count))
+    numbers = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else [given]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+            raise TypeError(f"view: {name} must be an integer or a list of them; got {number!r:.60}")
+        if not 0 <= number < count:
+            raise ValueError(f"view: {name} of {where} go from 0 to {count - 1}; got {number}")
+    if not numbers:
+        raise ValueError(f"view: {name} must name at least one; got none")
+    return sorted({int(number) for number in numbers})
 
 
 def _check(field: Field, weights: Array) -> tuple[str, ...]:

@@ -64,7 +64,7 @@ class Given:
         """Of token ids, as a reader knows them."""
         if self.tokenizer is None:
             return [str(int(i)) for i in ids]
-        from ..view.command import labels
+        from ..view.tokens import labels
 
         return labels(self.tokenizer, ids)
 

@@ -15,9 +15,14 @@ function levelsOf(count) {
 
 // Weights (layers, heads, rows, columns), of which a head is decoded when it is looked at.
 class Weights {
-  constructor(codes, shape, levels) {
+  constructor(codes, shape, levels, largest) {
     [this.layers, this.heads, this.rows, this.columns] = shape;
-    Object.assign(this, { codes, levels, cache: new Map() });
+    Object.assign(this, { codes, levels, largest, cache: new Map() });
+  }
+
+  // Whether a weight has no level of its own and shows the mean of such ones in its row.
+  folded(layer, head, row, column) {
+    return this.codes[((layer * this.heads + head) * this.rows + row) * (this.columns + 1) + 1 + column] === REST;
   }
 
   head(layer, head) {
@@ -34,13 +39,13 @@ class Weights {
 
   decode(number) {
     const { rows, columns, codes, levels } = this;
-    const weights = new Float32Array(rows * columns);
+    const weights = new Float32Array(rows * columns), largest = this.largest[number];
     let at = number * rows * (columns + 1), to = 0;
     for (let row = 0; row < rows; row++) {
       const rest = levels[codes[at++]];
       for (let column = 0; column < columns; column++) {
         const code = codes[at++];
-        weights[to++] = code === REST ? rest : levels[code];
+        weights[to++] = largest * (code === REST ? rest : levels[code]);
       }
     }
     return weights;
@@ -81,27 +86,35 @@ class AttentionMap {
     return this.meanWeights;
   }
 
+  folded(layer, column, row, key) {
+    if (column === 'rollout') return this.rolled.folded(layer, 0, row, key);
+    const heads = column === 'mean' ? [...Array(this.heads).keys()] : [column];
+    return heads.some((head) => this.weights.folded(layer, head, row, key));
+  }
+
   title(layer, column) {
-    if (column === 'rollout') return `Rollout through layer ${layer}`;
-    if (column === 'mean') return `Layer ${layer}, mean of ${this.heads} heads`;
-    return `Layer ${layer}, head ${column}`;
+    const number = this.layer_numbers[layer];
+    if (column === 'rollout') return `Rollout through layer ${number}`;
+    if (column === 'mean') return `Layer ${number}, mean of ${this.heads} heads`;
+    return `Layer ${number}, head ${this.head_numbers[column]}`;
   }
 }
 
 async function readMaps() {
   const blocks = [...document.querySelectorAll('script.codes')];
   const levels = levelsOf(page.levels);
-  const read = async (shape) => {
+  const read = async (shape, largest) => {
     const block = blocks.shift();
     const codes = await unpack(block.textContent);
     block.remove(); // the text is larger than the codes
-    return new Weights(codes, shape, levels);
+    return new Weights(codes, shape, levels, largest);
   };
   const maps = [];
   for (const described of page.maps) {
     const [layers, , rows, columns] = described.shape;
-    const weights = await read(described.shape);
-    maps.push(new AttentionMap(described, weights, described.rollout ? await read([layers, 1, rows, columns]) : null));
+    const [ofWeights, ofRollout] = described.largest;
+    const weights = await read(described.shape, ofWeights);
+    maps.push(new AttentionMap(described, weights, described.rollout ? await read([layers, 1, rows, columns], ofRollout) : null));
   }
   return maps;
 }

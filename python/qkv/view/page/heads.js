@@ -27,7 +27,7 @@ function drawThumbnails() {
 
 function tracks(map) {
   const most = map.heads < 8 ? 52 : 44, own = map.columns.length - map.heads;
-  return `auto repeat(${map.heads}, minmax(17px, ${most}px))` + (own ? ` minmax(29px, ${most + 5}px)`.repeat(own) : '');
+  return `auto repeat(${map.heads}, minmax(17px, ${most}px))` + (own ? ` minmax(42px, ${most + 5}px)`.repeat(own) : '');
 }
 
 function buildGrid() {
@@ -48,15 +48,16 @@ function buildGrid() {
   const corner = label(top, '', 'columnheader');
   corner.setAttribute('aria-label', 'Layer');
   map.columns.forEach((column, i) => {
-    const name = column === 'mean' ? 'mean' : column === 'rollout' ? 'roll' : column;
+    const isOwn = i >= map.heads, name = isOwn ? column : map.head_numbers[column];
     const item = label(top, name, 'columnheader');
-    if (i >= map.heads) item.classList.add('own-name');
-    item.setAttribute('aria-label', typeof column === 'number' ? `Head ${column}` : column);
+    if (isOwn) item.classList.add('own-name');
+    item.setAttribute('aria-label', isOwn ? column : `Head ${name}`);
   });
+  byId('rollout-note').hidden = !map.rolled;
   const longest = Math.log2(Math.max(2, map.cols));
   for (let layer = 0; layer < map.layers; layer++) {
     const row = line(grid);
-    label(row, layer, 'rowheader').classList.add('layer');
+    label(row, map.layer_numbers[layer], 'rowheader').classList.add('layer');
     for (const column of map.columns) {
       const button = document.createElement('button'), canvas = document.createElement('canvas');
       button.type = 'button';

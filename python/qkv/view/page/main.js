@@ -55,9 +55,10 @@ function showControls() {
 }
 
 function showFooter() {
-  const error = Math.max(...state.maps.map((map) => map.error));
-  const kept = page.kept < 1 ? ` In each row the largest ${Math.round(100 * page.kept)} % have values of their own; the others show their mean.` : '';
-  byId('precision').textContent = `Weights have ${page.bits} bits here; none is off by more than ${error.toPrecision(1)}.${kept} Layers and heads are numbered from 0.`;
+  const [error, own] = ['error', 'own_error'].map((name) => Math.max(...state.maps.map((map) => map[name])));
+  const kept = page.kept < 1 ? ` In each row the largest ${Math.round(100 * page.kept)} % have values of their own; the others show their mean, with the sign ≈, and are off by ${error.toPrecision(1)} at most.` : '';
+  const writes = state.maps.some((map) => map.writes) ? ' Rows of a decoder are named by the token that is read there; what is written from it is the name of the next row.' : '';
+  byId('precision').textContent = `Weights have ${page.bits} bits here, as parts of the largest of their head, and are off by ${(100 * own).toPrecision(1)} % of that at most.${kept} Layers, heads and positions are numbered from 0.${writes}`;
   byId('notes').replaceChildren(...state.maps.flatMap((map) => map.notes).map((note) => {
     const line_ = document.createElement('p');
     line_.textContent = note;

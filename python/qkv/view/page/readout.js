@@ -4,6 +4,13 @@
 const ROWS = 10;
 let spoken = null;
 
+// A weight in digits, with a sign before one that is the mean of the small ones of its row.
+function told(row, key) {
+  const { map } = state;
+  const folded = shownCells().some(({ layer, column }) => map.folded(layer, column, row, key));
+  return (folded ? '≈ ' : '') + number(shownWeights()[row * map.cols + key]);
+}
+
 const named = (tokens, i) => `“${readable(tokens[i])}”`;
 
 function showReadout() {
@@ -24,8 +31,10 @@ function showReadout() {
     return;
   }
   byId('query').textContent = `${named(map.queries, at)} looks at`;
-  byId('pair').textContent = state.key === null ? `token ${at} of ${map.rows}${state.held ? ', pinned' : ''}`
-    : `${named(map.keys, state.key)} (${state.key}): ${number(weights[at * map.cols + state.key])}`;
+  const written = map.writes?.[at];
+  byId('pair').textContent = state.key === null
+    ? `position ${at} of 0 to ${map.rows - 1}${written === undefined ? '' : `, writes “${readable(written)}”`}${state.held ? ', pinned' : ''}`
+    : `${named(map.keys, state.key)} (${state.key}): ${told(at, state.key)}`;
   const found = strongest(weights, at, columns, ROWS);
   byId('caption').textContent = `The strongest keys of ${named(map.queries, at)}, ${shownTitle()}`;
   body.replaceChildren(...found.map(({ key, weight }) => {
@@ -39,14 +48,14 @@ function showReadout() {
     barOf.style.width = `${(100 * weight) / found[0].weight}%`;
     share.append(barOf);
     value.className = 'weight';
-    value.textContent = number(weight);
+    value.textContent = told(at, key);
     row.append(name, share, value);
     row.classList.toggle('current', key === state.key);
     return row;
   }));
   clearTimeout(spoken);
   spoken = setTimeout(() => {
-    const pair = state.key === null ? '' : ` ${named(map.keys, state.key)} ${number(weights[at * map.cols + state.key])}.`;
+    const pair = state.key === null ? '' : ` ${named(map.keys, state.key)} ${told(at, state.key)}.`;
     const list = found.slice(0, 3).map(({ key, weight }) => `${readable(map.keys[key])} ${number(weight)}`).join(', ');
     byId('live').textContent = `${shownTitle()}. ${named(map.queries, at)} looks most at ${list}.${pair}`;
   }, 250);
@@ -65,8 +74,9 @@ function showChips() {
     chip.type = 'button';
     chip.className = 'chip';
     dot.style.background = coloured ? colours[i] : style('--bar');
-    chip.append(dot, `layer ${cell.layer}, head ${cell.column} ×`);
-    chip.setAttribute('aria-label', `Take out layer ${cell.layer}, head ${cell.column}`);
+    const name = `layer ${state.map.layer_numbers[cell.layer]}, head ${state.map.head_numbers[cell.column]}`;
+    chip.append(dot, `${name} ×`);
+    chip.setAttribute('aria-label', `Take out ${name}`);
     chip.addEventListener('click', () => {
       const pinned = state.pinned.filter((item) => !sameCell(item, cell));
       change({ pinned, current: sameCell(state.current, cell) ? pinned[pinned.length - 1] ?? cell : state.current });
@@ -77,7 +87,7 @@ function showChips() {
 
 function tip(event, row, key) {
   const { map } = state, box = byId('tip'), weight = document.createElement('b');
-  weight.textContent = number(shownWeights()[row * map.cols + key]);
+  weight.textContent = told(row, key);
   box.replaceChildren(weight, `  ${readable(map.queries[row])} → ${readable(map.keys[key])}`, document.createElement('br'), shownTitle());
   box.hidden = false;
   const { width, height } = box.getBoundingClientRect();

@@ -1,0 +1,1 @@
+"""What is made while the pages are built: pictures, live pages of attention, tables of options."""
