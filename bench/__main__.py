@@ -1,4 +1,6 @@
-"""python -m bench limits|gemm|...|bert|footprint|import [--peers numpy,torch,onnxruntime]: see README.md."""
+"""python -m bench limits|gemm|...|bert|footprint|import [--peers numpy,torch,onnxruntime]: see README.md.
+
+python -m bench cuda [...]: on a GPU, with options of its own (cuda.py)."""
 
 from __future__ import annotations
 
@@ -72,6 +74,11 @@ def chosen(arguments: argparse.Namespace) -> list[tuple[Suite, list[Case]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["cuda"]:
+        from . import cuda
+
+        return cuda.main(arguments[1:])
     parsed = parse(arguments)
     pythons = {peer: parsed.python for peer in parsed.peers if parsed.python and peer != "numpy"}
     run.set_threads(parsed.threads)

@@ -11,9 +11,13 @@ ORDERING = (
     "bar.sync",
     "bar.warp.sync",
     "cp.async.wait",
+    "cp.async.bulk.commit_group",
     "cp.async.bulk.wait_group",
     "mbarrier.try_wait",
+    "wgmma.commit_group",
+    "wgmma.fence",
     "wgmma.wait_group",
+    "fence.mbarrier_init",
     "fence.proxy.async",
 )
 

@@ -15,8 +15,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cuda_build
 import pytest
 
+CUDA = cuda_build.CSRC / "cuda"
 ARCHES = ("sm_80", "sm_90a")
 
 
@@ -95,24 +97,28 @@ def kernels() -> list[Kernel]:
     return found_kernels
 
 
-def of(*families: str) -> list[Kernel]:
+def of(*families: str, arches: tuple[str, ...] = ARCHES) -> list[Kernel]:
     chosen = [k for k in kernels() if k.family in families]
-    assert {k.family for k in chosen} == set(families) and {k.arch for k in chosen} == set(ARCHES)
+    assert {k.family for k in chosen} == set(families) and {k.arch for k in chosen} == set(arches)
     return chosen
+
+
+def of_hopper(*families: str) -> list[Kernel]:
+    return of(*families, arches=("sm_90a",))
 
 
 def halves(chosen: list[Kernel]) -> list[Kernel]:
     return [k for k in chosen if re.search(r"I(13__nv_bfloat16|6__half)", k.name)]
 
 
-def hot_loop(kernel: Kernel) -> Counter[str]:
+def hot_loop(kernel: Kernel, unit: str = "HMMA") -> Counter[str]:
     """Instructions of the smallest loop with a matrix instruction."""
     best: tuple[int, int] | None = None
     for address, text in kernel.code:
         target = re.match(r"BRA\S* .*?0x([0-9a-f]+)", text)
         if target and int(target[1], 16) < address:
             start = int(target[1], 16)
-            inside = any(start <= a <= address and t.startswith("HMMA") for a, t in kernel.code)
+            inside = any(start <= a <= address and t.startswith(unit) for a, t in kernel.code)
             if inside and (best is None or address - start < best[1] - best[0]):
                 best = (start, address)
     assert best, kernel.name
@@ -149,10 +155,21 @@ REGISTERS = {
 }
 
 
+# Of a block with two warpgroups and a warp: as many as three warpgroups can have, by how many blocks there are.
+REGISTERS_OF_HOPPER = {"gemm_wgmma": {"ELi1EE": 168, "ELi2EE": 96}}
+
+
 @pytest.mark.parametrize("family, most", REGISTERS.items())
 def test_registers(family: str, most: int) -> None:
     for k in of(family):
         assert k.usage["REG"] <= most, (k.name, k.arch, k.usage["REG"])
+
+
+def test_registers_of_hopper() -> None:
+    for family, most in REGISTERS_OF_HOPPER.items():
+        for k in of_hopper(family):
+            (limit,) = (m for end, m in most.items() if end in k.name)
+            assert k.usage["REG"] <= limit, (k.name, k.usage["REG"])
 
 
 def test_products_of_half_width_use_the_matrix_units() -> None:
@@ -165,6 +182,39 @@ def test_products_of_half_width_use_the_matrix_units() -> None:
         assert guarded or k.count("LDGSTS") > 0, (k.name, k.arch)
     for k in halves(of("attention_mma", "gemm_tile")):
         assert k.count("LDSM") > 0, (k.name, k.arch)
+
+
+def test_products_of_hopper_use_its_units() -> None:
+    for k in of_hopper("gemm_wgmma"):
+        assert k.count(r"HGMMA\.64x\d+x16\.F32") == 4 and k.count("HMMA") == 0, k.name
+        assert k.count("UTMALDG") >= 3 and k.count("UTMASTG") >= 1 and k.count("UTMACMDFLUSH") >= 1, k.name
+        assert k.count(r"STSM\.16\.M88\.4") >= 4 and k.count("SYNCS") >= 6, k.name
+    shapes = {m[0] for k in of_hopper("gemm_wgmma") for _, t in k.code if (m := re.match(r"HGMMA\.\w+", t))}
+    assert shapes == {"HGMMA.64x256x16", "HGMMA.64x128x16", "HGMMA.64x64x16"}
+
+
+def test_wgmma_is_under_way_while_the_next_is_issued() -> None:
+    """The loop has one wait, for the group before the last; ptxas adds others where it serialises wgmma. Beside the
+    products, each of which keeps the unit busy for 32 to 128 cycles, there is little to issue."""
+    for k in of_hopper("gemm_wgmma"):
+        loop = hot_loop(k, "HGMMA")
+        waits = [t for _, t in k.code if t.startswith("WARPGROUP.DEPBAR")]
+        assert len(waits) == 2 and sum("0x1" in t.split(",")[-1] for t in waits) == 1, (k.name, waits)
+        assert loop["HGMMA"] == 4 and loop["WARPGROUP"] == 2, (k.name, loop)
+        assert sum(loop.values()) <= 96, (k.name, loop)  # with what only a tile's first round does
+
+
+@pytest.mark.parametrize("path", sorted(CUDA.glob("*_sm90*.cu")), ids=lambda path: path.stem)
+def test_ptxas_has_nothing_to_say_about_wgmma(path: Path, tmp_path: Path) -> None:
+    """C7510 and its neighbours: wgmma serialised, or waits added. They are no warnings."""
+    if cuda_build.NVCC is None:
+        pytest.skip("nvcc is not here")
+    target = "-gencode=arch=compute_90a,code=sm_90a"
+    flags = ["-std=c++17", "-O3", f"-I{cuda_build.CSRC}", "--expt-relaxed-constexpr", target, "-Xptxas=-v"]
+    command = [cuda_build.NVCC, *flags, "-cubin", str(path), "-o", str(tmp_path / "out.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "Used" in done.stderr
+    assert not re.findall(r"\(C7\d+\).*", done.stderr)
 
 
 def test_float32_is_never_rounded_to_less() -> None:

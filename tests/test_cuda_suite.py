@@ -34,6 +34,7 @@ FILES = [
     "test_cuda_capture",
     "test_cuda_choice",
     "test_cuda_gemm_quantized",
+    "test_cuda_gemm_sm90",
     "test_cuda_memory",
     "test_cuda_moves",
     "test_cuda_sample",
@@ -41,6 +42,8 @@ FILES = [
     "test_cuda_tokens",
 ]
 OF_MODELS = ["test_cuda_models"]
+# Again, as on a GPU before Hopper, whose kernels are others.
+PORTABLE = ["test_gemm", "test_cuda_capture"]
 # What would take an hour in emulation: on a GPU it runs; test_cuda_attention_paged has the same kernels.
 TOO_LONG = {"test_attention_paged"}
 UNCHECKED = {"test_attention_names"}  # in emulation without its checks, which take as long again
@@ -58,6 +61,16 @@ def test_on_device(device: str, file: str) -> None:
         pytest.skip("no emulator in this build" if device == "emulated" else "no GPU here")
     if device == "emulated" and file in TOO_LONG:
         pytest.skip("takes too long in emulation")
+    run(device, file, "check=0" if file in UNCHECKED else "")
+
+
+@pytest.mark.skipif(not DEVICES["emulated"], reason="no emulator in this build")
+@pytest.mark.parametrize("file", PORTABLE)
+def test_as_before_hopper(file: str) -> None:
+    run("emulated", file, "cc=80")
+
+
+def run(device: str, file: str, configuration: str) -> None:
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"{file}.py"],
@@ -67,7 +80,7 @@ def test_on_device(device: str, file: str) -> None:
             "QKV_CUDA": device,
             "QKV_TEST_DEVICE": "cpu" if file in OF_MODELS else "cuda",
             "QKV_NUM_THREADS": "1",
-            **({"QKV_EMULATOR": "check=0"} if file in UNCHECKED else {}),
+            **({"QKV_EMULATOR": configuration} if configuration else {}),
         },
         capture_output=True,
         text=True,

@@ -370,6 +370,12 @@ bool batch_invariant() { return invariant; }
 void bind_cuda_ops(py::module_& m) {
   m.def("set_batch_invariant", [](bool on) { invariant = on; }, py::arg("on"));
   m.def("batch_invariant", batch_invariant);
+  m.def(
+      "force_gemm",
+      [](const std::string& kernel, int64_t splits, int64_t group) {
+        if (!cuda::force_gemm(kernel.c_str(), splits, group)) fail_value("force_gemm: there is no kernel '" + kernel + "'");
+      },
+      py::arg("kernel") = "", py::arg("splits") = 0, py::arg("group") = 0);
   m.def("softmax", softmax, py::arg("x"), py::arg("axis"), py::arg("log"), py::arg("stream"));
   m.def("norm", norm, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("eps"), py::arg("rms"), py::arg("residual"),
         py::arg("stream"));

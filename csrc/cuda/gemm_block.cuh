@@ -9,9 +9,9 @@ struct BlockPlace {
   uint32_t tile_m, tile_n, split, batch;
 };
 
-QKV_DEVICE BlockPlace block_place(const GemmPlan& p) {
+// Of the i-th piece of work; a block has one, but for those of gemm_sm90.cu.
+QKV_DEVICE BlockPlace block_place(const GemmPlan& p, uint32_t i = blockIdx.x) {
   BlockPlace at;
-  uint32_t i = blockIdx.x;
   const uint32_t tiles = p.tiles_m * p.tiles_n;
   uint32_t tile = i % tiles;
   i /= tiles;

@@ -1,4 +1,4 @@
-// How gemm.cu cuts a product into the blocks of one of three kernels, and what it calls them by.
+// How gemm.cu cuts a product into the blocks of one of four kernels, and what it calls them by.
 #pragma once
 #include <stdint.h>
 
@@ -7,6 +7,9 @@
 namespace qkv::cuda {
 
 enum class GemmKernel : uint8_t {
+  wgmma_large,    // 128 x 256 of c a tile, on Hopper: gemm_sm90.cu
+  wgmma_medium,   // 128 x 128
+  wgmma_small,    // 64 x 128
   tensor_large,   // 128 x 256 of c a block, by mma: gemm_tensor.cu
   tensor_medium,  // 128 x 128
   tensor_small,   // 64 x 64
@@ -28,11 +31,15 @@ struct GemmPlan {
   uint32_t threads;           // of a block; skinny only
 };
 
-// `multiprocessors` of the GPU.
-GemmPlan plan_gemm(const GemmArgs&, int multiprocessors);
+struct GemmDevice {
+  int multiprocessors;
+  bool hopper;
+};
+GemmPlan plan_gemm(const GemmArgs&, const GemmDevice&);
 size_t gemm_workspace(const GemmArgs&, const GemmPlan&);
 void gemm(const GemmArgs&, const GemmPlan&, Stream);
 
+void gemm_wgmma(const GemmArgs&, const GemmPlan&, Stream);
 void gemm_tensor(const GemmArgs&, const GemmPlan&, Stream);
 void gemm_float(const GemmArgs&, const GemmPlan&, Stream);
 void gemm_skinny(const GemmArgs&, const GemmPlan&, Stream);
@@ -42,6 +49,7 @@ struct SkinnyTile {
   int64_t rows, columns, k_step;  // of c for a block, and of k for a step of one of its warps
 };
 SkinnyTile skinny_tile(const GemmArgs&, bool b_by_k);
-int skinny_warps(int64_t k_split, int64_t k_step);  // of a block
+// Of a block; many: there are more blocks than two for each multiprocessor.
+int skinny_warps(int64_t k_split, int64_t k_step, bool many);
 
 }  // namespace qkv::cuda

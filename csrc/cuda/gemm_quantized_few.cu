@@ -5,6 +5,10 @@
 // a as the 8 columns of b; a group's sum is scaled once: sum += scale_g sum_k(q a) + offset_g sum_k(a), in float. The sum of a
 // comes from one more mma, by ones. Tensor cores for a single row look like waste, but one mma replaces 8 FMAs of each lane, and
 // widening 8 weights to float for those takes longer than that.
+//
+// Blocks are as many as run at a time, and take one piece of 16 or 32 rows after the other. The copies of the next piece are
+// under way while the sums of the last are added up; blocks of one piece, which live for 10 microseconds, would leave memory idle
+// at their beginning and end.
 #include <algorithm>
 
 #include "cuda/gemm_quantized.cuh"
@@ -131,26 +135,37 @@ QKV_DEVICE float sum_one_by_one(const QuantizedProduct& p, int64_t row, int64_t 
   return sum;
 }
 
-// Rows row0 ... + kRows of c, 16 columns a tile. Warp i has chunks i, i + 8, ...
+// On a multiprocessor.
+template <class T, int kRows>
+constexpr int kBlocks = kIs16Bit<T> || kRows == 1 ? 2 : 1;
+
+// kRows rows of c by kTiles times 16 columns at a time. Of these warp i has chunks i, i + 8, ...
 template <class T, class Format, int kGroup, int kRows, int kTiles>
-__global__ void __launch_bounds__(kThreads, kIs16Bit<T> || kRows == 1 ? 2 : 1)
-    few_rows_kernel(const __grid_constant__ QuantizedProduct p) {
+__global__ void __launch_bounds__(kThreads, kBlocks<T, kRows>)
+    few_rows_kernel(const __grid_constant__ QuantizedProduct p, unsigned pieces) {
   extern __shared__ __align__(16) char shared[];
   constexpr int kBytes = kValueBytes + scale_bytes_of<Format>(kGroup), kSlot = kTiles * kBytes;
   constexpr bool kMma = kIs16Bit<T>;
   const int warp = threadIdx.x / 32, lane = lane_id(), g = lane / 4, t = lane % 4;
-  const unsigned tile = blockIdx.x / p.row_blocks * kTiles, row0 = blockIdx.x % p.row_blocks * kRows;
 
   // Every lane copies what it will read itself, but for the scales; so a warp needs no block-wide barrier, and shared memory only
   // makes up for registers: enough chunks under way to cover the latency of memory. A second tile beyond the last is the first
   // again.
   const char* const ring = shared + warp * kRing * kSlot;
   const uint32_t ring_address = shared_address(ring) + lane * 16;
-  const char* from = record_at(p.w, tile, warp) + lane * 16;
-  const int64_t next_tile = tile + 1 < p.w.tiles ? int64_t{p.w.chunks} * kBytes : 0;
   constexpr int kStep = kWarps * Format::kChunk;
-  int left = static_cast<int>(p.k) - warp * Format::kChunk;  // of a along k, from this warp's chunk on
-  int to_copy = left;
+  const int own_k = static_cast<int>(p.k) - warp * Format::kChunk;  // of a along k, from this warp's first chunk on
+  unsigned copied = blockIdx.x;                                     // piece
+  const char* from = nullptr;
+  int64_t next_tile = 0;
+  int to_copy = 0;
+  const auto begin_copy = [&] {
+    if (copied >= pieces) return;
+    const unsigned tile = copied / p.row_blocks * kTiles;
+    from = record_at(p.w, tile, warp) + lane * 16;
+    next_tile = tile + 1 < p.w.tiles ? int64_t{p.w.chunks} * kBytes : 0;
+    to_copy = own_k;
+  };
   const auto copy = [&](int slot) {  // in bytes
     if (to_copy > 0) {
 #pragma unroll
@@ -163,81 +178,92 @@ __global__ void __launch_bounds__(kThreads, kIs16Bit<T> || kRows == 1 ? 2 : 1)
       }
       from += kWarps * kBytes;
       to_copy -= kStep;
+      if (to_copy <= 0) {
+        copied += gridDim.x;
+        begin_copy();
+      }
     }
     cp_async_commit();
   };
+  begin_copy();
 #pragma unroll
   for (int i = 0; i < kRing - 1; ++i) copy(i * kSlot);
 
-  std::conditional_t<kMma, MmaSums<T, Format, kGroup, kTiles>, FloatSums<Format, kGroup, kRows>> sums;
-  // Beyond a's last row the last is read again; what comes of it is not stored.
-  const T* x[kMma ? 1 : kRows];
-#pragma unroll
-  for (int r = 0; r < (kMma ? 1 : kRows); ++r)
-    x[r] = static_cast<const T*>(p.a) + min(int64_t{row0} + (kMma ? g : r), p.m - 1) * p.a_row + warp * Format::kChunk + 8 * t;
-
   int slot = 0;
-  for (; left > 0; left -= kStep) {
-    uint4 fragments[kMma ? Format::kBlocks : 1];
+#pragma unroll 1
+  for (unsigned piece = blockIdx.x; piece < pieces; piece += gridDim.x) {
+    const unsigned tile = piece / p.row_blocks * kTiles, row0 = piece % p.row_blocks * kRows;
+    std::conditional_t<kMma, MmaSums<T, Format, kGroup, kTiles>, FloatSums<Format, kGroup, kRows>> sums;
+    // Beyond a's last row the last is read again; what comes of it is not stored.
+    const T* x[kMma ? 1 : kRows];
+#pragma unroll
+    for (int r = 0; r < (kMma ? 1 : kRows); ++r)
+      x[r] = static_cast<const T*>(p.a) + min(int64_t{row0} + (kMma ? g : r), p.m - 1) * p.a_row + warp * Format::kChunk + 8 * t;
+
+#pragma unroll 1
+    for (int left = own_k; left > 0; left -= kStep) {
+      uint4 fragments[kMma ? Format::kBlocks : 1];
+      if constexpr (kMma) {
+#pragma unroll
+        for (int b = 0; b < Format::kBlocks; ++b)
+          fragments[b] = b * kBlock + 8 * t < left ? load16_read_only(x[0] + b * kBlock) : make_uint4(0, 0, 0, 0);
+      }
+      cp_async_wait<kRing - 2>();
+      __syncwarp();
+      copy(slot ? slot - kSlot : (kRing - 1) * kSlot);
+      if constexpr (kMma)
+        sums.template add<kBytes>(ring + slot, fragments);
+      else
+        sums.add(ring + slot, x, left - 8 * t);
+#pragma unroll
+      for (const T*& row : x) row += kStep;
+      slot = slot == (kRing - 1) * kSlot ? 0 : slot + kSlot;
+    }
+
+    __syncthreads();  // all have read the sums of the piece before: (warps, tiles, rows of a, columns of c)
+    float* all_sums = reinterpret_cast<float*>(shared + kWarps * kRing * kSlot);
+    float* own_sums = all_sums + warp * kTiles * kRows * kSumsRow;
     if constexpr (kMma) {
 #pragma unroll
-      for (int b = 0; b < Format::kBlocks; ++b)
-        fragments[b] = b * kBlock + 8 * t < left ? load16_read_only(x[0] + b * kBlock) : make_uint4(0, 0, 0, 0);
+      for (int i = 0; i < kTiles; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) own_sums[(i * kRows + 2 * t + (j & 1)) * kSumsRow + g + (j < 2 ? 0 : 8)] = sums.total[i][j];
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRows; ++r)
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const float sum = warp_sum<4>(sums.total[h][r]);
+          if (t == 0) own_sums[r * kSumsRow + g + 8 * h] = sum;
+        }
     }
-    cp_async_wait<kRing - 2>();
-    __syncwarp();
-    copy(slot ? slot - kSlot : (kRing - 1) * kSlot);
-    if constexpr (kMma)
-      sums.template add<kBytes>(ring + slot, fragments);
-    else
-      sums.add(ring + slot, x, left - 8 * t);
+    __syncthreads();
+    const int column = threadIdx.x % kRecordRows, tile_row = threadIdx.x / kRecordRows;
+    const int64_t row = int64_t{row0} + tile_row % kRows, n = (int64_t{tile} + tile_row / kRows) * kRecordRows + column;
+    if (tile_row < kTiles * kRows && row < p.m && n < p.w.n) {
+      float sum = 0;
 #pragma unroll
-    for (const T*& row : x) row += kStep;
-    slot = slot == (kRing - 1) * kSlot ? 0 : slot + kSlot;
-  }
-
-  cp_async_wait<0>();
-  __syncthreads();  // the ring becomes (warps, tiles, rows of a, columns of c)
-  float* all_sums = reinterpret_cast<float*>(shared);
-  float* own_sums = all_sums + warp * kTiles * kRows * kSumsRow;
-  if constexpr (kMma) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i)
-#pragma unroll
-      for (int j = 0; j < 4; ++j) own_sums[(i * kRows + 2 * t + (j & 1)) * kSumsRow + g + (j < 2 ? 0 : 8)] = sums.total[i][j];
-  } else {
-#pragma unroll
-    for (int r = 0; r < kRows; ++r)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const float sum = warp_sum<4>(sums.total[h][r]);
-        if (t == 0) own_sums[r * kSumsRow + g + 8 * h] = sum;
-      }
-  }
-  __syncthreads();
-  const int column = threadIdx.x % kRecordRows, tile_row = threadIdx.x / kRecordRows;
-  const int64_t row = int64_t{row0} + tile_row % kRows, n = (int64_t{tile} + tile_row / kRows) * kRecordRows + column;
-  if (tile_row < kTiles * kRows && row < p.m && n < p.w.n) {
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) sum += all_sums[(i * kTiles * kRows + tile_row) * kSumsRow + column];
-    if constexpr (kMma && kGroup != 0)
-      if (!isfinite(sum)) sum = sum_one_by_one<T, Format>(p, row, n);
-    finish_one<T>(p, sum, row, n);
+      for (int i = 0; i < kWarps; ++i) sum += all_sums[(i * kTiles * kRows + tile_row) * kSumsRow + column];
+      if constexpr (kMma && kGroup != 0)
+        if (!isfinite(sum)) sum = sum_one_by_one<T, Format>(p, row, n);
+      finish_one<T>(p, sum, row, n);
+    }
   }
 }
 
 template <class T, class Format, int kGroup, int kRows, int kTiles>
 void launch(const QuantizedProduct& p, cudaStream_t stream) {
-  const int bytes = std::max(kWarps * kRing * kTiles * p.w.bytes, kWarps * kTiles * kRows * kSumsRow * 4);
+  const int bytes = kWarps * kTiles * (kRing * p.w.bytes + kRows * kSumsRow * 4);
   const auto kernel = few_rows_kernel<T, Format, kGroup, kRows, kTiles>;
   allow_shared(kernel, bytes, "linear");
-  kernel<<<static_cast<unsigned>(ceil_div<int64_t>(p.w.tiles, kTiles) * p.row_blocks), kThreads, bytes, stream>>>(p);
+  const int64_t pieces = ceil_div<int64_t>(p.w.tiles, kTiles) * p.row_blocks;
+  const int64_t blocks = std::min<int64_t>(pieces, kBlocks<T, kRows> * device_attribute(cudaDevAttrMultiProcessorCount));
+  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(p, static_cast<unsigned>(pieces));
 }
 
 // With two tiles a warp reads a half as often, and adds it up once for both, which 4 bits need to keep up with memory; if there
-// are blocks enough.
-constexpr int64_t kTilesForTwo = 2 * 264;
+// are blocks enough for most multiprocessors to have two.
+constexpr int64_t kTilesForTwo = 2 * 200;
 
 template <class T, class Format, int kGroup>
 void launch(const QuantizedProduct& p, cudaStream_t stream) {

@@ -421,10 +421,12 @@ SkinnyTile skinny_tile(const GemmArgs& g, bool b_by_k) {
   return b_by_k ? SkinnyTile{rows, float_by_k::kColumns, float_by_k::kStep}
                 : SkinnyTile{rows, float_by_n::kColumns, float_by_n::kStep};
 }
-int skinny_warps(int64_t k_split, int64_t step) {
-  // As many as it takes to have all of k under way, or enough.
-  return static_cast<int>(
-      std::min(std::max(ceil_div(ceil_div(k_split, step), int64_t{kDepth - 1}), int64_t{1}), int64_t{kMostWarps}));
+int skinny_warps(int64_t k_split, int64_t step, bool many) {
+  // As many as it takes to have all of k under way, or enough. Many blocks of half the size have as much under way as half as
+  // many, but do not begin and end all at once: where an SM has two after two others, memory is idle twice for as long as it
+  // takes to fill the queues and to add up.
+  const int64_t most = many ? kMostWarps / 2 : kMostWarps;
+  return static_cast<int>(std::clamp(ceil_div(ceil_div(k_split, step), int64_t{kDepth - 1}), int64_t{1}, most));
 }
 
 void gemm_skinny(const GemmArgs& g, const GemmPlan& p, Stream stream_in) {

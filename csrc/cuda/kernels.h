@@ -77,6 +77,10 @@ struct GemmArgs : Epilogue {
 };
 size_t gemm_workspace(const GemmArgs&);
 void gemm(const GemmArgs&, Stream);
+// For benchmarks and tests: from here on products take this kernel, by its name in gemm_plan.h ("" and where it cannot do one:
+// the best), cut k into so many splits and work on so many rows of tiles together (0: as planned). False if there is no such
+// kernel.
+bool force_gemm(const char* kernel, int64_t splits, int64_t group);
 
 // A weight (n, k) of 8 or 4 bits on the device: w = scale q + offset.
 //   int8: a scale a row, row_scale (n) float32; or group 32, scale (n, groups) float16

@@ -26,6 +26,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
+// Whether the device runs what is compiled for sm_90a: wgmma, TMA. (No newer one does.)
+inline bool is_hopper() {
+  return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
 constexpr size_t kStaticShared = 2048;  // more than any kernel has of it beside dynamic shared memory
 
 // Allows `dynamic` bytes of dynamic shared memory; if those and the static ones are more than 48 KB, the kernel must be told. It

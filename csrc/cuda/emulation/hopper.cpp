@@ -77,7 +77,7 @@ void fence_proxy_async(int site, bool shared, bool global) {
   current->site = site;
   if (!config.check || left_out(site)) return;
   check_proxy_fence(shared, global);
-  if (shared) mbarrier_init_fence();
+  if (shared) mbarrier_init_fence(site);
 }
 
 uint32_t map_to_rank(int site, uint32_t shared, uint32_t rank) {

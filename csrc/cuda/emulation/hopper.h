@@ -32,7 +32,7 @@ ClockRef knowledge_of(const Stamp&);
 
 void mbarrier_init(int site, uint32_t barrier, uint32_t arrivals);
 void mbarrier_invalidate(int site, uint32_t barrier);
-void mbarrier_init_fence();  // also a part of fence.proxy.async
+void mbarrier_init_fence(int site);  // also a part of fence.proxy.async
 // Addresses of arrive and expect may be those of another block of the cluster.
 void mbarrier_arrive(int site, uint32_t barrier, uint32_t arrivals, bool releases);
 void mbarrier_expect(int site, uint32_t barrier, uint32_t bytes);

@@ -64,7 +64,7 @@ def mbarrier_wait(f, name, a):
 
 @instruction("fence.mbarrier_init")
 def fence_mbarrier_init(f, name, a):
-    return "mbarrier_init_fence();"
+    return f"mbarrier_init_fence({f.site()});"
 
 
 @instruction("fence.proxy")

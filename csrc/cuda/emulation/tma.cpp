@@ -329,6 +329,7 @@ void bulk_store(int site, uint64_t to, uint32_t from, uint32_t bytes) {
 }
 
 void bulk_commit(int site) {
+  if (left_out(site)) return;
   current->site = site;
   ThreadState& s = threads[current->agent];
   s.committed.push_back(std::move(s.open));

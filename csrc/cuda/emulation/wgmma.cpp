@@ -167,11 +167,13 @@ void wgmma(int site, const Wgmma& w, float* d, const uint32_t* a, uint64_t a_des
 }
 
 void wgmma_fence(int site) {
+  if (left_out(site)) return;
   current->site = site;
   threads[current->agent].fenced = true;
 }
 
 void wgmma_commit(int site) {
+  if (left_out(site)) return;
   current->site = site;
   ThreadState& s = threads[current->agent];
   s.committed = s.issued;
