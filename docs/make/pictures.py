@@ -149,7 +149,7 @@ def steps() -> str:
 
 def ladder() -> str:
     """Of the table in kernels.md, which `python -m bench ladder` printed."""
-    text = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "pages" / "kernels.md").read_text(encoding="utf-8")
     rows = re.findall(r"^  (\S.*?)  +([\d.]+) (s|ms|µs)  ", text, re.MULTILINE)
     if not rows:
         raise ValueError("kernels.md: there is no table of the ladder")
