@@ -94,7 +94,9 @@ def test_switching_back_and_forth() -> None:
             np.testing.assert_array_equal(out, first.setdefault(name, out))
 
 
-@pytest.mark.skipif("amx" not in qkv.isas() or "amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="no AMX here")
+@pytest.mark.skipif(
+    "amx" not in qkv.isas() or "amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="no AMX here"
+)
 def test_tiles_are_given_back(rng: np.random.Generator) -> None:
     """Registers in use cost every switch of threads, and their shapes are nobody else's business: XGETBV with ecx = 1."""
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
