@@ -94,11 +94,12 @@ def test_switching_back_and_forth() -> None:
             np.testing.assert_array_equal(out, first.setdefault(name, out))
 
 
-@pytest.mark.skipif(
-    "amx" not in qkv.isas() or "amx_tile" not in Path("/proc/cpuinfo").read_text(), reason="no AMX here"
-)
+HAS_AMX = "amx" in qkv.isas() and "amx_tile" in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.mark.skipif(not HAS_AMX, reason="no AMX here")
 def test_tiles_are_given_back(rng: np.random.Generator) -> None:
-    """Registers in use cost every switch of threads, and their shapes are nobody else's business: XGETBV with ecx = 1."""
+    """Registers in use cost every switch of threads. XGETBV with ecx = 1 tells."""
     code = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     code.write(bytes.fromhex("b901000000 0f01d0 c3"))  # mov ecx, 1; xgetbv; ret
     in_use = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(ctypes.c_char.from_buffer(code)))

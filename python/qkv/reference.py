@@ -135,7 +135,7 @@ def _steps(x: Array, top: Array, levels: int) -> tuple[Array, Array]:
 def _groups(x: Array, size: int) -> Array:
     """(n, k) as (n, groups, size), padded with zeros."""
     n, k = x.shape
-    return np.pad(x, ((0, 0), (0, -k % size))).reshape(n, -1, size)
+    return np.pad(x, ((0, 0), (0, -k % size))).reshape(n, -(-k // size), size)
 
 
 @quiet
@@ -184,7 +184,7 @@ def pack_weight(w: ArrayLike, dtype: str = "float32", group_size: int | None = N
     step = scale.astype(np.float32)[..., None]
     inverse = np.where(step > 0, np.float32(1) / np.where(step > 0, step, np.float32(1)), np.float32(0))
     q = np.clip(np.rint((parts - offset.astype(np.float32)[..., None]) * inverse), low, high)
-    values = q.astype(np.float64).reshape(n, -1)[:, :k]
+    values = q.astype(np.float64).reshape(n, parts.shape[1] * group_size)[:, :k]
     return PackedWeight(dtype, group_size, values, scale.astype(np.float64), offset.astype(np.float64))
 
 
@@ -202,7 +202,7 @@ def rounded_rows(x: ArrayLike, dtype: str, group_size: int | None = None) -> Arr
         return exact
     if dtype == "bfloat16":
         return _to_bfloat16(wide)
-    single = rounded(wide, FLOAT32).reshape(-1, wide.shape[-1])
+    single = rounded(wide, FLOAT32).reshape(math.prod(wide.shape[:-1]), wide.shape[-1])
     finite = np.isfinite(single).all(axis=1, keepdims=True)
     single = np.where(finite, single, np.float32(0))
     if group_size is None:
@@ -214,7 +214,8 @@ def rounded_rows(x: ArrayLike, dtype: str, group_size: int | None = None) -> Arr
     else:
         parts = _groups(single, group_size)
         u, scale = _steps(parts, np.abs(parts).max(axis=2, keepdims=True, initial=0), 127)
-        result = (scale.astype(np.float64) * u).reshape(len(single), -1)[:, : single.shape[1]]
+        padded = parts.shape[1] * group_size
+        result = (scale.astype(np.float64) * u).reshape(len(single), padded)[:, : single.shape[1]]
     return np.where(finite, result, np.nan).reshape(wide.shape)
 
 
