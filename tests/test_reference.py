@@ -140,8 +140,8 @@ def test_linear_and_packed_weight():
 @pytest.mark.parametrize(("dtype", "group"), [("bfloat16", None), ("int8", None), ("int8", 32), ("int4", 64)])
 @pytest.mark.parametrize("shape", [(0, 64), (3, 0), (0, 0)])
 def test_weights_and_rows_without_elements(shape, dtype, group):
-    assert reference.pack_weight(np.zeros(shape), dtype, group).dequantize().shape == shape
-    assert reference.rounded_rows(np.zeros(shape), dtype, group).shape == shape
+    assert ref.pack_weight(np.zeros(shape), dtype, group).dequantize().shape == shape
+    assert ref.rounded_rows(np.zeros(shape), dtype, group).shape == shape
 
 
 def test_embedding_ids():
