@@ -49,6 +49,19 @@ def paged(
     return qkv.attention_paged(queries, *caches, tables, there, **scales)
 
 
+def on_path(path: str, call: Callable[[], Any]) -> Callable[[], Any]:
+    """`call` by the kernels of that path, 'portable' or 'hopper'."""
+
+    def run() -> Any:
+        qkv.cuda.module().choose_path(path)
+        try:
+            return call()
+        finally:
+            qkv.cuda.module().choose_path("fastest")
+
+    return run
+
+
 class Emulator:
     def __init__(self) -> None:
         self.library = ctypes.CDLL(qkv.cuda.module().__file__)

@@ -1,6 +1,6 @@
 """Runs the op tests on a GPU, or on its emulator: with QKV_TEST_DEVICE=cuda (and QKV_CUDA=emulated) the ops that tests
 call with NumPy arrays take them to the device, memory order included, and bring the results back. conftest.py installs
-it.
+it. QKV_TEST_PATH=hopper or portable says which of two kernels run, where the device has both.
 
 float64 stays with the CPU, which is what serves it. What no GPU op takes stays there too."""
 
@@ -114,6 +114,7 @@ def copy_blocks_on_device(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def install() -> None:
+    qkv.cuda.module().choose_path(os.environ.get("QKV_TEST_PATH", "fastest"))
     for name in OPS:
         module = qkv.ops if hasattr(qkv.ops, name) else qkv.compat
         wrapped = on_device(getattr(module, name))

@@ -125,8 +125,8 @@ def hot_loop(kernel: Kernel, unit: str = "HMMA") -> Counter[str]:
     return Counter(re.split(r"[. ]", t)[0] for a, t in kernel.code if best[0] <= a <= best[1])
 
 
-# Bytes of the stack that ptxas spills two or three registers to, outside of the loops; everything else spills nothing.
-SPILLS = {("attention_mma", "sm_80"): 8, ("attention_mma", "sm_90a"): 8}
+# Bytes of the stack that ptxas spills a few registers to, outside of the loops; everything else spills nothing.
+SPILLS = {("attention_mma", "sm_80"): 8, ("attention_mma", "sm_90a"): 8, ("attention_hopper", "sm_90a"): 16}
 
 
 def test_nothing_lives_in_local_memory() -> None:
@@ -246,3 +246,46 @@ def test_the_innermost_loop_is_mostly_work_for_the_matrix_units(family: str, sha
         loop = hot_loop(k)
         best[k.arch] = max(best.get(k.arch, 0.0), loop["HMMA"] / sum(loop.values()))
     assert min(best.values()) >= share, best
+
+
+# ---- Hopper's attention
+
+
+def test_hopper_multiplies_by_warpgroup_and_loads_by_tma() -> None:
+    for k in of_hopper("attention_hopper"):
+        assert k.count(r"HGMMA\.64x\d+x16\.F32") == k.count("HGMMA") > 0, k.name
+        assert k.count("HMMA") == 0 and k.count("UTMALDG") > 0, k.name
+        assert k.count("USETMAXREG") == 2, k.name
+        assert k.count(r"STG\.E.*128") > 0, k.name
+        # 64 K registers are all that a multiprocessor has, for 384 or 512 threads
+        assert k.usage["REG"] in (128, 168), (k.name, k.usage["REG"])
+
+
+def hopper_loop(kernel: Kernel) -> list[str]:
+    """The loop over keys: the smallest with both products and the exponentials of a tile."""
+    best: tuple[int, int] | None = None
+    for address, text in kernel.code:
+        target = re.match(r"BRA\S* .*?0x([0-9a-f]+)", text)
+        if not target or int(target[1], 16) >= address:
+            continue
+        start = int(target[1], 16)
+        inside = [t for a, t in kernel.code if start <= a <= address]
+        products = Counter("tnspB" in t for t in inside if t.startswith("HGMMA"))
+        whole = len(products) == 2 and sum(t.startswith("MUFU.EX2") for t in inside) >= 40
+        if whole and (best is None or address - start < best[1] - best[0]):
+            best = (start, address)
+    assert best, kernel.name
+    return [t for a, t in kernel.code if best[0] <= a <= best[1]]
+
+
+def test_hopper_hides_exponentials_behind_products() -> None:
+    """All of a tile's stand before the wait for the values of the tile before, none after it; and in the loop each
+    tile's products are ordered at once, without waits in between, which ptxas would add where it sees a hazard."""
+    for k in of_hopper("attention_hopper"):
+        loop = hopper_loop(k)
+        waits = [i for i, t in enumerate(loop) if t.startswith("WARPGROUP.DEPBAR")]
+        assert len(waits) == 2, k.name
+        products = [i for i, t in enumerate(loop) if t.startswith("HGMMA")]
+        exponentials = [i for i, t in enumerate(loop) if t.startswith("MUFU.EX2")]
+        assert waits[0] < products[0] and products[-1] < waits[1], k.name
+        assert max(exponentials) < waits[0], k.name

@@ -41,6 +41,8 @@ FILES = [
     "test_cuda_streams",
     "test_cuda_tokens",
 ]
+# Once more by Hopper's kernels wherever these can do it; unasked they take what has many rows.
+BY_HOPPER = ["test_attention", "test_attention_masked", "test_attention_varlen"]
 OF_MODELS = ["test_cuda_models"]
 # Again, as on a GPU before Hopper, whose kernels are others.
 PORTABLE = ["test_gemm", "test_cuda_capture"]
@@ -55,13 +57,15 @@ DEVICES = {
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("file", FILES + OF_MODELS)
-def test_on_device(device: str, file: str) -> None:
+@pytest.mark.parametrize(
+    "file, path", [(file, "fastest") for file in FILES + OF_MODELS] + [(file, "hopper") for file in BY_HOPPER]
+)
+def test_on_device(device: str, file: str, path: str) -> None:
     if not DEVICES[device]:
         pytest.skip("no emulator in this build" if device == "emulated" else "no GPU here")
     if device == "emulated" and file in TOO_LONG:
         pytest.skip("takes too long in emulation")
-    run(device, file, "check=0" if file in UNCHECKED else "")
+    run(device, file, "check=0" if file in UNCHECKED else "", path)
 
 
 @pytest.mark.skipif(not DEVICES["emulated"], reason="no emulator in this build")
@@ -70,7 +74,7 @@ def test_as_before_hopper(file: str) -> None:
     run("emulated", file, "cc=80")
 
 
-def run(device: str, file: str, configuration: str) -> None:
+def run(device: str, file: str, configuration: str, path: str = "fastest") -> None:
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"{file}.py"],
@@ -79,6 +83,7 @@ def run(device: str, file: str, configuration: str) -> None:
             **os.environ,
             "QKV_CUDA": device,
             "QKV_TEST_DEVICE": "cpu" if file in OF_MODELS else "cuda",
+            "QKV_TEST_PATH": path,
             "QKV_NUM_THREADS": "1",
             **({"QKV_EMULATOR": configuration} if configuration else {}),
         },

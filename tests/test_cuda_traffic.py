@@ -307,3 +307,18 @@ def test_attention_costs_what_is_attended_to(d: int, emulator: Emulator) -> None
     # a tile of rows sees the window and its own length, up to whole tiles of keys
     assert attention_mma(emulator, s, d, window=(64, 0)) <= (64 + 128 + 64) / s
     assert attention_mma(emulator, s, d, kv_lengths=np.array([256])) <= 256 / s
+
+
+def test_attention_by_warpgroups_costs_what_is_attended_to(emulator: Emulator) -> None:
+    """All products of D = 128 are 64 x 128 x 16: tiles of 128 rows and 128 keys."""
+    s, d = 1024, 128
+
+    def share(**options: Any) -> float:
+        q, k, v = (drawn(1, 1, s, d) for _ in range(3))
+        kernels = counters(emulator, lambda: qkv.attention(q, k, v, **options), "cc=90")
+        return sum(c["wgmma"] for c in kernels.values()) / (2 * s * s * d / (64 * 128 * 16))
+
+    assert share() == 1
+    assert share(causal=True) <= 0.5 + 64 / s
+    assert share(window=(64, 0)) <= (64 + 128 + 64) / s
+    assert share(kv_lengths=np.array([256])) == 256 / s

@@ -37,6 +37,15 @@ void bind_cuda_runtime(py::module_& m) {
   m.def("runtime_version", cuda::runtime_version);
   m.def("current_device", cuda::current_device);
   m.def("set_device", cuda::set_device, py::arg("device"));
+  m.def(
+      "choose_path",
+      [](const std::string& name) {
+        if (name != "fastest" && name != "portable" && name != "hopper") fail_value("choose_path: no path is named " + name);
+        cuda::choose_path(name == "fastest"    ? cuda::Path::fastest
+                          : name == "portable" ? cuda::Path::portable
+                                               : cuda::Path::hopper);
+      },
+      py::arg("name"), "Which kernels run where the device has two that can: 'fastest', 'portable', 'hopper'. Of the process.");
   m.def("memory_info", [] {
     const cuda::MemoryInfo i = cuda::memory_info();
     py::dict d;

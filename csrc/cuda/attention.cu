@@ -74,14 +74,15 @@ __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_co
   }
   if (!state.spoiled) return;
   __syncthreads();
-  restore_row<T, kMergeThreads, kPaged>(p, e, kv_head, row, end.state, weights);
+  restore_row<T, BlockThreads<kMergeThreads>, kPaged>(p, e, kv_head, row, end.state, weights);
 }
 
 struct Plan {
   Problem p;
-  bool mma, large;
+  bool mma, large, hopper;
   int64_t blocks;
-  size_t part_bytes, row_state_bytes;
+  HopperOrder order;
+  size_t part_bytes, row_state_bytes, order_bytes;
 };
 
 // Whether each eight neighbours of x (of `item` bytes) can be read at once, or four and four.
@@ -92,25 +93,54 @@ bool chunks_aligned(const Strided4& x, int64_t b, int64_t h, int64_t s, int item
 
 // Blocks that a large GPU's multiprocessor holds: by shared memory, of which it has some 200 KB, and registers.
 int64_t blocks_at_once(const Plan& plan, int width) {
+  if (plan.hopper) return 1;
   if (!plan.mma) return 2;
   const int64_t keys = width <= 128 ? 64 : 32, bytes = (plan.p.tile_rows + 4 * keys) * width * 2;
   return bytes <= 200 * 1024 / 3 ? 3 : 2;
 }
 
+// What attention_sm90.cuh can do; its head says who does the rest.
+bool hopper_takes(const Problem& p) {
+  const AttentionArgs& a = p.a;
+  const auto apart = [&](const Strided4& x) {
+    return (a.t == 1 || x.s > 0) && (a.kv_heads == 1 || x.h > 0) && (a.batch == 1 || a.cu_k.data || x.b > 0);
+  };
+  return a.q.dtype != DType::f32 && std::max(a.d, a.dv) <= 256 && a.t > 0 && p.aligned && apart(a.k) && apart(a.v) &&
+         !a.block_tables.data && !a.batch_invariant;
+}
+
+constexpr int64_t kSectionBytes = 32 << 20;  // of keys and values that stay in the L2 cache while others come
+
+HopperOrder hopper_order(const Plan& plan, int multiprocessors) {
+  const Problem& p = plan.p;
+  const AttentionArgs& a = p.a;
+  HopperOrder order = {};
+  order.tiles = static_cast<int>(plan.blocks * p.splits);
+  order.heads = static_cast<int>(plan.blocks / p.row_tiles);
+  order.section = 1;
+  if (a.causal != Causal::none && !a.cu_q.data)
+    order.section = static_cast<int>(std::clamp(kSectionBytes / (a.t * (a.d + a.dv) * 2), int64_t{1}, int64_t{order.heads}));
+  order.blocks = static_cast<unsigned>(std::min(order.tiles, multiprocessors));
+  return order;
+}
+
 int clip_window(int64_t side) { return static_cast<int>(side < kMostTokens - 1 ? side : kMostTokens - 1); }
 
-// The fewest splits that keep the GPU nearly as busy as any number does, where `room` blocks run at once.
-int choose_splits(int64_t blocks, int64_t room, int64_t most) {
-  if (blocks * 5 >= room * 4) return 1;
-  const auto busy = [&](int64_t splits) {
-    const int64_t all = blocks * splits;
-    return static_cast<double>(all) / static_cast<double>(ceil_div(all, room) * room);
+// The splits, at most `most`, that are over first, where `room` blocks run at once and each has `tiles` of keys before it is
+// split. Counted in tiles: the blocks that run one after another in one place, each with what it takes to begin and, as one of
+// several, to write and read its `part`, and the merge's launch. (The fewest that kept 85 % of the places busy left one sequence
+// of 32768 keys at 0.69 of an H200's bandwidth: 232 blocks in 264 places, two of 18 tiles on a multiprocessor where 31 in all
+// would do.)
+int choose_splits(int64_t blocks, int64_t room, int64_t tiles, int64_t part, int64_t most) {
+  constexpr int64_t kBegin = 2, kMerge = 2;
+  const auto cost = [&](int64_t splits) {
+    const int64_t each = ceil_div(tiles, splits) + kBegin + (splits > 1 ? part : 0);
+    return ceil_div(blocks * splits, room) * each + (splits > 1 ? kMerge : 0);
   };
-  double best = 0;
-  for (int64_t splits = 1; splits <= most; ++splits) best = std::max(best, busy(splits));
-  int64_t splits = 1;
-  while (splits < most && busy(splits) < 0.85 * best) ++splits;
-  return static_cast<int>(splits);
+  int64_t best = 1;
+  for (int64_t splits = 2; splits <= most; ++splits)
+    if (cost(splits) < cost(best)) best = splits;
+  return static_cast<int>(best);
 }
 
 Plan plan_of(const AttentionArgs& a) {
@@ -149,9 +179,13 @@ Plan plan_of(const AttentionArgs& a) {
 
   plan.mma = a.q.dtype != DType::f32 && most <= kMostMmaWidth;
   const int width = mma_width(most);
-  if (plan.mma) {
-    plan.large = !paged && !p.adjusted && p.aligned && usual_rows > mma_rows(false, width) &&
-                 blocks(mma_rows(true, width)) * 2 >= multiprocessors;
+  // With few rows tensor cores wait for keys, and smaller blocks have more of those under way. Narrow heads would be half zeros.
+  plan.hopper = hopper_takes(p) && use_hopper(usual_rows > kMmaRows && most > 32);
+  if (plan.hopper) {
+    p.tile_rows = hopper_rows(hopper_width(most), !p.adjusted);
+  } else if (plan.mma) {
+    plan.large =
+        !paged && !p.adjusted && p.aligned && usual_rows > kMmaRows && blocks(mma_rows(true, width)) * 2 >= multiprocessors;
     p.tile_rows = mma_rows(plan.large, width);
   } else {
     p.tile_rows = kSimtRows;
@@ -169,9 +203,16 @@ Plan plan_of(const AttentionArgs& a) {
     if (p.chunks) p.splits = p.fold ? 2 : static_cast<int>(chunks);  // fold: any number that is not 1
   } else {
     const int64_t useful = usual_keys / kLeastSplitKeys, affordable = kMostPartBytes / (part_row + 1);
-    p.splits = choose_splits(plan.blocks, room, std::min({useful, affordable, int64_t{kMostSplits}}));
+    const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : width <= 128 ? 64 : 32;  // of a tile
+    const int64_t part = 2 * std::min(usual_rows, int64_t{p.tile_rows}) / keys;  // float sums beside keys and values of 16 bits
+    p.splits =
+        choose_splits(plan.blocks, room, ceil_div(usual_keys, keys), part, std::min({useful, affordable, int64_t{kMostSplits}}));
   }
   if (p.splits > 1) plan.part_bytes = static_cast<size_t>((p.fold ? 1 : p.splits) * part_row);
+  if (plan.hopper) {
+    plan.order = hopper_order(plan, multiprocessors);
+    if (plan.order.tiles > multiprocessors) plan.order_bytes = 16;
+  }
   if (a.weights) plan.row_state_bytes = static_cast<size_t>(p.rows) * sizeof(RowState);
   return plan;
 }
@@ -183,7 +224,7 @@ bool nothing_to_do(const AttentionArgs& a) { return a.batch * a.heads * a.s == 0
 size_t attention_workspace(const AttentionArgs& a) {
   if (nothing_to_do(a)) return 0;
   const Plan plan = plan_of(a);
-  return plan.part_bytes + plan.row_state_bytes;
+  return plan.part_bytes + plan.row_state_bytes + plan.order_bytes;
 }
 
 void attention(const AttentionArgs& a, Stream on) {
@@ -197,7 +238,10 @@ void attention(const AttentionArgs& a, Stream on) {
     p.parts = reinterpret_cast<RowState*>(workspace + plan.row_state_bytes);
     p.sums = reinterpret_cast<float*>(p.parts + p.rows * (p.fold ? 1 : p.splits));
   }
-  if (!plan.mma)
+  if (plan.order_bytes) plan.order.taken = reinterpret_cast<unsigned*>(workspace + plan.row_state_bytes + plan.part_bytes);
+  if (plan.hopper)
+    (a.q.dtype == DType::f16 ? launch_hopper<__half> : launch_hopper<__nv_bfloat16>)(p, plan.order, stream);
+  else if (!plan.mma)
     (a.block_tables.data ? launch_simt_paged : launch_simt)(p, plan.blocks, stream);
   else if (a.block_tables.data)
     (a.q.dtype == DType::f16 ? launch_mma_paged<__half> : launch_mma_paged<__nv_bfloat16>)(p, plan.blocks, stream);

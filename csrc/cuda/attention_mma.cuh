@@ -238,7 +238,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   Work& w = *reinterpret_cast<Work*>(shared + Shape::kWork);
   {
     Work found;
-    if (!find_work(p, &found)) return;
+    if (!find_work(p, blockIdx.x, &found)) return;
     write_rows<Shape::kRows, kThreads>(p, found, rows);
     if (threadIdx.x == 0) w = found;
   }
@@ -382,7 +382,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
   __syncthreads();
   for (int r = 0; r < w.rows; ++r)
     if (spoiled[r])
-      restore_row<T, kThreads, kPaged>(p, w.e, w.kv_head, rows[r], ends[r], reinterpret_cast<float*>(ends + Shape::kRows));
+      restore_row<T, BlockThreads<kThreads>, kPaged>(p, w.e, w.kv_head, rows[r], ends[r],
+                                                     reinterpret_cast<float*>(ends + Shape::kRows));
 }
 
 // ---- launch

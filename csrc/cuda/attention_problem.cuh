@@ -113,14 +113,15 @@ QKV_DEVICE int64_t packed_tile(const Problem& p, int64_t b) {
 struct Work {
   Entry e;
   int kv_head, row0, rows;  // rows row0 ... row0 + rows - 1 of the key head
+  int unused;               // is written, since it is read with the others
 };
 
-// The block's share by blockIdx.x; false: there is nothing to do. Tiles of one key head are neighbours, so that their keys stay
-// in the L2 cache; under causality those that see most keys come first, so that none is left over at the end.
-QKV_DEVICE bool find_work(const Problem& p, Work* w) {
+// The share of block `block`; false: there is nothing to do. Tiles of one key head are neighbours, so that their keys stay in the
+// L2 cache; under causality those that see most keys come first, so that none is left over at the end.
+QKV_DEVICE bool find_work(const Problem& p, unsigned block, Work* w) {
   const AttentionArgs& a = p.a;
-  int64_t tile = blockIdx.x % p.row_tiles;
-  const int64_t rest = blockIdx.x / p.row_tiles;
+  const unsigned tiles = static_cast<unsigned>(p.row_tiles), rest = block / tiles;  // there are fewer than 2^31 in all
+  int64_t tile = block - rest * tiles;
   int64_t b = 0;
   if (a.cu_q.data) {
     int64_t end = a.batch;
@@ -131,13 +132,14 @@ QKV_DEVICE bool find_work(const Problem& p, Work* w) {
     tile -= packed_tile(p, b);
     w->kv_head = static_cast<int>(rest);
   } else {
-    b = rest / a.kv_heads;
+    b = rest / static_cast<unsigned>(a.kv_heads);
     w->kv_head = static_cast<int>(rest - b * a.kv_heads);
     if (a.causal != Causal::none) tile = p.row_tiles - 1 - tile;
   }
   w->e = entry_of(p, b);
   const int64_t rows = static_cast<int64_t>(w->e.s) * p.group, row0 = tile * p.tile_rows;
   if (row0 < 0 || row0 >= rows) return false;  // below 0: tokens before the first sequence, which cu_q may skip
+  w->unused = 0;
   w->row0 = static_cast<int>(row0);
   w->rows = static_cast<int>(rows - row0 < p.tile_rows ? rows - row0 : p.tile_rows);
   return true;

@@ -42,7 +42,7 @@ struct Shared {
 template <bool kPaged>
 QKV_DEVICE bool start_block(const Problem& p, Shared<kPaged>& shared) {
   Work found;
-  if (!find_work(p, &found)) return false;
+  if (!find_work(p, blockIdx.x, &found)) return false;
   write_rows<kRows, kThreads>(p, found, shared.rows);
   if (threadIdx.x == 0) shared.work = found;
   __syncthreads();

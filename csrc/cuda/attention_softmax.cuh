@@ -30,12 +30,18 @@ struct RunningSoftmax {
       }
   }
 
-  // Scores become weights; sums so far are rescaled. kFolded: s * factor are powers of 2, which is one instruction less a key.
-  // Else s are powers of e, and their differences are formed first: a bias of -3.4e38 times log2(e) would be -inf.
-  template <bool kFolded, int kTiles, int kColumns>
-  QKV_DEVICE void add(float (&s)[kFragments][kTiles][4], float (&sums)[kFragments][kColumns][4], float factor) {
+  // Scores become weights. What the sums so far must be multiplied by; !moved: by 1 in all rows of the warp.
+  //
+  // kFolded: s * factor are powers of 2, which is one instruction less a key. Else s are powers of e, and their differences are
+  // formed first: a bias of -3.4e38 times log2(e) would be -inf.
+  struct Rescale {
     float scale[kFragments][2];
-    bool moved = false;
+    bool moved;
+  };
+  template <bool kFolded, int kTiles>
+  QKV_DEVICE Rescale weigh(float (&s)[kFragments][kTiles][4], float factor) {
+    Rescale r;
+    r.moved = false;
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
 #pragma unroll
@@ -48,8 +54,8 @@ struct RunningSoftmax {
         const float now = fmaxf(maximum[f][h], kFolded ? __fmul_rn(top, factor) : top);
         const float by = now == kMinusInfinity ? 0.0f : now;
         const float difference = __fsub_rn(maximum[f][h], by);
-        scale[f][h] = exp2_approx(kFolded ? difference : difference * kLog2E);
-        moved |= maximum[f][h] != now;
+        r.scale[f][h] = exp2_approx(kFolded ? difference : difference * kLog2E);
+        r.moved |= maximum[f][h] != now;
         maximum[f][h] = now;
         float sum = 0;
 #pragma unroll
@@ -59,15 +65,24 @@ struct RunningSoftmax {
             s[f][j][i] = exp2_approx(kFolded ? __fmaf_rn(s[f][j][i], factor, -by) : (s[f][j][i] - by) * kLog2E);
             sum += s[f][j][i];
           }
-        total[f][h] = __fmaf_rn(total[f][h], scale[f][h], sum);
+        total[f][h] = __fmaf_rn(total[f][h], r.scale[f][h], sum);
       }
-    if (!__any_sync(kFullWarp, moved)) return;  // all scales are 1: most tiles, once the maximum is found
+    r.moved = __any_sync(kFullWarp, r.moved);
+    return r;
+  }
+  template <int kColumns>
+  QKV_DEVICE static void rescale(const Rescale& r, float (&sums)[kFragments][kColumns][4]) {
+    if (!r.moved) return;  // most tiles, once the maximum is found
 #pragma unroll
     for (int f = 0; f < kFragments; ++f)
 #pragma unroll
       for (int c = 0; c < kColumns; ++c)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[f][c][i] *= scale[f][i / 2];
+        for (int i = 0; i < 4; ++i) sums[f][c][i] *= r.scale[f][i / 2];
+  }
+  template <bool kFolded, int kTiles, int kColumns>
+  QKV_DEVICE void add(float (&s)[kFragments][kTiles][4], float (&sums)[kFragments][kColumns][4], float factor) {
+    rescale(weigh<kFolded>(s, factor), sums);
   }
 
   // Of the whole row, in powers of e.

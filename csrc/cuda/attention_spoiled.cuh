@@ -32,15 +32,32 @@ QKV_DEVICE float one_weight(const Problem& p, const Entry& e, int kv_head, const
   return fmaxf(exp_from(s, state.maximum) / state.total, 1e-45f);
 }
 
-// Completes an output row, in which the values that are not finite are missing. All threads of the block; `weights` is shared
-// memory for kThreads floats. Also the last resort for sums of finite values that overflowed, though their mean does not.
-template <class T, int kThreads, bool kPaged>
+// Those who complete a row together: the threads of a block, or the lanes of a warp.
+template <int kThreads>
+struct BlockThreads {
+  static constexpr int kCount = kThreads;
+  QKV_DEVICE static int index() { return threadIdx.x; }
+  QKV_DEVICE static void sync() { __syncthreads(); }
+  QKV_DEVICE static bool any(bool x) { return __syncthreads_or(x); }
+};
+struct WarpThreads {
+  static constexpr int kCount = 32;
+  QKV_DEVICE static int index() { return lane_id(); }
+  QKV_DEVICE static void sync() { __syncwarp(); }
+  QKV_DEVICE static bool any(bool x) { return __any_sync(kFullWarp, x); }
+};
+
+// Completes an output row, in which the values that are not finite are missing or made sums that are not. All of Threads;
+// `weights` is shared memory for as many floats. Also the last resort for sums of finite values that overflowed, though their
+// mean does not.
+template <class T, class Threads, bool kPaged>
 QKV_DEVICE void restore_row(const Problem& p, const Entry& e, int kv_head, const Row& row, const RowState& state,
                             float* weights) {
   if (!is_finite(state.total)) return;  // some score is NaN or +inf, and all of the row is NaN
+  constexpr int kThreads = Threads::kCount;
   T* const out = out_row<T>(p, e, row);
   for (int64_t column0 = 0; column0 < p.a.dv; column0 += kThreads) {
-    const int64_t column = column0 + threadIdx.x;
+    const int64_t column = column0 + Threads::index();
     const bool own = column < p.a.dv;
     const bool all = own && !is_finite(to_float(out[column]));
     float sum = 0;
@@ -55,16 +72,16 @@ QKV_DEVICE void restore_row(const Problem& p, const Entry& e, int kv_head, const
       bool needed = all;
 #pragma unroll 1
       for (int j = 0; own && !needed && j < keys; ++j) needed = !is_finite(value(j));
-      if (!__syncthreads_or(needed)) continue;
-      const int own_key = threadIdx.x;
+      if (!Threads::any(needed)) continue;
+      const int own_key = Threads::index();
       if (own_key < keys) weights[own_key] = one_weight<T, kPaged>(p, e, kv_head, row, key0 + own_key, state);
-      __syncthreads();
+      Threads::sync();
 #pragma unroll 1
       for (int j = 0; own && j < keys; ++j) {
         const float x = value(j);
         if (weights[j] >= 0 && (all || !is_finite(x))) sum += weights[j] * x;
       }
-      __syncthreads();
+      Threads::sync();
     }
     if (own && (all || sum != 0)) out[column] = from_float<T>(sum);
   }

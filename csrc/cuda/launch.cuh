@@ -9,6 +9,7 @@
 #include "core/dtype.h"
 #include "cuda/error.h"
 #include "cuda/kernels.h"
+#include "cuda/runtime.h"
 
 namespace qkv::cuda {
 
@@ -29,6 +30,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 // Whether the device runs what is compiled for sm_90a: wgmma, TMA. (No newer one does.)
 inline bool is_hopper() {
   return device_attribute(cudaDevAttrComputeCapabilityMajor) == 9 && device_attribute(cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
+// Whether kernels for Hopper run where the device has them and they are `worth` it: unless tests or comparisons have said which.
+inline bool use_hopper(bool worth) {
+  return is_hopper() && (chosen_path() == Path::hopper || (chosen_path() == Path::fastest && worth));
 }
 
 constexpr size_t kStaticShared = 2048;  // more than any kernel has of it beside dynamic shared memory

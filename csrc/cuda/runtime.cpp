@@ -4,6 +4,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -254,6 +255,10 @@ int current_device() {
 }
 
 void set_device(int device) { check(cudaSetDevice(device), "qkv.cuda"); }
+
+static std::atomic<Path> path{Path::fastest};
+Path chosen_path() { return path; }
+void choose_path(Path chosen) { path = chosen; }
 
 OnDevice::OnDevice(int device) {
   const int now = current_device();

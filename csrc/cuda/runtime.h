@@ -21,6 +21,10 @@ int compute_capability(int device);
 std::string driver_version();
 std::string runtime_version();
 int current_device();
+// Which kernels run where the device has two that can, the portable ones and Hopper's: for tests and comparisons.
+enum class Path { fastest, portable, hopper };
+Path chosen_path();
+void choose_path(Path);
 void set_device(int device);
 
 // Makes `device` current for the calling thread, and the one before again at the end.
