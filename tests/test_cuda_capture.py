@@ -212,6 +212,24 @@ def test_memory_is_used_again_inside_and_by_no_one_else(rng: np.random.Generator
     assert all(same_bits(y.numpy(), np.maximum(values, 0)) for y in others)
 
 
+@emulated
+def test_memory_that_is_used_again_is_as_if_new(rng: np.random.Generator) -> None:
+    """In every replay: what an op before, or the last replay, left there is not taken for a result."""
+    x = qkv.cuda.array(drawn(rng, TOKENS, WIDTH))
+
+    def work() -> Any:
+        place = qkv.tanh(x).pointer
+        stale = qkv.cuda.empty((TOKENS, WIDTH))
+        assert stale.pointer == place
+        return qkv.relu(stale)
+
+    with pytest.raises(qkv.CudaError, match="which nobody has written"):
+        qkv.cuda.record(work)[0].numpy()
+    y, recording = qkv.cuda.record(lambda: qkv.relu(qkv.tanh(x)))
+    recording.replay()
+    assert len(recording) == 2 and (y.numpy() >= 0).all()
+
+
 def test_replays_take_no_memory(rng: np.random.Generator) -> None:
     layer, x = Layer(rng), qkv.cuda.array(drawn(rng, TOKENS, WIDTH))
     results, recording = qkv.cuda.record(lambda: layer(x))

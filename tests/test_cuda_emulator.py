@@ -100,6 +100,13 @@ def test_uninitialised_global_memory(device):
     fails(device, "uninitialised", "at 124 of an allocation of 128 bytes", "run_copy_ints", ints(device), y, 32, 32)
 
 
+def test_what_only_atomics_wrote_is_written(device):
+    y = ints(device, 32)
+    fails(device, "uninitialised", "read of global memory, at", "run_atomics_alone", y, 1)
+    passes(device, "run_atomics_alone", y, 0)
+    assert (device.download(y, 32, np.int32) == 3).all()
+
+
 @pytest.mark.parametrize("n", [32, 33, -1])
 def test_static_shared_out_of_bounds(device, n):
     passes(device, "run_shared_out_of_bounds", ints(device), 31)

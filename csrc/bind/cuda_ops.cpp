@@ -345,6 +345,25 @@ std::unique_ptr<DeviceWeight> weight_from_parts(const std::string& type, int64_t
   return w;
 }
 
+// (dtype, group, in, values, scale, offset) in host memory, as weight_from_parts takes them: int4 is a byte a value.
+py::tuple weight_parts(const DeviceWeight& w, std::uintptr_t stream_in) {
+  const cuda::Stream stream = stream_of(stream_in);
+  py::object scale = py::none(), offset = py::none();
+  const cuda::PackedView& v = w.view;
+  if (w.is_float) return py::make_tuple(w.type, v.group, v.k, to_host(w.values, stream), scale, offset);
+  DeviceCall call("parts", stream, w.values);
+  for (const DeviceArray* p : {&w.values, &w.row_scale})
+    if (p->storage) call.reads(*p, "parts: weight");
+  const bool int8 = v.type == WeightType::int8;
+  const std::vector<int64_t> groups = {v.n, v.group ? (v.k + v.group - 1) / v.group : 0};
+  const DeviceArray q = call.make(int8 ? py::dtype::of<int8_t>() : py::dtype::of<uint8_t>(), {v.n, v.k});
+  const DeviceArray s = call.make(py::dtype("float16"), groups), o = call.make(py::dtype("float16"), groups);
+  if (q.size() > 0) cuda::unpack({v, q.data, s.data, o.data}, stream);
+  scale = to_host(w.row_scale.storage ? w.row_scale : s, stream);
+  if (!int8) offset = to_host(o, stream);
+  return py::make_tuple(w.type, v.group, v.k, to_host(q, stream), scale, offset);
+}
+
 DeviceArray dequantize(const DeviceWeight& w, std::uintptr_t stream_in) {
   const cuda::Stream stream = stream_of(stream_in);
   if (w.is_float) return w.values;
@@ -397,6 +416,7 @@ void bind_cuda_ops(py::module_& m) {
       .def_property_readonly(
           "device", [](const DeviceWeight& w) { return w.values.storage->device; }, "Number of the device.")
       .def("_dequantize", dequantize, py::arg("stream"))
+      .def("_parts", weight_parts, py::arg("stream"))
       .def("__repr__", [](const DeviceWeight& w) {
         return "qkv.cuda.PackedWeight(shape=" + shape_text({w.view.n, w.view.k}) + ", dtype='" + w.type + "'" +
                (w.view.group ? ", group_size=" + std::to_string(w.view.group) : "") + ")";

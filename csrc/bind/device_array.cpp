@@ -9,6 +9,16 @@
 #include "bind/gil.h"
 
 namespace qkv {
+
+View plain_view(const DeviceArray& a) {
+  View v;
+  v.data = a.data;
+  v.shape = a.shape;
+  v.strides = a.strides;
+  v.where = "the array";
+  return v;
+}
+
 namespace {
 
 // kDLCUDA. Managed and pinned memory are addressed alike.
@@ -25,16 +35,6 @@ std::vector<int64_t> c_strides(const std::vector<int64_t>& shape) {
     step *= std::max<int64_t>(shape[d], 1);
   }
   return strides;
-}
-
-// A View whose dtype says nothing: of an array of any.
-View plain_view(const DeviceArray& a) {
-  View v;
-  v.data = a.data;
-  v.shape = a.shape;
-  v.strides = a.strides;
-  v.where = "the array";
-  return v;
 }
 
 // First and last byte that the elements reach, as offsets from data.

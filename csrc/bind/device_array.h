@@ -48,6 +48,9 @@ struct DeviceArray {
   bool contiguous() const;
 };
 
+// A view whose dtype says nothing: of an array of any.
+View plain_view(const DeviceArray& array);
+
 // Uninitialised, C-contiguous or with these strides of a dense order, in the current device's memory.
 DeviceArray new_device_array(const char* op, const py::dtype& dtype, const std::vector<int64_t>& shape, cuda::Stream stream,
                              const std::vector<int64_t>* strides = nullptr);

@@ -9,16 +9,6 @@ namespace {
 
 cuda::Stream stream_of(std::uintptr_t handle) { return reinterpret_cast<cuda::Stream>(handle); }
 
-// A view whose dtype says nothing.
-View plain_view(const DeviceArray& a) {
-  View v;
-  v.data = a.data;
-  v.shape = a.shape;
-  v.strides = a.strides;
-  v.where = "the array";
-  return v;
-}
-
 void check_same(const char* op, const DeviceArray& target, const std::vector<int64_t>& shape, const py::dtype& dtype) {
   const std::string where = std::string(op) + ": source";
   if (shape != target.shape) fail_value(where + " must be " + shape_text(target.shape) + ", got " + shape_text(shape));
@@ -119,9 +109,40 @@ DeviceArray concatenate(const std::vector<DeviceArray>& arrays, int64_t axis_in,
   return out;
 }
 
+// A few numbers that the host reads again and again, while the device goes on.
+struct Fetched {
+  DeviceArray from;
+  cuda::Fetch fetch;
+
+  explicit Fetched(const DeviceArray& x) : from(x), fetch(static_cast<size_t>(x.size() * x.item())) {
+    if (!x.contiguous()) fail_value("Fetched: the array must be contiguous");
+  }
+  void start(std::uintptr_t stream) {
+    DeviceCall call("fetch", stream_of(stream), from);
+    call.reads(from, "fetch: x");
+    fetch.start(from.data, call.stream());
+  }
+  py::array numpy() {
+    const void* data = nullptr;
+    {
+      const Unlocked unlocked;
+      data = fetch.wait();
+    }
+    return py::array(from.dtype, from.shape, data);
+  }
+};
+
 }  // namespace
 
 void bind_device_moves(py::module_& m) {
+  py::class_<Fetched>(m, "Fetched", "Numbers of a contiguous array on a GPU, as they come to the host.")
+      .def(py::init([](const DeviceArray& x) {
+             const cuda::OnDevice on(x.storage->device);
+             return std::make_unique<Fetched>(x);
+           }),
+           py::arg("x"))
+      .def("start", &Fetched::start, py::arg("stream"), "Enqueues a copy in the stream; the last one must have been read.")
+      .def("numpy", &Fetched::numpy, "A copy of what the last start() brought, once it is there.");
   m.def("copy_into", copy_into, py::arg("target"), py::arg("source"), py::arg("stream"));
   m.def("upload_into", upload_into, py::arg("target"), py::arg("source"), py::arg("stream"));
   m.def("fill", fill, py::arg("target"), py::arg("value"), py::arg("stream"));

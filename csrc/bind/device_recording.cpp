@@ -79,6 +79,7 @@ void DeviceRecording::allocate(const char* op, const std::shared_ptr<Storage>& s
   {
     const Unlocked unlocked;
     storage->data = arena_->acquire(storage->bytes, op);
+    cuda::forget(storage->data, storage->bytes, stream_);  // in each replay: what the last one left there is not to be read
   }
   storage->arena = arena_;
   storage->stream = storage->written = arena_->home();

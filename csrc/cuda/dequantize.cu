@@ -1,5 +1,5 @@
-// Packed weights, in and out: pack brings canonical values into the order of quantized.cuh; dequantize gives
-// y[i, k] = scale * q + offset for rows i, all or those of a list of ids (an embedding).
+// Packed weights, in and out: pack brings canonical values into the order of quantized.cuh, unpack brings them back; dequantize
+// gives y[i, k] = scale * q + offset for rows i, all or those of a list of ids (an embedding).
 #include "cuda/ints.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/quantized.cuh"
@@ -46,6 +46,37 @@ __global__ void __launch_bounds__(kPackThreads)
     } else {
       reinterpret_cast<__half*>(record + kValueBytes)[i] = s;
     }
+  }
+}
+
+template <class Format>
+__global__ void __launch_bounds__(kPackThreads)
+    unpack_kernel(Records w, uint8_t* __restrict__ q, __half* __restrict__ scale, __half* __restrict__ offset) {
+  const int64_t tile = blockIdx.x / w.chunks;
+  const int chunk = static_cast<int>(blockIdx.x % w.chunks);
+  const char* record = record_at(w, tile, chunk);
+  const int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+  const int64_t row = tile * kRecordRows + threadIdx.x / 32 * 8 + g;
+  const uint4 all = reinterpret_cast<const uint4*>(record)[threadIdx.x];
+  const uint32_t words[4] = {all.x, all.y, all.z, all.w};
+#pragma unroll
+  for (int b = 0; b < Format::kBlocks; ++b)
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const int64_t k = static_cast<int64_t>(chunk) * Format::kChunk + kBlock * b + 8 * t + i;
+      if (row >= w.n || k >= w.k) continue;
+      q[row * w.k + k] = static_cast<uint8_t>(Format::kOffset ? words[b] >> (4 * (i / 2) + 16 * (i & 1)) & 15
+                                                              : (words[2 * b + i / 4] >> 8 * (i % 4) & 255) ^ 128);
+    }
+  const int groups_here = w.group ? Format::kChunk / w.group : 0;
+  for (int i = threadIdx.x; i < groups_here * kRecordRows; i += kPackThreads) {
+    const int64_t r = tile * kRecordRows + i % kRecordRows;
+    const int64_t group = static_cast<int64_t>(chunk) * groups_here + i / kRecordRows;
+    const int64_t groups = (w.k + w.group - 1) / w.group;
+    if (r >= w.n || group >= groups) continue;
+    const __half2 both = scales_at<Format>(record, i / kRecordRows, i % kRecordRows);
+    scale[r * groups + group] = __low2half(both);
+    if constexpr (Format::kOffset) offset[r * groups + group] = __high2half(both);
   }
 }
 
@@ -108,6 +139,17 @@ void pack(const PackArgs& args, Stream stream) {
         static_cast<const __half*>(args.to.offset), w);
   });
   check_launch("pack_weight");
+}
+
+void unpack(const UnpackArgs& args, Stream stream) {
+  const Records w = records_of(args.from);
+  const int64_t blocks = w.tiles * w.chunks;
+  if (!blocks) return;
+  with_format(args.from.type, [&](auto format) {
+    unpack_kernel<decltype(format)><<<static_cast<unsigned>(blocks), kPackThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+        w, static_cast<uint8_t*>(args.q), static_cast<__half*>(args.scale), static_cast<__half*>(args.offset));
+  });
+  check_launch("parts");
 }
 
 void dequantize(const DequantizeArgs& args, Stream stream) {

@@ -106,6 +106,13 @@ struct PackArgs {
 };
 void pack(const PackArgs&, Stream);
 
+// The way back: q as it was, and scale and offset (n, groups) float16 of a weight that has groups.
+struct UnpackArgs {
+  PackedView from;
+  void *q, *scale, *offset;
+};
+void unpack(const UnpackArgs&, Stream);
+
 // y (n, k) = the weight's values; ids: only these rows (count), a row of NaN where there is none; data == nullptr: all.
 struct DequantizeArgs {
   PackedView w;

@@ -12,6 +12,9 @@
 #include <utility>
 #include <vector>
 
+// Only the emulator has it.
+extern "C" __attribute__((weak)) void qkv_emulator_forget(void* data, size_t bytes, cudaStream_t stream);
+
 namespace qkv::cuda {
 namespace {
 
@@ -364,6 +367,39 @@ void download(void* to, const void* from, size_t bytes, Stream stream) {
   refuse_while_capturing("what is recorded is not done yet");
   if (bytes) check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, native(stream)), "qkv.cuda");
   synchronize(stream);
+}
+
+Fetch::Fetch(size_t bytes) : bytes_(bytes) {
+  check(cudaHostAlloc(&data_, bytes ? bytes : 1, cudaHostAllocDefault), "qkv.cuda");
+  cudaEvent_t event = nullptr;
+  const cudaError_t made = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (made != cudaSuccess) cudaFreeHost(data_);
+  check(made, "qkv.cuda");
+  fetched_ = event;
+}
+
+Fetch::~Fetch() {
+  const auto event = static_cast<cudaEvent_t>(fetched_);
+  if (started_) cudaEventSynchronize(event);
+  cudaEventDestroy(event);
+  if (cudaFreeHost(data_) != cudaSuccess) cudaGetLastError();  // the runtime is gone at exit, or the device was lost
+}
+
+void Fetch::start(const void* from, Stream stream) {
+  refuse_while_capturing("what is recorded is not done yet");
+  check(cudaMemcpyAsync(data_, from, bytes_, cudaMemcpyDeviceToHost, native(stream)), "qkv.cuda");
+  check(cudaEventRecord(static_cast<cudaEvent_t>(fetched_), native(stream)), "qkv.cuda");
+  started_ = true;
+}
+
+const void* Fetch::wait() {
+  if (started_) check(cudaEventSynchronize(static_cast<cudaEvent_t>(fetched_)), "qkv.cuda");
+  started_ = false;
+  return data_;
+}
+
+void forget(void* data, size_t bytes, Stream stream) {
+  if (qkv_emulator_forget) qkv_emulator_forget(data, bytes, native(stream));
 }
 
 void copy_bytes(void* to, const void* from, size_t bytes, Stream stream) {

@@ -68,8 +68,28 @@ void refuse_while_capturing(const char* what);  // that Error, if it is
 void upload(void* to, const void* from, size_t bytes, Stream stream);
 // Device memory to the host; waits until it is there.
 void download(void* to, const void* from, size_t bytes, Stream stream);
+// Few bytes of device memory to the host again and again, while the device goes on.
+class Fetch {
+ public:
+  explicit Fetch(size_t bytes);
+  ~Fetch();
+  Fetch(const Fetch&) = delete;
+  Fetch& operator=(const Fetch&) = delete;
+  // In the stream's order; what is there still must have been waited for.
+  void start(const void* from, Stream stream);
+  const void* wait();  // until they are there
+
+ private:
+  size_t bytes_;
+  void* data_ = nullptr;  // page-locked: a copy to ordinary memory would wait for all that is in its stream
+  void* fetched_ = nullptr;
+  bool started_ = false;
+};
 void copy_bytes(void* to, const void* from, size_t bytes, Stream stream);
 void fill_bytes(void* to, int value, size_t bytes, Stream stream);
+
+// What is in the memory counts for nothing from here on, in the stream's order: the emulator reports who reads it.
+void forget(void* data, size_t bytes, Stream stream);
 
 // Of the current device; never destroyed, since memory goes back in the order of its stream. `captures`: it is used for nothing
 // but captures.

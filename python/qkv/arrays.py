@@ -33,7 +33,8 @@ def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Cal
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         code = function.__code__
         parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        where = [(parameters.index(name), name) for name in (*names, *in_place)]
+        every = (*names, *in_place)
+        where = [(parameters.index(name), name) for name in every]
         op = function.__name__
 
         @functools.wraps(function)
@@ -46,9 +47,7 @@ def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Cal
                 if "out" not in kwargs:
                     return function(*args, **kwargs)
             if any(on_gpu(args[i] if i < len(args) else kwargs.get(name)) for i, name in where):
-                from . import cuda_ops
-
-                return cuda_ops.call(function, tuple(name for _, name in where), args, kwargs)
+                return _cuda_ops().call(function, every, args, kwargs)
             origin: Any = None
             values = list(args)
             out = kwargs.get("out")
@@ -82,6 +81,13 @@ def accepts_arrays(*names: str, in_place: tuple[str, ...] = ()) -> Callable[[Cal
         return call
 
     return decorate
+
+
+@functools.cache
+def _cuda_ops() -> Any:
+    from . import cuda_ops
+
+    return cuda_ops
 
 
 def as_numpy(op: str, name: str, given: Any, in_place: bool = False) -> Any:
@@ -118,10 +124,12 @@ def of_cuda(given: Any) -> bool:
 
 def on_gpu(given: Any) -> bool:
     """Whether an argument is an array in a GPU's memory."""
+    if of_cuda(given):
+        return True
     if given is None or isinstance(given, (np.ndarray, np.generic, list, tuple, int, float, _cpu.PackedWeight)):
         return False
     if not hasattr(given, "__dlpack_device__"):
-        return of_cuda(given)  # a packed weight
+        return False
     try:
         return int(given.__dlpack_device__()[0]) in _GPUS
     except (BufferError, RuntimeError, TypeError, ValueError):  # torch: sparse, meta ...: as_numpy has the words for it

@@ -5,7 +5,8 @@ What may change between two steps is in these buffers: ids and positions with wh
 slots, tables and lengths, the rows of an encoder's result that are looked at, and rotary angles. All else is the same
 until a row leaves, a table outgrows its buffer or the cache its memory; then a step is recorded anew.
 
-On a GPU the calls are a CUDA graph, and the buffers have twins there, which are written before it is launched.
+On a GPU the calls are a CUDA graph, and the buffers have twins there, which are written before it is launched. Where
+it chooses the tokens too, it leaves them, and what counts on, as the next step wants them: nothing need be written.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .packing import Packed
 from .placement import Place, write
 
 Forward = Callable[[Packed, Run], Array]
+Chooser = Callable[[Array, Array], None]  # (logits (n, V), out (n,) int64): writes each row's token, by kernels alone
 
 
 class _Buffer:
@@ -42,10 +44,12 @@ class _Buffer:
 
 class CapturedSteps:
     """A function that runs tokens through a model by kernels alone: it is called like the one it is made of, with the
-    same result, to the bit, in a buffer that the next step overwrites. For one thread, and one series of steps."""
+    same result, to the bit, in a buffer that the next step overwrites. For one thread, and one series of steps.
 
-    def __init__(self, forward: Forward):
-        self.forward = forward
+    choose: on a GPU, what gives each row its next token as part of the step."""
+
+    def __init__(self, forward: Forward, choose: Chooser | None = None):
+        self.forward, self.choose = forward, choose
         self.last: _CapturedStep | None = None
 
     def __call__(self, packed: Packed, run: Run) -> Array:
@@ -57,28 +61,29 @@ class CapturedSteps:
             return self.forward(packed, run)
         if last is None or not last.update(packed, run, step):
             last = None  # its buffers may serve the next
-            last = _CapturedStep(self.forward, packed, run, step)
+            last = _CapturedStep(self.forward, self.choose, packed, run, step)
         last.given = run.memory
         self.last = last
         return last.result
 
     def again(
-        self, sequences: Sequence[CachedSequence], tokens: Sequence[int], memory: MemoryRows | None = None
+        self, sequences: Sequence[CachedSequence], tokens: Sequence[int] | None, memory: MemoryRows | None = None
     ) -> Array | None:
-        """The last step once more, with the next token of each row, where that is no more than counting on. A model
-        has little time for Python between two tokens."""
+        """The last step once more, with the next token of each row (None: that which it has chosen), where that is no
+        more than counting on. A model has little time for Python between two tokens."""
         last = self.last
         if last is None or not last.counts or memory is not last.given or sequences != last.step.sequences:
             return None
-        if len(tokens) != len(sequences):
+        if tokens is not None and len(tokens) != len(sequences):
             return None
         if not last.step.grow():
             return None
         self.last = None  # as above
         numbers = last.numbers.here
-        numbers[0] = tokens
         numbers[1:] += 1
-        last.numbers.send()
+        if tokens is not None:
+            numbers[0] = tokens
+            last.numbers.send()
         last.derive(last.packed)
         last.recording.replay()
         self.last = last
@@ -88,7 +93,7 @@ class CapturedSteps:
 class _CapturedStep:
     given: Any  # the memory, as the caller has it
 
-    def __init__(self, forward: Forward, packed: Packed, run: Run, step: Step):
+    def __init__(self, forward: Forward, choose: Chooser | None, packed: Packed, run: Run, step: Step):
         place = step.cache.place
         rows, blocks = step.tables.shape
         self.version = step.cache.version
@@ -115,11 +120,18 @@ class _CapturedStep:
             self.result, self.recording = ops.record(lambda: forward(there, self.run))
             self.derived = {owner: _Buffer(place, rows) for owner, rows in there.derived.items()}
         else:
-            from . import cuda
+            from . import cuda, cuda_ops
+
+            def work() -> Array:
+                logits = forward(there, self.run)
+                if choose is not None:
+                    choose(logits, ids)
+                    cuda_ops.advance(self.numbers.there[1:])
+                return logits
 
             with place.current():
                 self._prepare(forward, there, place)
-                self.result, self.recording = cuda.record(lambda: forward(there, self.run))
+                self.result, self.recording = cuda.record(work)
         one_each = len(starts) == len(packed.ids) + 1 and bool((np.diff(starts) == 1).all())
         # whether the next step differs by counting alone
         turned, derived = (all(owner.counts for owner in owners) for owners in (self.run.angles, self.derived))

@@ -336,10 +336,21 @@ def _packed(weight: HostPackedWeight) -> Any:
 
         values = values.view(ml_dtypes.bfloat16)
     if dtype == "int4":  # two a byte, the first in the lower half
-        values = np.stack([values & 15, values >> 4], -1).reshape(len(values), -1)[:, :width]
+        values = np.stack([values & 15, values >> 4], -1).reshape(len(values), 2 * values.shape[1])[:, :width]
     return module().weight_from_parts(
         dtype, group, width, np.ascontiguousarray(values), scale, offset, current_stream()
     )
+
+
+def _parts(self: Any) -> tuple[Any, ...]:
+    """`qkv.PackedWeight.parts` of it: the canonical form that files hold, in host memory. Waits for it."""
+    dtype, group, width, values, scale, offset = self._parts(current_stream())
+    if dtype == "bfloat16":
+        values = values.view(np.uint16)
+    if dtype == "int4":
+        even = np.pad(values, ((0, 0), (0, width % 2)))
+        values = even[:, ::2] | even[:, 1::2] << 4
+    return dtype, group, width, values, scale, offset
 
 
 def empty(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
@@ -453,4 +464,5 @@ if _module is not None:
     ]:  # fmt: skip
         setattr(Array, _name, _method)
     PackedWeight.dequantize = _dequantize
+    PackedWeight.parts = _parts
     Recording.replay = _replay

@@ -12,6 +12,7 @@ import numpy as np
 
 from . import cuda
 from .arrays import as_numpy, exporter
+from .ops import _axis, _number, _optional_number, _precision, _rotary_options, _window, additive_shapes
 from .positions import LENGTH_DEPENDENT, rope_type, rotary_angles, rotary_frequencies, rotary_shape
 
 # Arguments of integers, which may stay in host memory: they are checked there and sent along.
@@ -30,10 +31,18 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
     run = _OPS.get(name)
     if run is None:
         raise TypeError(f"{name}: arrays on a GPU are not supported; copy them to the host")
-    parameters, positional, defaults = _signature(op)
+    parameters, known, positional, defaults = _signature(op)
     values = {**defaults, **dict(zip(parameters, args, strict=False)), **kwargs}
-    if len(args) > positional or values.keys() != set(parameters) or any(n in kwargs for n in parameters[: len(args)]):
+    given = parameters[: len(args)]
+    if len(args) > positional or values.keys() != known or not kwargs.keys().isdisjoint(given):
         inspect.signature(op).bind(*args, **kwargs)  # has the words for what is wrong
+    own = [value for n in names if (value := values.get(n)) is not None]
+    if all(type(value) is cuda.Array or type(value) is cuda.PackedWeight for value in own):
+        # The common case, a model's: nothing to convert, nothing to send. The device is that of the first array.
+        device = next((value for value in own if type(value) is cuda.Array), own[0]).device
+        if device == cuda.current_device():
+            result = run(name, cuda.current_stream(), **values)
+            return result if values.get("out") is None else _in_out(result, values["out"])
     there = [n for n in names if cuda.on_device(values.get(n))]
     for n in names:
         value = values.get(n)
@@ -65,14 +74,17 @@ def call(op: Callable[..., Any], names: tuple[str, ...], args: tuple[Any, ...], 
             elif n in _SMALL:
                 values[n] = cuda.array(values[n])
             else:  # a number takes the dtype of the arrays beside it
-                own = np.bool_ if isinstance(values[n], bool) else dtype
-                values[n] = cuda.array(np.asarray(values[n], getattr(values[n], "dtype", own)))
+                kind = np.bool_ if isinstance(values[n], bool) else dtype
+                values[n] = cuda.array(np.asarray(values[n], getattr(values[n], "dtype", kind)))
         out = kwargs.get("out")
         result = run(name, stream, **values)
     if origin is not None and result is not None:
         result = _convert(result, origin)
-    if out is None:
-        return result
+    return result if out is None else _in_out(result, out)
+
+
+def _in_out(result: Any, out: Any) -> Any:
+    """An op's result, of which `out` is the first part."""
     return (out, *result[1:]) if isinstance(result, tuple) else out
 
 
@@ -81,11 +93,17 @@ def _is_number(value: Any) -> bool:
 
 
 @functools.cache
-def _signature(op: Callable[..., Any]) -> tuple[tuple[str, ...], int, dict[str, Any]]:
-    """Names of the parameters, how many of them may go without one, and the values of those that may be left out."""
+def _signature(op: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str], int, dict[str, Any]]:
+    """Names of the parameters, twice, how many of them may go without one, and the values of those that may be left
+    out."""
     parameters = inspect.signature(op).parameters
     positional = sum(p.kind is not p.KEYWORD_ONLY for p in parameters.values())
-    return tuple(parameters), positional, {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    return (
+        tuple(parameters),
+        frozenset(parameters),
+        positional,
+        {n: p.default for n, p in parameters.items() if p.default is not p.empty},
+    )
 
 
 def _convert(result: Any, from_dlpack: Callable[[Any], Any]) -> Any:
@@ -105,14 +123,10 @@ def _linear(
 
 
 def _softmax(op: str, stream: int, x: Any, axis: Any) -> Any:
-    from .ops import _axis
-
     return cuda.module().softmax(x, _axis(op, axis), op == "log_softmax", stream)
 
 
 def _norm(op: str, stream: int, x: Any, weight: Any, eps: Any, residual: Any, bias: Any = None) -> Any:
-    from .ops import _number
-
     return cuda.module().norm(x, weight, bias, _number(op, "eps", eps), op == "rms_norm", residual, stream)
 
 
@@ -150,8 +164,6 @@ def sample(
     the first token at which the cumulative probability exceeds u. Cumulative probabilities are right to 1e-6.
     out: as for `argmax`. ValueError: shapes, a temperature that is not positive, top_k below 1, top_p or min_p outside
     of 0 to 1; TypeError: dtypes."""
-    from .ops import _number
-
     if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):
         raise TypeError(f"sample: top_k must be an integer, got {type(top_k).__name__}")
     if top_k is not None and top_k < 1:
@@ -175,8 +187,6 @@ def _unary(op: str, stream: int, x: Any, approximate: str = "none") -> Any:
 
 
 def _attention_options(op: str, options: dict[str, Any]) -> dict[str, Any]:
-    from .ops import _optional_number, _precision, _window
-
     _precision(op, options.pop("precision"))
     options["window_left"], options["window_right"] = _window(op, options.pop("window"))
     for name in ("scale", "softcap"):
@@ -233,8 +243,6 @@ def _rotary(
     scaling: Any,
     layout: str,
 ) -> Any:
-    from .ops import _rotary_options
-
     if not isinstance(x, cuda.Array):
         raise TypeError("rotary: positions are on a CUDA device, x in host memory; qkv.cuda.array copies it there")
     dim, options = _rotary_options(x, base, dim, scaling, layout)
@@ -300,7 +308,6 @@ def _additive_attention(
     return_weights: bool,
 ) -> Any:
     from .cuda_compat import broadcast
-    from .ops import additive_shapes
 
     module = cuda.module()
     module.check_arrays(op, {"q": q, "k": k, "v": v})

@@ -394,7 +394,9 @@ void checker_end_blocks() {}
 
 // ---- what the host does to device memory
 
-void host_wrote(const void* data, size_t bytes) {
+namespace {
+
+void set_initialised(const void* data, size_t bytes, bool on) {
   const uint64_t address = reinterpret_cast<uint64_t>(data);
   const Allocation* a = allocation_at(address);
   if (!a || !a->shadow.cells) return;
@@ -402,14 +404,21 @@ void host_wrote(const void* data, size_t bytes) {
   for (uint64_t at = address - a->base, end = at + bytes; at < end;) {
     if (at % kWord == 0 && end - at >= kWord) {
       const uint64_t words = (end - at) / kWord;
-      std::memset(initialised + at / kWord, 0xF, words);
+      std::memset(initialised + at / kWord, on ? 0xF : 0, words);
       at += words * kWord;
     } else {
-      initialised[at / kWord] |= static_cast<uint8_t>(1u << (at % kWord));
+      const auto bit = static_cast<uint8_t>(1u << (at % kWord));
+      uint8_t& word = initialised[at / kWord];
+      word = on ? word | bit : word & static_cast<uint8_t>(~bit);
       ++at;
     }
   }
 }
+
+}  // namespace
+
+void host_wrote(const void* data, size_t bytes) { set_initialised(data, bytes, true); }
+void host_forgot(const void* data, size_t bytes) { set_initialised(data, bytes, false); }
 
 void host_copied(const void* to, const void* from, size_t bytes) {
   const Allocation* t = allocation_at(reinterpret_cast<uint64_t>(to));

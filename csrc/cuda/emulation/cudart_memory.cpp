@@ -335,6 +335,16 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   return report(issue(stream, [=] { return fill(to, value, bytes); }, cudaGraphNodeTypeMemset));
 }
+void qkv_emulator_forget(void* data, size_t bytes, cudaStream_t stream) {
+  const auto work = [=] {
+    if (configuration().check) {
+      std::memset(data, 0xFF, bytes);
+      host_forgot(data, bytes);
+    }
+    return cudaSuccess;
+  };
+  report(issue(stream, work, cudaGraphNodeTypeMemset));
+}
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height,
                               cudaMemcpyKind kind, cudaStream_t stream) {
   return report(

@@ -321,27 +321,41 @@ void store_generic(int site, const void* from, uint64_t address) {
   template void store_generic<n>(int, const void*, uint64_t);
 QKV_SIZES(QKV_INSTANTIATE)
 
-unsigned char* synchronising_bytes(int site, uint64_t address, unsigned bytes, bool reads, bool writes, bool acquires,
-                                   bool releases, bool spinning) {
+namespace {
+
+unsigned char* atomic_bytes(int site, uint64_t address, unsigned bytes, bool reads, bool writes, bool spinning) {
   current->site = site;
   let_others_run(spinning);
-  unsigned char* p;
   if (is_shared(address)) {
     const uint32_t a = generic_to_shared(address);
-    p = shared_bytes(a, bytes, bytes);
+    unsigned char* const p = shared_bytes(a, bytes, bytes);
     const SharedPlace place = place_of(a);
     if (config.check) {
       if (reads) check_shared(place.rank, place.offset, bytes, false, true);
       if (writes) check_shared(place.rank, place.offset, bytes, true, true);
     }
-  } else {
-    p = global_bytes(address, bytes, bytes);
-    if (config.check) {
-      if (reads) check_global(address, bytes, false, GlobalUse::atomic);
-      if (writes) check_global(address, bytes, true, GlobalUse::atomic);
-    }
+    return p;
   }
+  unsigned char* const p = global_bytes(address, bytes, bytes);
+  if (config.check) {
+    if (reads) check_global(address, bytes, false, GlobalUse::atomic);
+    if (writes) check_global(address, bytes, true, GlobalUse::atomic);
+  }
+  return p;
+}
+
+}  // namespace
+
+unsigned char* synchronising_bytes(int site, uint64_t address, unsigned bytes, bool reads, bool writes, bool acquires,
+                                   bool releases, bool spinning) {
+  unsigned char* const p = atomic_bytes(site, address, bytes, reads, writes, spinning);
   if (config.check) check_synchronising(address, reads, writes, acquires, releases);
+  return p;
+}
+
+unsigned char* exchanging_bytes(int site, uint64_t address, unsigned bytes, bool acquires, bool releases) {
+  unsigned char* const p = atomic_bytes(site, address, bytes, false, true, true);
+  if (config.check) check_synchronising(address, true, true, acquires, releases);
   return p;
 }
 

@@ -42,6 +42,7 @@ uint64_t unchecked_launches();
 Allocation* allocation_at(uint64_t address);
 // What the host copied or set is initialised; throws nothing.
 void host_wrote(const void* data, size_t bytes);
+void host_forgot(const void* data, size_t bytes);  // nobody has written it
 // Same, from a copy between device buffers.
 void host_copied(const void* to, const void* from, size_t bytes);
 
@@ -87,5 +88,7 @@ void store_generic(int site, const void* from, uint64_t address);
 // a thread that does this for ever while `spinning` is a fault.
 unsigned char* synchronising_bytes(int site, uint64_t address, unsigned bytes, bool reads, bool writes, bool acquires,
                                    bool releases, bool spinning);
+// The same for an exchange: what is there is replaced whatever it is, so that nobody need have written it.
+unsigned char* exchanging_bytes(int site, uint64_t address, unsigned bytes, bool acquires, bool releases);
 
 }  // namespace qkv::emulation

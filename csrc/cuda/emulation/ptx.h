@@ -244,6 +244,14 @@ inline T atomic_update(int site, uint64_t address, bool acquires, bool releases,
   return old;
 }
 template <class T>
+inline T atomic_exchange(int site, uint64_t address, bool acquires, bool releases, T value) {
+  unsigned char* p = exchanging_bytes(site, address, sizeof(T), acquires, releases);
+  T old;
+  memcpy(&old, p, sizeof old);
+  memcpy(p, &value, sizeof value);
+  return old;
+}
+template <class T>
 inline T increment_wrapped(T old, T limit) {
   return old >= limit ? 0 : old + 1;
 }

@@ -20,6 +20,7 @@ from ..placement import host, in_host_memory, take
 from .beams import beam_search, group_search
 from .call import Columns, Job
 from .logits import draw, draw_there, largest_there
+from .rows import CachedRows
 
 
 def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
@@ -96,16 +97,25 @@ def _sample(job: Job) -> Iterator[Array]:
         if o.do_sample
     ]
     ids, job.sequences = (Columns(np.repeat(prompts, each, axis=0)) for prompts in (job.ids, job.shown))
+    ahead = None
     try:
         logits = decoding.start(job.rows)
         if each > 1:
             decoding.select(rows // each)
             logits = take(logits, rows // each)
+        filters = None if in_host_memory(logits) else job.filters  # not None: tokens alone come from the GPU
+        if filters is not None and isinstance(decoding, CachedRows):
+            from .ahead import Ahead
+
+            ahead = Ahead(decoding, logits, streams, filters, not job.strings and o.max_time is None)
+        following: list[int] = []
         while True:
             drawing = [streams[row] for row in rows.tolist()] if o.do_sample else []
-            if job.filters is not None and not in_host_memory(logits):  # tokens alone come from the GPU
-                scores = logits
-                tokens = draw_there(logits, drawing, job.filters) if o.do_sample else largest_there(logits)
+            scores = logits
+            if ahead is not None:
+                tokens = ahead.tokens(following, rows, ids.length + 1 < job.max_length)
+            elif filters is not None:
+                tokens = draw_there(logits, drawing, filters) if o.do_sample else largest_there(logits)
             else:
                 scores = logits = host(logits)
                 if job.steps:  # the logits may be changed, unless they are wanted too
@@ -127,11 +137,12 @@ def _sample(job: Job) -> Iterator[Array]:
                 goes_on = ~job.stops(ids.all, rows, each, scores, rows)
                 job.made[rows[~goes_on]] = ids.length - job.prompt
                 if not goes_on.all():
-                    decoding.select(np.flatnonzero(goes_on))
+                    (ahead or decoding).select(np.flatnonzero(goes_on))
                     rows, ids, following = rows[goes_on], Columns(ids.all[goes_on]), tokens[goes_on].tolist()
             yield chosen.copy()  # the caller's, to change too
             if not rows.size:
                 return
-            logits = decoding.step(following)
+            if ahead is None:
+                logits = decoding.step(following)
     finally:
         job.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 
 from .. import ops
 from ..layers import Array
-from ..placement import host
+from ..placement import host, in_host_memory
 from .call import Job
-from .logits import draw_several, largest, only_masks
+from .logits import MOST, NOTHING, Mask, draw_several, largest, masks_alone
 from .options import Options
 
 LOST = np.float32(-1e9)  # below every real score; what transformers has for it, as sums with it are rounded
@@ -33,31 +34,64 @@ def _over(scores: Array, length: int, penalty: float) -> Array:
     return divided
 
 
-def _best_sums(scores: Array, running: Array, k: int, parts: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+Parts = tuple[Array, Array]  # of log_softmax, for scores that are logits still
+SPARE = 8  # candidates beyond those wanted, as sums of neighbours may be equal
+
+
+def _sums(scores: Array, running: Array, parts: Parts | None) -> Array:
+    """scores (n, beams, m) + running (n, beams)."""
+    if parts is not None:
+        top, total = (x.reshape(*running.shape, 1) for x in parts)
+        with np.errstate(invalid="ignore"):  # of rows that are not finite
+            scores = scores - top - total
+    summed: Array = scores + running[:, :, None]
+    return summed
+
+
+def _best_of(
+    scores: Array, tokens: Array, rest: Array, running: Array, k: int, vocabulary: int, parts: Parts | None
+) -> tuple[Array, Array] | None:
+    """The k largest sums, and where they stand among (beams, V), both (n, k), of each beam's best scores and their
+    tokens (n, beams, m), where `rest` (n, beams, 1) is at least all its others; None if one of those may be as good."""
+    count, beams = running.shape
+    sums = _sums(scores, running, parts).reshape(count, -1)
+    places = (tokens + np.arange(beams)[:, None] * vocabulary).reshape(count, -1)
+    unseen = _sums(rest, running, parts).reshape(count, -1).max(axis=1)
+    order = np.lexsort((places, -sums))[:, :k]
+    best = np.take_along_axis(sums, order, axis=1)
+    return (best, np.take_along_axis(places, order, axis=1)) if (best[:, -1] > unseen).all() else None
+
+
+def _best_sums(scores: Array, running: Array, k: int, parts: Parts | None = None) -> tuple[Array, Array]:
     """`largest` of scores (n, beams, V) + running (n, beams) over all beams and tokens, both (n, k), without adding
-    all: a beam's best are among those with its best scores, but for sums that rounding makes equal. parts: of
-    log_softmax, where the scores are logits still."""
+    all: a beam's best are among those with its best scores, but for sums that rounding makes equal."""
     count, beams, vocabulary = scores.shape
-
-    def sums_of(scores: Array) -> Array:
-        if parts is not None:
-            top, total = (x.reshape(count, beams, 1) for x in parts)
-            with np.errstate(invalid="ignore"):  # of rows that are not finite
-                scores = scores - top - total
-        return scores + running[:, :, None]
-
-    most = k + 8
+    most = k + SPARE
     if most < vocabulary:
         values, tokens = (x.reshape(count, beams, most) for x in largest(scores.reshape(-1, vocabulary), most))
-        sums = sums_of(values)
-        places = tokens + np.arange(beams)[:, None] * vocabulary
-        unseen = sums[:, :, -1].max(axis=1)  # none is larger
-        sums, places = sums.reshape(count, -1), places.reshape(count, -1)
-        order = np.lexsort((places, -sums))[:, :k]
-        best = np.take_along_axis(sums, order, axis=1)
-        if (best[:, -1] > unseen).all():
-            return best, np.take_along_axis(places, order, axis=1)
-    return largest(sums_of(scores).reshape(count, -1), k)
+        found = _best_of(values, tokens, values[:, :, -1:], running, k, vocabulary, parts)
+        if found is not None:
+            return found
+    return largest(_sums(scores, running, parts).reshape(count, -1), k)
+
+
+def _best_there(
+    logits: Any, row_of: Array, masks: Sequence[Mask], ids: Array, rows: Array, running: Array, k: int
+) -> tuple[Array, Array] | None:
+    """`_best_sums` of what a GPU holds, logits of rows row_of: no more than each beam's best leave it. None if these
+    are not enough."""
+    vocabulary = logits.shape[1]
+    row, token = (np.concatenate(x) for x in zip(NOTHING, *(m.gone(ids, rows, vocabulary) for m in masks), strict=True))
+    gone = np.unique(row * vocabulary + token)  # of them, some may be among the best
+    most = k + SPARE + int(np.bincount(gone // vocabulary).max(initial=0))
+    if most > MOST or most >= vocabulary:
+        return None
+    values, tokens = (host(x)[row_of] for x in ops.top_k(logits, most))
+    taken = np.isin(np.arange(len(row_of))[:, None] * vocabulary + tokens, gone)
+    parts = tuple(host(x)[row_of] for x in ops.log_softmax_parts(logits))
+    rest, left = values[:, -1:], np.where(taken, -np.inf, values)
+    x, at, rest = (v.reshape(*running.shape, -1) for v in (left, tokens, rest))
+    return _best_of(x, at, rest, running, k, vocabulary, parts)
 
 
 def beam_search(job: Job) -> Any:
@@ -78,28 +112,35 @@ def beam_search(job: Job) -> Any:
     running[:, 0] = 0
     watched = bool(o.do_sample or job.record or job.criteria)  # whether anyone looks at all of the scores
     try:
-        logits = np.repeat(host(decoding.start(job.rows)), beams, axis=0)
+        logits = decoding.start(job.rows)
         row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`, which has one a text at first
+        vocabulary = logits.shape[1]
         while True:
             count, length = len(texts), ids.shape[1] + 1
             rows = (texts[:, None] * beams + np.arange(beams)).reshape(-1)
-            parts = None
-            if not watched and only_masks(job.steps, ids.shape[1]):  # logits will do as well
-                parts = ops.log_softmax_parts(logits)
-                scores = job.process(ids, logits, rows)
+            masks = None if watched else masks_alone(job.steps, ids.shape[1])  # then logits will do as well
+            there = None
+            if masks is not None and not in_host_memory(logits):
+                there = _best_there(logits, row_of, masks, ids, rows, running, candidates)
+            if there is not None:
+                best, top = there
+                scores = logits  # nobody looks at them
             else:
-                scores = job.process(ids, ops.log_softmax(logits), rows)
-            job.note(ids, logits, scores, rows)
-            vocabulary = scores.shape[1]
-            of_text = scores.reshape(count, beams, vocabulary)
-            if o.do_sample:
-                sums = (of_text + running[:, :, None]).reshape(count, beams * vocabulary)
-                top = np.stack(
-                    [draw_several(s, candidates, streams[b]) for s, b in zip(sums, texts.tolist(), strict=True)]
-                )
-                best = np.take_along_axis(sums, top, axis=1)
-            else:
-                best, top = _best_sums(of_text, running, candidates, parts)
+                here = host(logits)
+                if len(here) < len(rows):
+                    here = here[row_of]
+                parts = None if masks is None else ops.log_softmax_parts(here)
+                scores = job.process(ids, ops.log_softmax(here) if masks is None else here, rows)
+                job.note(ids, here, scores, rows)
+                of_text = scores.reshape(count, beams, vocabulary)
+                if o.do_sample:
+                    sums = (of_text + running[:, :, None]).reshape(count, beams * vocabulary)
+                    top = np.stack(
+                        [draw_several(s, candidates, streams[b]) for s, b in zip(sums, texts.tolist(), strict=True)]
+                    )
+                    best = np.take_along_axis(sums, top, axis=1)
+                else:
+                    best, top = _best_sums(of_text, running, candidates, parts)
             found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
             beam, token = np.divmod(top, vocabulary)
             each = np.arange(count)[:, None]
@@ -136,7 +177,7 @@ def beam_search(job: Job) -> Any:
             texts, running = texts[goes_on], running[goes_on]
             ids = longer[each, chosen].reshape(-1, length)
             parents = history[each, chosen]
-            logits = host(decoding.step(ids[:, -1].tolist()))
+            logits = decoding.step(ids[:, -1].tolist())
             row_of = np.arange(len(ids))
     finally:
         job.close()

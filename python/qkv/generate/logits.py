@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain as chained
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,9 +38,19 @@ class Mask:
         """Whether that is so for rows of this length."""
         return True
 
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        """What it takes away: places among the rows, and tokens, which the head can make."""
+        raise NotImplementedError
 
-def only_masks(steps: Sequence[Processor], length: int) -> bool:
-    return all(isinstance(step, Mask) and step.masks(length) for step in steps)
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        scores[self.gone(ids, rows, scores.shape[1])] = -np.inf
+        return scores
+
+
+def masks_alone(steps: Sequence[Processor], length: int) -> list[Mask] | None:
+    """These, if for rows of this length they do no more than take tokens away."""
+    masks = [step for step in steps if isinstance(step, Mask) and step.masks(length)]
+    return masks if len(masks) == len(steps) else None
 
 
 def _known(tokens: Iterable[int], vocabulary: int) -> list[int]:
@@ -53,9 +64,13 @@ def _without(scores: Array, gone: Array) -> Array:
     return scores
 
 
-def _without_tokens(scores: Array, tokens: Iterable[int]) -> Array:
-    scores[:, _known(tokens, scores.shape[1])] = -np.inf
-    return scores
+NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+def _from_all(count: int, tokens: Iterable[int], vocabulary: int) -> tuple[Array, Array]:
+    """These tokens, of each of so many rows."""
+    known = np.array(_known(tokens, vocabulary), np.int64)
+    return np.repeat(np.arange(count), len(known)), np.tile(known, count)
 
 
 def _least_of_top(scores: Array, k: int) -> Array:
@@ -96,23 +111,31 @@ class SequenceBias(Mask):
     def masks(self, length: int) -> bool:
         return self.excludes
 
-    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        if self.largest >= scores.shape[1]:
+    def _found(self, ids: Array, vocabulary: int) -> tuple[Array, Array]:
+        """row * vocabulary + token of each that a sequence ends in, and its bias."""
+        if self.largest >= vocabulary:
             raise ValueError(
-                f"generate: {self.name}: {self.largest} is not among the {scores.shape[1]} tokens that the model makes"
+                f"generate: {self.name}: {self.largest} is not among the {vocabulary} tokens that the model makes"
             )
         tokens, values = self.single
-        places = [(np.arange(len(scores))[:, None] * scores.shape[1] + tokens).reshape(-1)]
-        biases = [np.tile(values, len(scores))]
+        places = [(np.arange(len(ids))[:, None] * vocabulary + tokens).reshape(-1)]
+        biases = [np.tile(values, len(ids))]
         for beginnings, last, values in self.longer:
             length = beginnings.shape[1]
             if length <= ids.shape[1]:
                 row, which = np.nonzero((ids[:, None, -length:] == beginnings).all(axis=2))
-                places.append(row * scores.shape[1] + last[which])
+                places.append(row * vocabulary + last[which])
                 biases.append(values[which])
-        place, inverse = np.unique(np.concatenate(places), return_inverse=True)
+        return np.concatenate(places), np.concatenate(biases)
+
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        return np.divmod(self._found(ids, vocabulary)[0], vocabulary)
+
+    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+        places, biases = self._found(ids, scores.shape[1])
+        place, inverse = np.unique(places, return_inverse=True)
         bias = np.zeros(len(place), np.float32)
-        np.add.at(bias, inverse, np.concatenate(biases))
+        np.add.at(bias, inverse, biases)
         scores.reshape(-1)[place] += bias
         return scores
 
@@ -182,16 +205,15 @@ class NoRepeatNgram(Mask):
 
     size: int
 
-    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
         n = self.size
         if ids.shape[1] < n:
-            return scores
+            return NOTHING
         windows = np.lib.stride_tricks.sliding_window_view(ids, n, axis=1)  # (n, L - n + 1, n)
         row, place = np.nonzero((windows[..., :-1] == ids[:, None, ids.shape[1] - n + 1 :]).all(axis=2))
         token = ids[row, place + n - 1]
-        made = (token >= 0) & (token < scores.shape[1])
-        scores[row[made], token[made]] = -np.inf
-        return scores
+        made = (token >= 0) & (token < vocabulary)
+        return row[made], token[made]
 
 
 class EncoderNoRepeatNgram(Mask):
@@ -207,14 +229,16 @@ class EncoderNoRepeatNgram(Mask):
                 following.setdefault(tuple(tokens[i : i + size - 1]), []).append(tokens[i + size - 1])
             self.following.append(following)
 
-    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
         start = ids.shape[1] - self.size + 1
-        if start >= 0:
-            for of_row, row, text in zip(
-                scores, ids[:, start:].tolist(), (rows // self.per_text).tolist(), strict=True
-            ):
-                of_row[_known(self.following[text].get(tuple(row), ()), len(of_row))] = -np.inf
-        return scores
+        if start < 0:
+            return NOTHING
+        texts = (rows // self.per_text).tolist()
+        found = [
+            _known(self.following[text].get(tuple(row), ()), vocabulary)
+            for text, row in zip(texts, ids[:, start:].tolist(), strict=True)
+        ]
+        return np.repeat(np.arange(len(ids)), [len(tokens) for tokens in found]), np.array([*chained(*found)], np.int64)
 
 
 @dataclass
@@ -224,8 +248,8 @@ class LeastLength(Mask):
     length: int
     eos: Sequence[int]
 
-    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        return _without_tokens(scores, self.eos) if ids.shape[1] < self.length else scores
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        return _from_all(len(ids), self.eos, vocabulary) if ids.shape[1] < self.length else NOTHING
 
 
 @dataclass
@@ -271,6 +295,9 @@ class ForcedFirst(Mask):
     def masks(self, length: int) -> bool:
         return length != 1
 
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        return NOTHING
+
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         return _only(scores, [self.first], "forced_bos_token_id") if ids.shape[1] == 1 else scores
 
@@ -284,6 +311,9 @@ class ForcedLast(Mask):
 
     def masks(self, length: int) -> bool:
         return length != self.max_length - 1
+
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        return NOTHING
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
         return _only(scores, self.last, "forced_eos_token_id") if ids.shape[1] == self.max_length - 1 else scores
@@ -319,10 +349,8 @@ class Suppressed(Mask):
     tokens: Sequence[int]
     at: int | None = None
 
-    def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        if self.at is not None and ids.shape[1] != self.at:
-            return scores
-        return _without_tokens(scores, self.tokens)
+    def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        return _from_all(len(ids), self.tokens, vocabulary) if self.at in (None, ids.shape[1]) else NOTHING
 
 
 # ---- for sampling: filters of the distribution. keep: that many of the likeliest always stay -------------------------

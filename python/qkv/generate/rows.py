@@ -143,6 +143,12 @@ class CachedRows:
                     rows[i] = self.tokens[i]
         return self._extend(rows)
 
+    def goes_on(self) -> bool:
+        """One more step, by the tokens that a GPU has chosen, if that is no more than counting on; whether it was."""
+        if self.captured is None or self.turns_anew_beyond is not None:
+            return False
+        return self.captured.again(self.sequences, None, *self.looked_at) is not None
+
     def close(self) -> None:
         for sequence in self.sequences:
             self.cache.free(sequence)
@@ -150,8 +156,12 @@ class CachedRows:
 
     def _extend(self, rows: Rows) -> Array:
         self.lengths = [len(row) for row in rows]
-        one_each = set(self.lengths) == {1} and self.captured is not None
-        forward = self.captured if one_each else self.forward
+        forward = self.forward
+        if self.captured is not None:
+            if set(self.lengths) == {1}:
+                forward = self.captured
+            else:
+                self.captured.last = None  # what was recorded is not the last step any more
         logits: Array = self.model.extend(
             self.cache, self.sequences, rows, *self.looked_at, **self.seen.again(), forward=forward
         )

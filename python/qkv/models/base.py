@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import of_cuda
 from ..config import Config
 from ..files import META, PICKLES, Checkpoint, write_folder, write_npz
 from ..images import ImageProcessor
@@ -178,14 +177,12 @@ class Model:
                 ties[name] = written[id(value)]
                 continue
             written[id(value)] = name
-            if of_cuda(value) and not hasattr(value, "numpy"):
-                raise ValueError(f"{name} is packed on a GPU; load the model with device='cpu' to save or to pickle it")
-            if of_cuda(value):
+            if hasattr(value, "numpy"):  # on a GPU
                 value = value.numpy()
             if isinstance(value, np.ndarray):
                 array = value
             elif value.dtype == "float32":
-                array = value.dequantize()
+                array = host(value.dequantize())
             else:
                 dtype, group, width, array, *others = value.parts()
                 packed[name] = [dtype, group, width]
