@@ -400,9 +400,9 @@ BERT: dict[str, Any] = {"model": "bert_base", "inputs": [1, 2, 3]}
         (BERT | {"inputs": None}, TypeError, "trace: inputs must be an array"),
         (BERT | {"target": "x"}, ValueError, "a BertModel has no decoder beside an encoder, so it takes no target"),
         (BERT | {"pair": "x"}, TypeError, "pair is a second text; the first must be a text too"),
-        (BERT | {"layers": 3}, ValueError, "trace: layers must be from 0 to 2; got 3"),
-        (BERT | {"layers": [0, "1"]}, ValueError, "trace: layers must be from 0 to 2; got '1'"),
-        (BERT | {"heads": [-1]}, ValueError, "trace: heads must be from 0 to"),
+        (BERT | {"layers": 3}, ValueError, "trace: layers of the model go from 0 to 2; got 3"),
+        (BERT | {"layers": [0, "1"]}, TypeError, "trace: layers must be an integer or a list of them; got '1'"),
+        (BERT | {"heads": [-1]}, ValueError, "trace: heads of the model go from 0 to"),
         (BERT | {"dtype": "int8"}, ValueError, "dtype is for a model that is loaded here"),
         ({"model": "vit_base", "inputs": np.zeros((2, 3, 3, 3))}, ValueError, "pixel_values: "),
         ({"model": "t5_base", "inputs": [1, 2]}, ValueError, "a T5Model does not generate; pass a target"),
@@ -608,7 +608,7 @@ def test_the_command_prints(folder: Any, capsys: pytest.CaptureFixture[str]) -> 
     text, path = "the service is friendly", folder("bert_three")
     assert cli.main(["trace", path, text]) == 0
     assert capsys.readouterr().out == qkv.trace(path, text).text() + "\n"
-    assert cli.main(["trace", path, text, "--layer", "0", "--head", "1", "--rows", "0", "--dtype", "int8"]) == 0
+    assert cli.main(["trace", path, text, "--layers", "0", "--heads", "1", "--rows", "0", "--dtype", "int8"]) == 0
     told = qkv.trace(path, text, layers=[0], heads=[1], dtype="int8")
     assert capsys.readouterr().out == told.text(rows=0) + "\n"
 
@@ -650,7 +650,7 @@ def test_the_command_takes_an_image(folder: Any, tmp_path: Path, capsys: pytest.
         (["-o", "x.png"], "--output: 'x.png' must end in .html"),
         (["-o", "/nowhere/x.html"], "/nowhere: there is no such folder"),
         (["--title", "x"], "--title is for a page; pass --output too"),
-        (["--layer", "7"], "trace: layers must be from 0 to"),
+        (["--layers", "7"], "trace: layers of the model go from 0 to"),
         (["--target", "x"], "trace: a BertForSequenceClassification has no decoder beside an encoder"),
     ],
 )

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from .choices import chosen
 from .codes import REST, Precision, check, choose, decode, encode
 from .document import as_json, document, element, unicode
 from .measures import entropy, rollout
-from .sources import Array, Map, chosen
+from .sources import Array, Map
 
 FOLDER = Path(__file__).parent / "page"
 NAMES = ("layers", "heads")
@@ -23,7 +24,7 @@ def page(maps: list[Map], title: str, layers: Any = None, heads: Any = None) -> 
     be larger than 10 MB."""
     numbers = [
         tuple(
-            chosen(name, given, count, item.name)
+            chosen("view", name, given, count, item.name)
             for name, given, count in zip(NAMES, (layers, heads), item.weights.shape[:2], strict=True)
         )
         for item in maps

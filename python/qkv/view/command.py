@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bench.run import positive
 from ..images import OF_MODELS
+from .choices import add_choices, numbers
 from .tokens import labels
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -48,8 +49,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--kind", choices=["encoder", "decoder", "cross"], help="of attention, in a figure")
     parser.add_argument("--layer", type=int, metavar="N", help="in a figure, this one only")
     parser.add_argument("--head", type=int, metavar="N", help="in a figure, this one of the layer, large")
-    for name in ("layers", "heads"):
-        parser.add_argument(f"--{name}", metavar="N,...", help=f"in a page, these {name} only, from 0; default: all")
+    add_choices(parser, "in a page, these {} only, from 0; default: all")
     parser.add_argument("--title", help="default: the model's name")
     dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
     parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
     of_figure = {"--kind": arguments.kind, "--layer": arguments.layer, "--head": arguments.head}
     if ending not in PICTURES and any(value is not None for value in of_figure.values()):
         raise ValueError(f"{', '.join(of_figure)} are for figures; a page has --layers and --heads")
-    of_page: dict[str, Any] = {name: _numbers(name, getattr(arguments, name)) for name in ("layers", "heads")}
+    of_page: dict[str, Any] = {name: numbers(name, getattr(arguments, name)) for name in ("layers", "heads")}
     if ending in PICTURES and any(value is not None for value in of_page.values()):
         raise ValueError("--layers, --heads are for pages; a figure has --layer and --head")
     folder = os.path.dirname(arguments.output)
@@ -84,16 +84,6 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         attention(seen.out, **given, image=seen.image, grid=seen.grid, **of_page)
     print(f"written: {arguments.output}")
-
-
-def _numbers(name: str, given: str | None) -> list[int] | None:
-    """Of "0,3"."""
-    if given is None:
-        return None
-    try:
-        return [int(number) for number in given.split(",")]
-    except ValueError:
-        raise ValueError(f"--{name}: expected numbers with commas between them; got {given!r:.60}") from None
 
 
 def look(model: Any, text: str, target: str | None, pair: str | None, new_tokens: int | None) -> Seen:

@@ -273,21 +273,6 @@ def _labelled(item: _Found) -> Map:
     return Map(item.field.title, weights, queries, keys[:t], item.prompt, notes, writes=spare or item.field.target[0])
 
 
-def chosen(name: str, given: Any, count: int, where: str) -> list[int]:
-    """The numbers of layers or heads that are to be shown; None: all. ValueError, TypeError: there is no such one."""
-    if given is None:
-        return list(range(count))
-    numbers = list(given) if isinstance(given, (list, tuple, range, np.ndarray)) else [given]
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
-            raise TypeError(f"view: {name} must be an integer or a list of them; got {number!r:.60}")
-        if not 0 <= number < count:
-            raise ValueError(f"view: {name} of {where} go from 0 to {count - 1}; got {number}")
-    if not numbers:
-        raise ValueError(f"view: {name} must name at least one; got none")
-    return sorted({int(number) for number in numbers})
-
-
 def _check(field: Field, weights: Array) -> tuple[str, ...]:
     """ValueError for what are no weights; otherwise what is to be said of them."""
     name = field.name

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from ..view.choices import chosen
 from .steps import SOURCES, Rows, Step, Trace
 
 __all__ = ["SOURCES", "Rows", "Step", "Trace", "trace"]
@@ -55,11 +56,11 @@ def trace(
     stacks = _stacks(model)
     if model.place.number is not None:
         raise ValueError("trace: the model is on a GPU; load it with device='cpu' to look at every step")
-    chosen = _chosen("layers", layers, max(len(stack.blocks) for stack, _ in stacks))
+    told = chosen("trace", "layers", layers, max(len(stack.blocks) for stack, _ in stacks), "the model")
     count = max(heads_of for _, heads_of in stacks)
-    chosen_heads = None if heads is None else _chosen("heads", heads, count)
+    chosen_heads = None if heads is None else chosen("trace", "heads", heads, count, "the model")
     given = prepare(model, inputs, target, pair)
-    recorder = Recorder(chosen)
+    recorder = Recorder(told)
     watched = recorder.watched_model(model)
     with recorder:
         output = watched(**given.arguments, output_attentions=True, output_hidden_states=True)
@@ -82,13 +83,3 @@ def _stacks(model: Any) -> list[tuple[Any, int]]:
     if hasattr(model, "encoder") and hasattr(model, "decoder"):
         return [(side.stack, side.heads) for side in (model.encoder, model.decoder)]
     raise TypeError(f"trace: model must be what qkv.load returns, or a path; got {type(model).__name__}")
-
-
-def _chosen(name: str, given: Any, count: int) -> list[int]:
-    if given is None:
-        return list(range(count))
-    numbers = [given] if isinstance(given, int) else list(given)
-    for number in numbers:
-        if isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < count:
-            raise ValueError(f"trace: {name} must be from 0 to {count - 1}; got {number!r:.60}")
-    return sorted({int(number) for number in numbers})

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ..bench.run import positive
+from ..view.choices import add_choices, numbers
 
 
 def add_command(commands: Any) -> None:
@@ -18,8 +19,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--target", metavar="TEXT", help="what an encoder-decoder writes; default: what it generates")
     parser.add_argument("--pair", metavar="TEXT", help="a second text for an encoder, such as a question's context")
     parser.add_argument("-o", "--output", metavar="FILE.html", help="write a page instead, to be opened in a browser")
-    parser.add_argument("--layer", type=int, nargs="+", metavar="N", help="tell these layers only, counted from 0")
-    parser.add_argument("--head", type=int, nargs="+", metavar="N", help="and of attention these heads only")
+    add_choices(parser, "tell these {} only, from 0; default: all")
     parser.add_argument("--numbers", type=positive(int), default=6, metavar="N", help="of each row (default 6)")
     parser.add_argument("--rows", type=int, default=1, metavar="N", help="of each step (default 1; 0: shapes only)")
     parser.add_argument("--title", help="of the page; default: the text")
@@ -47,8 +47,8 @@ def run(arguments: argparse.Namespace) -> None:
         text,
         arguments.target,
         pair=arguments.pair,
-        layers=arguments.layer,
-        heads=arguments.head,
+        layers=numbers("layers", arguments.layers),
+        heads=numbers("heads", arguments.heads),
         dtype=dtype_of(arguments),
     )
     if arguments.output is not None:
