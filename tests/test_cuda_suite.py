@@ -47,7 +47,7 @@ BY_HOPPER = ["test_attention", "test_attention_masked", "test_attention_varlen"]
 OF_MODELS = ["test_cuda_models"]
 # Again, as on a GPU before Hopper, whose kernels are others.
 PORTABLE = ["test_gemm", "test_cuda_capture"]
-# Without the checks in emulation, which take as long again, as those BY_HOPPER: their kernels are those of other files here.
+# In emulation without its checks, which take as long again, as those BY_HOPPER: the kernels are those of others here.
 UNCHECKED = {"test_attention_names", "test_attention_paged"}
 
 DEVICES = {
