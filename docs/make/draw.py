@@ -84,7 +84,7 @@ class Picture:
         for (i, j), value in np.ndenumerate(values):
             if value == value and abs(value) / most > 0.004:
                 at = (x + j * cell[0], y + i * cell[1], *cell)
-                self.box(*at, kind="one" if value > 0 else "two", shade=min(abs(float(value)) / most, 1) ** 0.7)
+                self.box(*at, kind="two" if value > 0 else "one", shade=min(abs(float(value)) / most, 1) ** 0.7)
             if numbers and value == value:
                 middle = (x + (j + 0.5) * cell[0], y + (i + 0.5) * cell[1] + 3.5)
                 self.text(*middle, f"{value:.2f}".replace("0.", "."), anchor="middle", kind="small")

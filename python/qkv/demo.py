@@ -29,6 +29,7 @@ BEAMS = 4
 PAGE = "qkv-demo.html"
 NEXT = """\
 qkv translate dates "the 1st of April, 1999"      this model on your own dates; qkv.load("dates") in Python
+qkv trace dates "3 May 2031" -o trace.html        every step of its computation, as a page; qkv view: its attention
 qkv embed FOLDER "a sentence" "another"           any sentence-transformers folder of a BERT, as it is
 qkv generate FILE.gguf "Once upon a time"         a language model; also from a Hugging Face folder
 qkv bench                                         all ops and a BERT-base, as shares of this machine's limits
