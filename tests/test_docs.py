@@ -21,9 +21,8 @@ from typing import Any
 
 import pytest
 import qkv
-from qkv import cuda, view
+from qkv import cuda, view, walk
 from qkv.generate import generate, stream
-from qkv.walk import Step, Trace
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -36,8 +35,7 @@ PUBLIC: dict[str, Any] = {
     **{f"qkv.view.{name}": getattr(view, name) for name in view.__all__},
     "qkv.generate.generate": generate,
     "qkv.generate.stream": stream,
-    "qkv.walk.Step": Step,
-    "qkv.walk.Trace": Trace,
+    **{f"qkv.walk.{name}": getattr(walk, name) for name in walk.__all__ if name not in qkv.__all__},
 }
 FUNCTIONS = {name: value for name, value in PUBLIC.items() if inspect.isfunction(value)}
 

@@ -25,7 +25,9 @@ from checks import run_python
 from qkv import cli, ops
 from qkv.outputs import ModelOutput
 from qkv.placement import Place
-from qkv.walk import Step, Trace, tell
+from qkv.view import Page
+from qkv.walk import Step, Trace, steps
+from qkv.walk.assemble import encode
 from trace_checks import check
 from view_checks import Elements
 
@@ -214,6 +216,18 @@ def test_the_order_in_a_gemma_with_soft_caps() -> None:
     assert names(trace, "output") == ["uncapped logits", "divided", "tanh", "logits", *NEXT]
 
 
+@pytest.mark.parametrize("ids", [[1], [1, 2, 3]])
+def test_what_is_said_of_a_mask(ids: list[int]) -> None:
+    """One token of a decoder sees all there are, but it is a decoder's still."""
+    said = [
+        qkv.trace(qkv.load(golden_checks.GOLDEN / folder), ids)["layer 0.self-attention.mask"].note
+        for folder in ("bert_base", "gpt2_base")
+    ]
+    assert said[0].startswith("every token sees all") and said[1].startswith(
+        "a token sees itself and what comes before"
+    )
+
+
 def test_queries_that_share_a_key_head() -> None:
     model = qkv.load(golden_checks.GOLDEN / "llama_base")
     trace, whole = qkv.trace(model, [1, 2, 3], heads=[1, 2]), qkv.trace(model, [1, 2, 3])
@@ -255,6 +269,37 @@ def test_the_next_token_is_that_of_greedy_search(name: str, load: Any) -> None:
         text += "ab"
     assert np.argmax(trace["output.probabilities"].value) == trace["output.next token"].value[0]
     assert trace.labels["candidate"][:1] == trace.labels["next token"]
+
+
+def test_a_padded_text_has_all_its_labels() -> None:
+    """Of three labels where there are three tokens, one of them padding."""
+    model = qkv.load(golden_checks.GOLDEN / "bert_classify")
+    given = {"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]]}
+    logits = model(**given).logits[0].astype(np.float64)
+    assert logits.shape == (3,)
+    trace = qkv.trace(model, given)
+    np.testing.assert_allclose(trace["output.probabilities"].value, np.exp(logits) / np.exp(logits).sum(), rtol=1e-5)
+    assert trace["output.label"].value.tolist() == [np.argmax(logits)] and len(trace.labels["label"]) == 3
+    alone = qkv.trace(model, {"input_ids": [[5, 0, 0]], "attention_mask": [[1, 0, 0]]})
+    assert alone["output.probabilities"].shape == (3,)
+
+
+def test_labels_that_do_not_exclude_one_another(tmp_path: Path) -> None:
+    """Each has a probability of its own, and several are likely, or none."""
+    text = "the service is friendly"
+    plain = qkv.load(task_checks.folder(tmp_path / "one", "bert_three"))
+    logits = plain(**plain.tokenizer([text])).logits[0].astype(np.float64)
+    changed = {"problem_type": "multi_label_classification"}
+    trace = qkv.trace(task_checks.folder(tmp_path / "several", "bert_three", changed), text)
+    told = trace["output.independent probabilities"]
+    np.testing.assert_allclose(told.value, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+    likely = trace["output.likely labels"]
+    assert likely.value.tolist() == np.flatnonzero(logits > 0).tolist()
+    assert [trace.labels["label"][i] for i in likely.value] == trace.labels["likely label"]
+    assert check(told) and check(likely) and "output.label" not in trace.paths
+    assert "likely labels: p > 0.5" in trace.text() and "likely labels" in trace.to_html()
+    number = qkv.trace(task_checks.folder(tmp_path / "number", "bert_three", {"problem_type": "regression"}), text)
+    assert number[-1].name == "logits"
 
 
 def test_a_translation_is_told_as_it_is_generated() -> None:
@@ -399,6 +444,12 @@ BERT: dict[str, Any] = {"model": "bert_base", "inputs": [1, 2, 3]}
         (BERT | {"inputs": {"input_ids": [[1]], "mems": [1]}}, ValueError, "mems: a BertModel has no such input"),
         (BERT | {"inputs": None}, TypeError, "trace: inputs must be an array"),
         (BERT | {"target": "x"}, ValueError, "a BertModel has no decoder beside an encoder, so it takes no target"),
+        (
+            {"model": "t5_lm", "inputs": "x", "pair": "y"},
+            ValueError,
+            "trace: a T5ForConditionalGeneration reads one text",
+        ),
+        ({"model": "gpt2_lm", "inputs": "x", "pair": "y"}, ValueError, "a GPT2LMHeadModel reads one text"),
         (BERT | {"pair": "x"}, TypeError, "pair is a second text; the first must be a text too"),
         (BERT | {"layers": 3}, ValueError, "trace: layers of the model go from 0 to 2; got 3"),
         (BERT | {"layers": [0, "1"]}, TypeError, "trace: layers must be an integer or a list of them; got '1'"),
@@ -438,14 +489,38 @@ def test_a_path_that_is_not_there() -> None:
     trace = qkv.trace(qkv.load(golden_checks.GOLDEN / "bert_base"), [1, 2])
     with pytest.raises(KeyError, match=r"there is no step 'layer 0.self-attention.score'; there is 'layer 0.self"):
         trace["layer 0.self-attention.score"]
+    assert "input.ids" in trace and "input.id" not in trace and trace[1] in trace and 1 not in trace
     assert len(trace) == len(trace.paths) and trace[0].name == "tokens" and trace[-1] is trace[trace.paths[-1]]
     assert [step.path for step in trace[:2]] == ["input.tokens", "input.ids"]
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tell, "LIMIT", 20_000)
-    with pytest.raises(ValueError, match=r"trace: the steps up to layer .* choose some of the layers and heads"):
+    monkeypatch.setattr(steps, "LIMIT", 60_000)
+    with pytest.raises(ValueError, match=r"trace: the .* hold more than .* choose some of the layers and heads"):
         qkv.trace(qkv.load(golden_checks.GOLDEN / "bert_base"), list(range(1, 20)))
+
+
+def test_attention_weights_that_are_too_many_are_never_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output has those of all layers and heads, of padding too."""
+    model = qkv.load(golden_checks.GOLDEN / "bert_base")
+    given = {"input_ids": [[1] * 19 + [0]], "attention_mask": [[1] * 19 + [0]]}
+    need = 4 * 20 * 20 * model.heads * len(model.stack.blocks)
+    monkeypatch.setattr(steps, "LIMIT", need - 1)
+    with pytest.raises(ValueError, match=r"the attention weights of all layers and heads hold .* a shorter text"):
+        qkv.trace(model, given, layers=0, heads=0)
+    monkeypatch.setattr(steps, "LIMIT", need)
+    with pytest.raises(ValueError, match=r"trace: the results of its kernels hold more .* choose some of the layers"):
+        qkv.trace(model, given)
+
+
+def test_heads_that_one_of_two_stacks_lacks() -> None:
+    model = qkv.load(golden_checks.GOLDEN / "bart_base")
+    few, more = model.encoder.heads, model.decoder.heads
+    assert few < more
+    trace = qkv.trace(model, [3, 4, 5, 2], [2, 3], heads=more - 1)
+    assert trace["encoder.layer 0.self-attention.weights"].shape[0] == 0
+    assert trace["decoder.layer 0.self-attention.weights"].shape[0] == 1
+    assert f"head {more - 1}, " in trace.text() and "cross-attention" in trace.to_html()
 
 
 # ---- text -------------------------------------------------------------------------------------------------------
@@ -466,6 +541,9 @@ def test_the_text_has_every_step() -> None:
     short = trace.text(rows=0)
     assert len(short) < len(text) and len(short.splitlines()) > len(trace)
     assert trace.text(numbers=2, rows=2).count("…") > text.count("…") / 2
+    for name in ("numbers", "rows"):
+        with pytest.raises(ValueError, match=f"trace: {name} must be an integer of at least 0; got -1"):
+            trace.text(**{name: -1})
 
 
 def test_tokens_do_not_command_a_terminal() -> None:
@@ -533,6 +611,42 @@ def test_pictures_hold_the_values(folder: str) -> None:
         assert described["signed"] == bool((shown < 0).any())
     drawn = [n for n, step in enumerate(trace) if step.dtype.kind in "fb" and step.value.ndim in (2, 3)]
     assert sorted(found) == drawn
+
+
+def test_what_is_not_finite_has_codes_of_its_own() -> None:
+    codes, largest = encode(np.array([[1, np.nan, np.inf, -np.inf, -1, 0]], np.float32))
+    assert largest == 1 and codes.tolist() == [[32766, -32768, 32767, -32767, -32766, 0]]
+
+
+def test_a_model_that_runs_over_is_told_quietly() -> None:
+    """Infinities and what comes of them are values like any other, without a RuntimeWarning."""
+    model = qkv.load(golden_checks.GOLDEN / "gpt2_lm")
+    norm = model.stack.blocks[0].sublayers[0].norm_in
+    norm.weight = np.full_like(norm.weight, 1e38)
+    trace = qkv.trace(model, [1, 2, 3], layers=0)
+    assert not np.isfinite(trace["layer 0.self-attention.scores"].value).all()
+    pictures_of(trace.to_html())
+    assert "∞" in trace.text()
+
+
+def test_a_long_text_stays_out_of_the_titles() -> None:
+    """Which alone would be a page of 12 MB."""
+    text = "3 May 2031" + " and so on" * 400_000
+    with pytest.warns(UserWarning, match="the text is cut"):
+        trace = qkv.trace("dates", text, "2031", layers=0, heads=0)
+    assert trace.title == text[:199] + "…" and len(trace.text()) < 100_000
+    assert trace["input.tokens" if "input.tokens" in trace else "encoder.input.tokens"].inputs["text"] == text
+    page = trace.to_html()
+    assert len(page.encode()) < 1_000_000 and trace.title in page
+    with pytest.raises(ValueError, match=r"a page of 2\d\.\d MB is larger than 10 MB; choose some"):
+        trace.to_html(title="x" * 10_000_000)
+
+
+def test_a_notebook_shows_the_page() -> None:
+    page = qkv.trace(qkv.load(golden_checks.GOLDEN / "bert_base"), [1, 2]).to_html(title='a "<b>" & c')
+    assert isinstance(page, Page)
+    (frame,) = (attributes for tag, attributes, _ in Elements(page._repr_html_()).found if tag == "iframe")
+    assert frame["srcdoc"] == str(page) and frame["title"] == 'a "<b>" & c'
 
 
 def test_tokens_stay_text_in_the_page() -> None:

@@ -131,7 +131,7 @@ def test_a_notebook_shows_the_page() -> None:
     page = qkv.view.attention(random_weights(1, 1, 2, 2), ["<a>", '"b"'])
     assert isinstance(page, str) and len(repr(page)) < 100
     (frame,) = (attributes for tag, attributes, _ in Elements(page._repr_html_()).found if tag == "iframe")
-    assert frame["srcdoc"] == str(page) and frame["sandbox"] == "allow-scripts"
+    assert frame["srcdoc"] == str(page) and frame["sandbox"] == "allow-scripts" and frame["title"] == "Attention"
 
 
 class Bytes:
@@ -657,6 +657,13 @@ def test_errors_of_the_command(
     error = capsys.readouterr().err
     assert message in error and error.startswith("qkv: ") and len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_reads_standard_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i, text in enumerate(([], ["-"], ["3 May 2031"])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"3 May 2031\n")))
+        assert cli.main(["view", "dates", *text, "--layers", "0", "-o", str(tmp_path / f"{i}.html")]) == 0
+    assert len({(tmp_path / f"{i}.html").read_text() for i in range(3)}) == 1
 
 
 @pytest.mark.filterwarnings("always::UserWarning")

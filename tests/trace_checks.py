@@ -210,6 +210,8 @@ def expected(step: Step) -> Array | None:
         "largest(p)": lambda: np.sort(wide(i["p"]))[::-1][: len(step.value)],
         "(a + b) / 2": lambda: (wide(i["a"]) + wide(i["b"])) / 2,
         "argmax(z)": lambda: np.argmax(i["z"], axis=-1).reshape(step.shape),
+        "1 / (1 + e^(−z))": lambda: scipy_special.expit(wide(i["z"])),
+        "p > 0.5": lambda: np.flatnonzero(i["p"] > 0.5),
         "z > 0": lambda: i["z"] > 0,
     }
     if found := re.fullmatch(r"x\[(\d+)\]", formula):

@@ -1,7 +1,8 @@
-"""Which layers and heads a page shows: what `qkv view` and `qkv trace` share."""
+"""The text that is read, and which layers and heads a page shows: what `qkv view` and `qkv trace` share."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -36,3 +37,22 @@ def numbers(name: str, given: str | None) -> list[int] | None:
         return [int(number) for number in given.split(",")]
     except ValueError:
         raise ValueError(f"--{name}: expected numbers with commas between them; got {given!r:.60}") from None
+
+
+def add_text(parser: Any) -> None:
+    help_ = "what the model reads, '-' or none: standard input; for a model of images the path of one"
+    parser.add_argument("text", metavar="TEXT", nargs="?", default="-", help=help_)
+
+
+def text_of(arguments: Any) -> str:
+    """The text that add_text's argument means. ValueError: standard input is closed, or not UTF-8."""
+    if arguments.text != "-":
+        text: str = arguments.text
+        return text
+    if sys.stdin is None:
+        raise ValueError("standard input is closed")
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from None

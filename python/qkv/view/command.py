@@ -12,7 +12,7 @@ import numpy as np
 
 from ..bench.run import positive
 from ..images import OF_MODELS
-from .choices import add_choices, numbers
+from .choices import add_choices, add_text, numbers, text_of
 from .tokens import labels
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -33,7 +33,7 @@ class Seen:
 def add_command(commands: Any) -> None:
     parser = commands.add_parser("view", help="attention over a text or an image, as a page of HTML")
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, its name on the hub, .npz or .gguf")
-    parser.add_argument("text", metavar="TEXT", help="what the model reads; for a model of images the path of one")
+    add_text(parser)
     parser.add_argument("--target", metavar="TEXT", help="what an encoder-decoder writes; default: what it generates")
     parser.add_argument("--pair", metavar="TEXT", help="a second text for an encoder, such as a question's context")
     parser.add_argument(
@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     if folder and not os.path.isdir(folder):
         raise FileNotFoundError(f"{folder}: there is no such folder")
     model = load(arguments.model, dtype=dtype_of(arguments))
-    seen = look(model, arguments.text, arguments.target, arguments.pair, arguments.max_new_tokens)
+    seen = look(model, text_of(arguments), arguments.target, arguments.pair, arguments.max_new_tokens)
     title = arguments.title or os.path.basename(os.path.normpath(arguments.model))
     given = {"tokens": seen.tokens, "target_tokens": seen.target_tokens, "path": arguments.output, "title": title}
     if ending in PICTURES:

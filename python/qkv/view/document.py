@@ -30,9 +30,8 @@ class Page(str):
 
     def _repr_html_(self) -> str:
         look = "width:100%;height:46em;border:0"
-        return (
-            f'<iframe srcdoc="{html.escape(self)}" sandbox="allow-scripts" title="Attention" style="{look}"></iframe>'
-        )
+        title = html.escape(html.unescape(self.partition("<title>")[2].partition("</title>")[0]))
+        return f'<iframe srcdoc="{html.escape(self)}" sandbox="allow-scripts" title="{title}" style="{look}"></iframe>'
 
 
 def document(folder: Path, scripts: Sequence[str], title: str, **filled: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..view.choices import chosen
-from .steps import SOURCES, Rows, Step, Trace
+from .steps import Rows, Step, Trace, fits, shortened
 
-__all__ = ["SOURCES", "Rows", "Step", "Trace", "trace"]
+if TYPE_CHECKING:
+    from .inputs import Given
+
+__all__ = ["Rows", "Step", "Trace", "trace"]
 
 
 def trace(
@@ -33,8 +36,9 @@ def trace(
     path of one, or what its image_processor takes, or pixel_values (1, channels, height, width); of torch's stacks
     without embeddings vectors (1, S, C); or a mapping of the model's inputs, such as a tokenizer's batch of one row.
     target: what an encoder-decoder writes, as a text or ids that begin with the start token; None: what it generates
-    greedily. pair: a second text for an encoder. layers, heads: which to tell, by number from 0; None: all. Of other
-    layers there is only the result. dtype: of the weights, where model is a path; None: float32, "auto" for a .gguf.
+    greedily, up to 64 tokens. pair: a second text for an encoder. layers, heads: which to tell, by number from 0; None:
+    all. Of other layers there is only the result. dtype: of the weights, where model is a path; None: float32, "auto"
+    for a .gguf.
 
     Returns a `Trace`: iterate over its `Step`s, print it, or write a page with `to_html`.
 
@@ -60,6 +64,7 @@ def trace(
     count = max(heads_of for _, heads_of in stacks)
     chosen_heads = None if heads is None else chosen("trace", "heads", heads, count, "the model")
     given = prepare(model, inputs, target, pair)
+    fits(_attentions(stacks, given), "the attention weights of all layers and heads", "choose a shorter text")
     recorder = Recorder(told)
     watched = recorder.watched_model(model)
     with recorder:
@@ -71,9 +76,20 @@ def trace(
         **teller.labels,
         "head": [str(h) for h in (range(count) if chosen_heads is None else chosen_heads)],
     }
-    title = given.texts.get("token") or name or model.architecture
+    title = shortened(given.texts.get("token") or name or model.architecture)
     subtitle = f"{model.architecture}, {model.dtype}"
     return Trace(teller.steps, title, subtitle, labels, output)
+
+
+def _attentions(stacks: list[tuple[Any, int]], given: Given) -> int:
+    """How many bytes the attention weights of the output have, which are those of all layers and heads."""
+    s = given.length("token")
+    if len(stacks) == 1:
+        pairs = [s * (len(given.labels["key"]) if "key" in given.labels else s)]
+    else:
+        t = given.length("target")
+        pairs = [s * s, t * (t + s)]
+    return sum(4 * len(stack.blocks) * heads * n for (stack, heads), n in zip(stacks, pairs, strict=True))
 
 
 def _stacks(model: Any) -> list[tuple[Any, int]]:

@@ -17,8 +17,10 @@ from .steps import Array, Step, Trace
 
 FOLDER = Path(__file__).parent / "page"
 SCRIPTS = ("pictures", "main")
-TOP = 32766  # the code of a step's largest value; -TOP - 1 stands for minus infinity
-LOWEST = -TOP - 1
+TOP = 32766  # the code of a step's largest value; what is not finite has the codes beyond
+INFINITE = TOP + 1
+NAN = -TOP - 2
+LARGEST = 10_000_000  # bytes of a page
 NUMBERS = 2_400_000  # in all pictures: 10 MB hold about 3.5 million in base64 of what zlib leaves of 16 bits
 CUTS = (
     (256, 512),
@@ -55,7 +57,7 @@ def page(trace: Trace, title: str) -> str:
         blocks.append(element(codes.tobytes()))
     labels = {axis: [unicode(name) for name in names] for axis, names in trace.labels.items()}
     data = {"labels": labels, "pictures": described}
-    return document(
+    made = document(
         FOLDER,
         SCRIPTS,
         title,
@@ -65,6 +67,12 @@ def page(trace: Trace, title: str) -> str:
         data=as_json(data),
         codes="\n".join(blocks),
     )
+    if (size := len(made.encode())) > LARGEST:
+        raise ValueError(
+            f"trace: a page of {size / 1e6:.1f} MB is larger than 10 MB; choose some of the layers or heads, or a "
+            "shorter text or title"
+        )
+    return made
 
 
 def drawable(step: Step) -> bool:
@@ -84,5 +92,5 @@ def encode(values: Array) -> tuple[Array, float]:
     finite = np.isfinite(wide)
     largest = float(np.abs(wide[finite]).max(initial=0))
     codes = np.rint(np.where(finite, wide, 0) * (TOP / largest if largest else 0)).astype("<i2")
-    codes[~finite] = LOWEST
+    codes[wide == np.inf], codes[wide == -np.inf], codes[np.isnan(wide)] = INFINITE, -INFINITE, NAN
     return codes, largest

@@ -130,7 +130,7 @@ def _mask_formula(g: dict[str, Any]) -> str:
 
 
 def _mask_note(seen: Array, g: dict[str, Any]) -> str:
-    if seen.all():
+    if not g["causal"]:
         return "every token sees all; padding is left out before the first layer"
     return "a token sees itself and what comes before it" + (", within its window" if g["window"] else "")
 

@@ -8,14 +8,13 @@ import sys
 from typing import Any
 
 from ..bench.run import positive
-from ..view.choices import add_choices, numbers
+from ..view.choices import add_choices, add_text, numbers, text_of
 
 
 def add_command(commands: Any) -> None:
     parser = commands.add_parser("trace", help="every step of a forward pass, in the terminal or as a page of HTML")
     parser.add_argument("model", metavar="MODEL", help="Hugging Face folder, its name on the hub, .npz or .gguf")
-    help_ = "what the model reads, '-' or none: standard input; for a model of images the path of one"
-    parser.add_argument("text", metavar="TEXT", nargs="?", default="-", help=help_)
+    add_text(parser)
     parser.add_argument("--target", metavar="TEXT", help="what an encoder-decoder writes; default: what it generates")
     parser.add_argument("--pair", metavar="TEXT", help="a second text for an encoder, such as a question's context")
     parser.add_argument("-o", "--output", metavar="FILE.html", help="write a page instead, to be opened in a browser")
@@ -41,10 +40,9 @@ def run(arguments: argparse.Namespace) -> None:
             raise FileNotFoundError(f"{folder}: there is no such folder")
     elif arguments.title is not None:
         raise ValueError("--title is for a page; pass --output too")
-    text = _standard_input() if arguments.text == "-" else arguments.text
     made = trace(
         arguments.model,
-        text,
+        text_of(arguments),
         arguments.target,
         pair=arguments.pair,
         layers=numbers("layers", arguments.layers),
@@ -57,14 +55,3 @@ def run(arguments: argparse.Namespace) -> None:
         return
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     print(made.text(numbers=arguments.numbers, rows=arguments.rows).encode(encoding, "replace").decode(encoding))
-
-
-def _standard_input() -> str:
-    """All of it, as one text."""
-    if sys.stdin is None:
-        raise ValueError("standard input is closed")
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from None

@@ -55,6 +55,10 @@ class Given:
         mask = getattr(self.tokenizer, "mask_token_id", None)
         return set() if mask is None else set(np.flatnonzero(self.ids["token"] == mask).tolist())
 
+    def length(self, axis: str) -> int:
+        """Tokens, padding included."""
+        return len(self.masks.get(axis, self.labels[axis]))
+
     def real(self, axis: str, x: Array) -> Array:
         """Rows of an output without its padding."""
         mask = self.masks.get(axis)
@@ -82,6 +86,9 @@ def prepare(model: Any, inputs: Any, target: Any, pair: str | None) -> Given:
         raise ValueError(f"trace: a {model.architecture} has no decoder beside an encoder, so it takes no target")
     if pair is not None and not isinstance(inputs, str):
         raise TypeError("trace: pair is a second text; the first must be a text too")
+    writes = getattr(model, "cache", None) is not None and hasattr(getattr(model, "head", None), "logits")
+    if pair is not None and (both or writes):
+        raise ValueError(f"trace: a {model.architecture} reads one text, so it takes no pair")
     if model.config.get("model_type") in OF_MODELS and not isinstance(inputs, Mapping):
         given = _image(model, inputs)
     elif isinstance(inputs, str):

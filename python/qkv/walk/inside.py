@@ -12,6 +12,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def scores(q: Array, k: Array) -> Array:
     """(H, S, T) float64: q . k of queries (H, S, D) and keys (H, T, D)."""
     product: Array = q.astype(np.float64) @ k.astype(np.float64).swapaxes(1, 2)
@@ -49,6 +50,7 @@ def allowed(s: int, t: int, given: Mapping[str, Any]) -> Array:
     return seen
 
 
+@np.errstate(invalid="ignore")
 def softmax(scores: Array) -> Array:
     """Along the last axis; 0 where everything is masked."""
     top = scores.max(axis=-1, keepdims=True, initial=-np.inf)
@@ -58,5 +60,6 @@ def softmax(scores: Array) -> Array:
     return result
 
 
+@np.errstate(invalid="ignore")
 def largest_difference(a: Array, b: Array) -> float:
     return float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max(initial=0))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..view.document import escaped
-from .steps import SOURCES, Step, Trace
+from .steps import SOURCES, Step, Trace, shortened
 from .text import counted, label, number
 from .words import SECTIONS
 
@@ -111,7 +111,7 @@ def _inputs(step: Step) -> str:
     for name, value in step.inputs.items():
         shape = getattr(value, "shape", None)
         if isinstance(value, str):
-            described = f" “{escaped(value)}”"
+            described = f" “{escaped(shortened(value))}”"
         elif shape is None or not shape:
             described = f" = {escaped(number(value) if isinstance(value, (int, float)) else str(value))}"
         else:
@@ -132,6 +132,8 @@ def _shape(step: Step) -> str:
 
 def _numbers(step: Step, trace: Trace) -> str:
     value, axes = step.value, step.axes
+    if not value.size:  # none of the chosen heads is in this stack
+        return ""
     if value.ndim == 1 and len(value) <= LONG and axes[0] in trace.labels:  # one for each token
         names = [label(trace, axes[0], i) for i in range(len(value))]
         ids = "" if value.dtype.kind == "U" else "<small>{}</small>"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ..batching import sigmoid
 from ..models.heads import BothHeads, DiscriminatorHead, LMHead, MaskedLMHead, SpanHead
 from ..models.seq2seq import EncoderDecoder
 from ..models.tokens import CountedPositions, Embeddings, LearnedPositions, SinusoidalPositions
@@ -248,7 +249,9 @@ def _read_off(teller: Teller, model: Any, given: Given, output: ModelOutput, tok
         logits = output.get(getattr(one, "field", "logits"))
         if one is None or logits is None:
             continue
-        logits = given.real(token, logits[0])
+        logits = logits[0]
+        if logits.ndim > 1 or isinstance(one, DiscriminatorHead):  # else it is of the whole text
+            logits = given.real(token, logits)
         if isinstance(one, LMHead) or (isinstance(one, MaskedLMHead) and model.cache is not None):
             _next_token(teller, given, logits[-1])
         elif isinstance(one, MaskedLMHead):
@@ -279,8 +282,19 @@ def _span(teller: Teller, given: Given, output: ModelOutput, token: str) -> None
 
 def _label(teller: Teller, given: Given, logits: Array) -> None:
     """Of a text, from logits (labels,)."""
+    problem = given.model.config.get("problem_type")
+    if problem == "regression":  # the logits are what it says
+        return
     names, best = given.classes(logits.size), int(logits.argmax())
     teller.labels["label"] = names
+    if problem == "multi_label_classification":
+        p = teller.add(
+            "independent probabilities", "1 / (1 + e^(−z))", "NumPy", sigmoid(logits), ("label",), {"z": logits}
+        )
+        likely = np.flatnonzero(p > 0.5)
+        teller.labels["likely label"] = [names[i] for i in likely]
+        teller.add("likely labels", "p > 0.5", "NumPy", likely, ("likely label",), {"p": p})
+        return
     p = inside.softmax(logits.astype(np.float64))
     teller.add("probabilities", "e^z / Σ e^z", "NumPy", p, ("label",), {"z": logits})
     teller.labels["likeliest label"] = [names[best]]

@@ -16,6 +16,7 @@ from typing import Any
 
 from .. import ops
 from ..layers import Array, Block, Run, Stack
+from .steps import fits
 
 OPS = (
     *("embedding", "linear", "matmul", "layer_norm", "rms_norm", "angles", "rotate", "scaled_sum", "divided", "tanh"),
@@ -54,6 +55,7 @@ class Recorder:
         self.layers = layers
         self.events: list[Call | Layer] = []
         self.keeps = True
+        self.nbytes = 0  # of the results in events
 
     def __enter__(self) -> Recorder:
         _ONE_AT_A_TIME.acquire()
@@ -80,6 +82,8 @@ class Recorder:
                 # Transformer-XL's head adds to log-probabilities in place
                 kept = result.copy() if name == "log_softmax" else result
                 self.events.append(Call(name, dict(bound.arguments), kept))
+                self.nbytes += _nbytes(kept)
+                fits(self.nbytes, "the results of its kernels")
             return result
 
         return call
@@ -102,6 +106,13 @@ class Recorder:
                     watched, side, replace(getattr(model, side), stack=self.watched(getattr(model, side).stack, side))
                 )
         return watched
+
+
+def _nbytes(result: Any) -> int:
+    """Of an op's result: an array, or several."""
+    if isinstance(result, (tuple, list)):
+        return sum(map(_nbytes, result))
+    return 0 if result is None else int(result.nbytes)
 
 
 class _Watched(Block):

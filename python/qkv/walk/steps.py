@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from ..batching import check_integer
 from .words import STEPS
 
 if TYPE_CHECKING:
     import os
 
     from ..outputs import ModelOutput
+    from ..view.document import Page
 
 Array = np.ndarray[Any, Any]
 
+LIMIT = 1 << 30  # bytes of all values
+LONGEST = 200  # characters of a text in titles
 SOURCES = {
     "recorded": "as the model computed it",
     "repeated": "fused into the step that follows; the same kernel once more, without that",
@@ -26,8 +30,19 @@ SOURCES = {
 }
 
 
+def fits(nbytes: int, what: str, advice: str = "choose some of the layers and heads, or a shorter text") -> None:
+    """ValueError: so many bytes are too much."""
+    if nbytes > LIMIT:
+        raise ValueError(f"trace: {what} hold more than {LIMIT >> 30} GiB of numbers; {advice}")
+
+
+def shortened(text: str) -> str:
+    """What a title has of a text."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
 class Rows:
-    """Some rows of a packed weight, as (n, in)."""
+    """Some rows of a packed weight, as (n, in): an input of steps where one product makes queries, keys and values."""
 
     def __init__(self, weight: Any, start: int, stop: int):
         self.weight, self.start, self.stop = weight, start, stop
@@ -46,6 +61,7 @@ class Rows:
         return group
 
     def dequantize(self) -> Array:
+        """The rows as (n, in) float32."""
         whole: Array = self.weight.dequantize()
         return whole[self.start : self.stop]
 
@@ -144,6 +160,10 @@ class Trace(Sequence[Step]):
             raise KeyError(f"trace: there is no step {at!r:.99}{f'; there is {near[0]!r}' if near else ''}")
         return self._by_path[at]
 
+    def __contains__(self, step: object) -> bool:
+        """A step, or a path."""
+        return step in (self._by_path if isinstance(step, str) else self.steps)
+
     def __len__(self) -> int:
         return len(self.steps)
 
@@ -154,20 +174,24 @@ class Trace(Sequence[Step]):
         return f"<Trace of {self.title} ({self.subtitle}): {len(self)} steps>"
 
     def text(self, *, numbers: int = 6, rows: int = 1) -> str:
-        """Plain text: a line or two for each step. numbers: how many are shown of a row; rows: how many rows."""
+        """Plain text: a line or two for each step. numbers: how many are shown of a row; rows: how many rows.
+        ValueError: one of them is below 0."""
         from .text import text
 
+        for name, count in (("numbers", numbers), ("rows", rows)):
+            check_integer("trace", name, count, 0)
         return text(self, numbers, rows)
 
     def __str__(self) -> str:
         return self.text()
 
-    def to_html(self, path: str | os.PathLike[str] | None = None, title: str | None = None) -> str:
+    def to_html(self, path: str | os.PathLike[str] | None = None, title: str | None = None) -> Page:
         """One HTML file that shows the steps, complete in itself; returned as text, and written where path is given.
         ValueError: it would be larger than 10 MB."""
+        from ..view.document import Page
         from .assemble import page
 
-        made = page(self, self.title if title is None else title)
+        made = Page(page(self, self.title if title is None else title))
         if path is not None:
             Path(path).write_text(made, encoding="utf-8")
         return made

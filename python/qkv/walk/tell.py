@@ -26,9 +26,8 @@ from ..layers import (
 from ..models.transfo_xl import RelativeAttention
 from . import attention
 from .record import Call, Layer
-from .steps import Array, Step
+from .steps import Array, Step, fits
 
-LIMIT = 1 << 30  # bytes of all values
 ACTIVATION = {
     "gelu": "gelu(u) = u · Φ(u)",
     "gelu_tanh": "gelu(u) ≈ u/2 · (1 + tanh(√(2/π) · (u + 0.044715 u³)))",
@@ -101,18 +100,15 @@ class Teller:
         note: str = "",
     ) -> Array:
         """A step under the current section; its value."""
-        array: Array = value.astype(np.float32) if value.dtype == np.float64 else value
+        with np.errstate(over="ignore"):
+            array: Array = value.astype(np.float32) if value.dtype == np.float64 else value
         path, count = ".".join([*self.where, name]), 1
         while path in self.paths:
             count += 1
             path = ".".join([*self.where, f"{name} {count}"])
         self.paths.add(path)
         self.nbytes += array.nbytes
-        if self.nbytes > LIMIT:
-            raise ValueError(
-                f"trace: the steps up to {path} hold more than {LIMIT >> 30} GiB of numbers; choose some of the layers "
-                "and heads, or a shorter text"
-            )
+        fits(self.nbytes, f"the steps up to {path}")
         self.steps.append(Step(path, formula, op, array, axes, inputs or {}, source, note))
         return array
 

@@ -67,11 +67,13 @@ def counted(n: int, axis: str) -> str:
 def preview(step: Step, trace: Trace, numbers: int, rows: int) -> list[str]:
     """The first numbers of the first rows, of the first head, with their labels."""
     value, axes = step.value, step.axes
+    if not value.size:  # none of the chosen heads is in this stack
+        return []
     where = ""
     while value.ndim > 2:
         where += f"{axes[0]} {label(trace, axes[0], 0)}, "
         value, axes = value[0], axes[1:]
-    if value.ndim < 2 and axes[0] in ("label", "candidate", "likeliest label", "next token"):
+    if value.ndim < 2 and axes[0] in ("label", "candidate", "likeliest label", "likely label", "next token"):
         named = (f"{label(trace, axes[0], i)} {number(x)}" for i, x in enumerate(value[: 2 * numbers]))
         return [", ".join(named)]
     if value.ndim < 2:

@@ -1,7 +1,7 @@
 // The page's data: tokens as JSON, weights as compressed codes (qkv/view/codes.py says how).
 
 const page = JSON.parse(document.getElementById('data').textContent);
-const ZERO = 0, REST = 1, POWER = 3;
+const REST = 1, POWER = 3;
 const CACHED = 1 << 22; // weights that are kept decoded
 
 async function unpack(text) {

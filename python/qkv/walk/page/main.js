@@ -108,7 +108,7 @@ class View {
       const bright = 0.3 * image[at] + 0.59 * image[at + 1] + 0.11 * image[at + 2] > 140;
       context.fillStyle = bright ? '#10151f' : '#ffffff';
       const value = picture.value(head, row, column);
-      const text = value === -Infinity ? '−∞' : Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2);
+      const text = !Number.isFinite(value) ? figure(value) : Math.abs(value) >= 100 ? value.toFixed(0) : Math.abs(value) >= 10 ? value.toFixed(1) : value.toFixed(2);
       context.fillText(text.replace('-', '−'), left + (column + 0.5) * cell, top + (row + 0.5) * high);
     }
   }

@@ -1,7 +1,7 @@
 // Values as pictures: signed ones from blue over the paper's colour to orange, others from light to dark.
 
 const data = JSON.parse(document.getElementById('data').textContent);
-const LOWEST = -32767, TOP = 32766;
+const TOP = 32766, INFINITE = 32767; // -32768: not a number
 const SIGNED = {
   light: ['#0a2456', '#1f57a4', '#7fabdf', '#f4f5f8', '#f0b27a', '#c2590c', '#5e2a02'],
   dark: ['#cfe6ff', '#6fb0f0', '#2a5f9e', '#161c26', '#93521c', '#f09a4a', '#ffe6cc'],
@@ -11,6 +11,10 @@ const signed = {};
 // (2 * STEPS - 1,) RGBA as 32-bit numbers, the middle for 0
 function signedTable() {
   return (signed[theme()] ??= makeTable(SIGNED[theme()]));
+}
+
+function finite(code) {
+  return Math.abs(code) <= TOP;
 }
 
 // One step's values, decoded when they are first drawn.
@@ -32,7 +36,7 @@ class Picture {
 
   value(head, row, column) {
     const code = this.codes[(head * this.rows + row) * this.columns + column];
-    return code === LOWEST ? -Infinity : (code / TOP) * this.largest;
+    return finite(code) ? (code / TOP) * this.largest : Math.abs(code) === INFINITE ? Math.sign(code) * Infinity : NaN;
   }
 
   // The largest of what is shown of a head; the square root shows small values too.
@@ -41,7 +45,7 @@ class Picture {
     let most = 0;
     for (let i = head * size; i < (head + 1) * size; i++) {
       const code = this.codes[i];
-      if (code !== LOWEST && Math.abs(code) > most) most = Math.abs(code);
+      if (finite(code) && Math.abs(code) > most) most = Math.abs(code);
     }
     return most || 1;
   }
@@ -54,7 +58,7 @@ class Picture {
     const masked = ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
     for (let i = 0; i < size; i++) {
       const code = this.codes[head * size + i];
-      if (code === LOWEST) pixels[i] = masked;
+      if (!finite(code)) pixels[i] = masked;
       else {
         const share = Math.sign(code) * Math.sqrt(Math.abs(code) / most);
         pixels[i] = colours[Math.round((this.signed ? (share + 1) / 2 : share) * (STEPS - 1))];
@@ -90,7 +94,8 @@ class Picture {
 }
 
 function figure(value) {
-  if (value === -Infinity) return '−∞';
+  if (Number.isNaN(value)) return 'NaN';
+  if (!Number.isFinite(value)) return value < 0 ? '−∞' : '∞';
   if (value === 0) return '0';
   return value.toPrecision(Math.abs(value) < 1e-3 ? 2 : 4).replace('-', '−');
 }
