@@ -774,3 +774,13 @@ def test_the_command_s_errors(
     assert cli.main(["trace", folder("bert_three"), "the service", *arguments]) == 2
     found = capsys.readouterr()
     assert found.err.startswith(f"qkv: {message}") and not found.out and found.err.count("\n") == 1
+
+
+def test_of_logits_the_rows_that_the_next_token_comes_from_are_shown() -> None:
+    model = qkv.load(golden_checks.GOLDEN / "gpt2_lm")
+    made = qkv.trace(model, [3, 4, 5, 2])
+    logits = made["output.logits"]
+    lines = made.text(numbers=3).split("logits:")[1].splitlines()
+    first = re.findall(r"[−-]?[0-9.]+(?:e[−-]?[0-9]+)?", lines[1].split(":", 1)[1])[0]
+    assert float(first.replace("−", "-")) == pytest.approx(float(logits.value[-1, 0]), rel=1e-3)
+    assert "of the last rows" in made.to_html() or len(logits.value) <= 4

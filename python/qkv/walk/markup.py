@@ -11,7 +11,7 @@ import numpy as np
 
 from ..view.document import escaped
 from .steps import SOURCES, Step, Trace, shortened
-from .text import counted, label, number
+from .text import counted, label, number, shown
 from .words import SECTIONS
 
 SUBLAYERS = ("self-attention", "cross-attention", "feed-forward")
@@ -149,7 +149,8 @@ def _numbers(step: Step, trace: Trace) -> str:
     names = [label(trace, axes[0], i) for i in range(len(value))] if value.ndim == 2 else [""]
     rows: Any = value if value.ndim == 2 else value[None]
     body = []
-    for name, row in list(zip(names, rows, strict=False))[:ROWS]:
+    which = shown(trace, axes, len(rows), ROWS)
+    for name, row in ((names[i], rows[i]) for i in which):
         cells = "".join(f"<td>{escaped(number(x))}</td>" for x in row[:COLUMNS])
         more = "<td>…</td>" if len(row) > COLUMNS else ""
         body.append(f'<tr><th scope="row">{escaped(name)}</th>{cells}{more}</tr>')
@@ -157,7 +158,9 @@ def _numbers(step: Step, trace: Trace) -> str:
     heads = "".join(
         f'<th scope="col">{escaped(label(trace, columns, i))}</th>' for i in range(min(COLUMNS, np.shape(rows)[1]))
     )
-    caption = f"The first numbers{' of ' + where.rstrip(', ') if where else ''}"
+    caption = (
+        f"The first numbers{' of ' + where.rstrip(', ') if where else ''}{' of the last rows' if which.start else ''}"
+    )
     return (
         f'<div class="numbers"><table><caption>{escaped(caption)}</caption><thead><tr><td></td>{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"

@@ -304,7 +304,8 @@ def _label(teller: Teller, given: Given, logits: Array) -> None:
 def _next_token(teller: Teller, given: Given, logits: Array) -> None:
     """Of the last token's logits (V,)."""
     p = inside.softmax(logits.astype(np.float64))
-    p = teller.add("probabilities", "e^z / Σ e^z", "NumPy", p, ("logit",), {"z": logits})
+    note = "of the last row of the logits"
+    p = teller.add("probabilities", "e^z / Σ e^z", "NumPy", p, ("logit",), {"z": logits}, note=note)
     likeliest = np.argsort(-p, kind="stable")[:TOP]
     teller.labels["candidate"] = given.names(likeliest)
     teller.add("likeliest tokens", "largest(p)", "NumPy", p[likeliest], ("candidate",), {"p": p})

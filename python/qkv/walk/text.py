@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,16 @@ def preview(step: Step, trace: Trace, numbers: int, rows: int) -> list[str]:
         return [", ".join(named)]
     if value.ndim < 2:
         return [_numbers(value, numbers if value.dtype.kind != "U" else 4 * numbers)]
-    return [f"{where}{label(trace, axes[0], i)}: {_numbers(value[i], numbers)}" for i in range(min(rows, len(value)))]
+    return [
+        f"{where}{label(trace, axes[0], i)}: {_numbers(value[i], numbers)}"
+        for i in shown(trace, axes, len(value), rows)
+    ]
+
+
+def shown(trace: Trace, axes: Sequence[str], count: int, rows: int) -> range:
+    """So many rows of a preview: the first, but the last of logits from whose last row the next token comes."""
+    start = max(count - rows, 0) if axes[-1] == "logit" and "next token" in trace.labels else 0
+    return range(start, min(start + rows, count))
 
 
 def label(trace: Trace, axis: str, i: int) -> str:
