@@ -105,7 +105,7 @@ def options_for(rng: np.random.Generator, B: int) -> list[dict[str, Any]]:
     ]
 
 
-# Keys in several parts of a split, in several tiles and in one, as many as queries, none.
+# Keys in several tiles and in one, as many as queries, none.
 QUERIES, LENGTHS = fewer(
     [[3, 1, 0, 20, 1, 5, 40], [600, 17, 5, 20, 0, 257, 33]], [[3, 1, 0, 20, 1, 5], [300, 17, 5, 20, 0, 33]]
 )

@@ -1,8 +1,9 @@
 """Tokens that a GPU chooses, greedily or by filters and random numbers: inside of a recorded step, whose successor
 reads them where they are. So a step needs nothing of the host, which reads its tokens while the next one runs.
 
-A step that goes through Python (the first, one that needs a new block of the cache, one after rows have left) takes its
-tokens from the host, as it would without this."""
+A step that goes through Python takes its tokens from the host, as it would without this: the first, one that needs a
+new block of the cache, one after rows have left, of sampled ones every sixteenth, and all where text or time may stop
+them. Where all rows end at once by a token, one step more has run than was needed."""
 
 from __future__ import annotations
 
@@ -71,6 +72,7 @@ class Ahead:
         assert decoding.captured is not None
         self.captured = decoding.captured
         self.captured.choose = self.choice
+        self.captured.last = None  # a step of the prompt, where one token of it was left: it chooses nothing
         self.flying: Any = None  # tokens that are on their way
         self.kept: Array | None = None  # of which rows, where others have left since
         self.boxes: tuple[Any, list[Any]] = None, []  # a recorded step, and two ways for its tokens
@@ -94,6 +96,7 @@ class Ahead:
     def select(self, kept: Array) -> None:
         """These rows go on."""
         self.decoding.select(kept)
+        self.boxes = None, []  # or the old recording and its memory lived beside the next one
         self.kept = None if self.flying is None else kept
 
     def _now(self, following: Sequence[int], rows: Array) -> Any:
