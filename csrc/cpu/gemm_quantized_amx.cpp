@@ -29,7 +29,7 @@ struct Lines {
   }
 };
 
-// Rows of a pass the first cache by where there are many, so that it keeps the panels: both together ask more of the second
+// Where rows are many they are loaded past the first cache, so that it keeps the panels: both together ask more of the second
 // cache than it gives, 48 bytes a cycle (1.15 times the speed).
 template <int R, int T>
 QKV_INLINE void load_tile_of_rows(const char* a, int64_t lda) {
