@@ -22,8 +22,11 @@ BF16, F16 = ml_dtypes.bfloat16, np.float16
 
 
 def attention(rows: int = 100, d: int = 64, dtype: Any = BF16, **options: Any) -> Callable[[], Any]:
-    q, k, v = drawn(1, 2, rows, d, dtype=dtype), drawn(1, 2, 150, d, dtype=dtype), drawn(1, 2, 150, d, dtype=dtype)
-    return lambda: qkv.attention(q, k, v, **options)
+    def call() -> Any:
+        q, k, v = drawn(1, 2, rows, d, dtype=dtype), drawn(1, 2, 150, d, dtype=dtype), drawn(1, 2, 150, d, dtype=dtype)
+        return qkv.attention(q, k, v, **options)
+
+    return call
 
 
 def broadcast_keys() -> Any:
