@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import qkv
 from calls import calls, flat
-from checks import FLOAT32, each_isa, normal, same_bits
+from checks import DTYPES, FLOAT32, each_isa, normal, same_bits
 
 
 def own(a: Any) -> Any:
@@ -186,6 +186,22 @@ def test_sums_that_vanish_have_one_sign() -> None:
             for i in (31, 32, 60, 63, 127):
                 one = qkv.attention(q[:, :, :1], k[:, :, : i + 1], v[:, :, : i + 1], causal=True, precision="bf16")
                 assert same_bits(one[:, :, 0], whole[:, :, i]), i
+
+
+@pytest.mark.parametrize("D, width", [(64, 64), (96, 48)])
+@pytest.mark.parametrize("size", [1.0, 2.0**-124])
+def test_a_few_rows_in_bfloat16(D: int, width: int, size: float, rng: np.random.Generator) -> None:
+    """Where keys and values are read as they lie; with a size of values whose sums are often less than normal."""
+    bf16 = DTYPES["bfloat16"]
+    q, k, v = normal(rng, (2, 4, 21, D), bf16), normal(rng, (2, 2, 300, D), bf16), normal(rng, (2, 2, 300, width))
+    values = (v * size).astype(bf16)
+    mask = rng.random((2, 1, 1, 300)) < 0.9
+    for _ in each_isa():
+        for options in ({}, {"mask": mask}, {"softcap": 2.0}, {"kv_lengths": np.array([37, 290])}):
+            whole = qkv.attention(q, k, values, precision="bf16", return_lse=True, **options)
+            for n in (1, 2, 3, 9):
+                part = qkv.attention(q[:, :, :n], k, values, precision="bf16", return_lse=True, **options)
+                assert all(same_bits(p, own(w[:, :, :n])) for p, w in zip(part, whole, strict=True)), (n, options)
 
 
 def test_rows_of_additive_attention(rng: np.random.Generator) -> None:

@@ -208,8 +208,10 @@ struct Tile {
       for (int64_t i = (a.d + M::kWidth - 1) / M::kWidth; i < words<M>(); ++i) to[i] = 0;
     }
 #if defined(QKV_TILES)
-    for (int64_t i = 0; keys_as_they_lie() && i < words<M>(); ++i)
-      for (int64_t r = 0; r < kPanel; ++r) columns[i * kPanel + r] = r < rows ? q[r * row_room(a.d) + i] : 0.0f;
+    if (!keys_as_they_lie()) return;
+    memset(columns, 0, (size_t)(words<M>() * kPanelRowBytes));
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t i = 0; i < words<M>(); ++i) columns[i * kPanel + r] = q[r * row_room(a.d) + i];
 #endif
   }
 
@@ -229,26 +231,36 @@ struct Tile {
   static_assert(kScoredKeys % kKeySplit == 0, "whole splits");
 
 #if defined(QKV_TILES)
-  bool few() const { return false; }  // all rows through the same products
-
   // Up to 16 rows score keys without making panels of them: keys times queries instead of queries times keys, the same sums.
   bool keys_as_they_lie() const { return rows <= kTileRows && a.d % kKeyUnit<DotBf16> == 0; }
+  bool few() const { return rows <= kFewRows && keys_as_they_lie(); }
 
-  void score_as_they_lie(float* scores, int64_t key, int64_t begin, int64_t end) const {
+  // q.k of up to R rows and the keys [first, last). Four panels at a time: a product takes 16 cycles, its result 52.
+  template <int R>
+  void score_as_they_lie(int64_t first, int64_t last) const {
     shape_tiles(kTileRows);
-    for (int64_t j = begin / kPanel * kPanel; j < end; j += kPanel) {
-      alignas(64) float sums[kPanel][kPanel];
-      int64_t ld;
-      const float* const from = panel_rows<DotBf16>(k, key + j, begin - j, end - j, a.d, loaded, &ld);
-      clear_tile<0>();
-      for (int64_t i = 0; i < a.d / 2; i += kPanel) {
-        load_tile<4>(from + i, ld * 4);
-        load_tile<5>(columns + i * kPanel, kTileRowBytes);
-        multiply_bf16<0, 4, 5>();
+    for (int64_t key = first / kPanel * kPanel; key < last;) {
+      const float* from[4];
+      int64_t ld[4];
+      int n = 0;
+      for (bool copied = false; !copied && n < 4 && key + n * kPanel < last; ++n) {  // there is room for one copy
+        const int64_t at = key + n * kPanel;
+        from[n] = panel_rows<DotBf16>(k, at, first - at, last - at, a.d, loaded, &ld[n]);
+        copied = from[n] == loaded;
       }
-      store_tile<0>(sums, kTileRowBytes);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t i = 0; i < kPanel; ++i) scores[r * kKeyBlock + j + i] = sums[i][r];
+      // The next panels, where they follow: caches of 67 MB and more 1.2 times as fast.
+      for (int p = 0; p < n && key + n * kPanel < last; ++p)
+        for (int64_t at = 0; at < kPanel * ld[p] && ld[p] == a.d / 2; at += 16)
+          __builtin_prefetch(from[p] + n * kPanel * ld[p] + at);
+      alignas(64) float sums[4][kPanel * kPanel];
+      with_panels<1, 4>(n, [&](auto, auto panels) { key_tiles<decltype(panels)::value>(sums, from, ld, columns, a.d / 2); });
+      for (int p = 0; p < n; ++p, key += kPanel) {
+        Vec row[kLanes];
+        transpose(sums[p], kPanel, row);
+        float* const to = scores_of(key) + key % kKeyBlock;
+        QKV_UNROLL(16)
+        for (int r = 0; r < R; ++r) store(to + r * kKeyBlock, row[r], Full{});
+      }
     }
   }
 #else
@@ -263,6 +275,9 @@ struct Tile {
   // q.k of a few rows and the keys [first, last).
   template <class M>
   void score(int64_t first, int64_t last) const {
+#if defined(QKV_TILES)
+    score_as_they_lie<kFewRows>(first, last);
+#else
     for (int64_t key = first / kPanel * kPanel; key < last; key += kPanel) {
       int64_t ld;
       const float* const from = panel_rows<M>(k, key, first - key, last - key, a.d, loaded, &ld);
@@ -274,6 +289,7 @@ struct Tile {
       else
         score_panel<3, M>(to, q, row_room(a.d), from, ld, words<M>());
     }
+#endif
   }
 
   // Adds the keys [first, last), which are of one split, to the empty state f. A few rows have scored them.
@@ -291,8 +307,8 @@ struct Tile {
     float* const scores = scores_of(key);
     const int64_t from = row[0].first - key < begin ? begin : row[0].first - key;
     const int64_t to = row[0].last - key > end ? end : row[0].last - key;
-    for (int64_t r = 0; r < rows; ++r)
-      if (row[r].query != row[0].query) return false;
+    for (int64_t r = 1; r < rows; ++r)
+      if (row[r].first != row[0].first || row[r].last != row[0].last) return false;
     const bf16* at[kKeyBlock + 1];
     memset(two_values, 0, (size_t)a.dv * 2);
     if (from >= to || a.weights || !value_rows(at, v, key, from, to, a.dv, (const bf16*)two_values)) return false;
@@ -310,8 +326,10 @@ struct Tile {
       add_value_rows<1>(f, scores, at, first, last);
     else if (rows == 2)
       add_value_rows<2>(f, scores, at, first, last);
-    else
+    else if (rows == 3)
       add_value_rows<3>(f, scores, at, first, last);
+    else
+      add_value_rows<kFewRows>(f, scores, at, first, last);
     return true;
   }
 #endif
@@ -323,7 +341,7 @@ struct Tile {
     float* const scores = scores_of(key);
     bool scored = few();
 #if defined(QKV_TILES)
-    if ((scored = keys_as_they_lie())) score_as_they_lie(scores, key, begin, end);
+    if (!scored && (scored = keys_as_they_lie())) score_as_they_lie<kTileRows>(key + begin, key + end);
 #endif
     for (int64_t j = begin / kPanel * kPanel; !scored && j < end; j += kPanel) {
       int64_t ld;

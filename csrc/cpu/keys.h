@@ -97,6 +97,15 @@ static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t b
   if (begin < 0) begin = 0;
   if (end > kPanel) end = kPanel;
   *ld = d;
+  if (M::kWidth == 2 && s.dtype == DType::bf16 && !s.scale && s.step == 1 && d % 2 == 0) {  // words as they are
+    *ld = d / 2;
+    memset(rows, 0, (size_t)(begin * d) * 2);
+    each_run(s, key + begin, end - begin, [&](int64_t at, int64_t count, const char* from, const float*) {
+      for (int64_t j = 0; j < count; ++j) memcpy(rows + (begin + at + j) * (d / 2), from + j * s.row * 2, (size_t)d * 2);
+    });
+    memset(rows + end * (d / 2), 0, (size_t)((kPanel - end) * d) * 2);
+    return rows;
+  }
   memset(rows, 0, (size_t)(begin * d) * 4);
   load_rows(rows + begin * d, d, s, key + begin, end - begin, d);
   memset(rows + end * d, 0, (size_t)((kPanel - end) * d) * 4);
@@ -121,7 +130,11 @@ static inline void transpose_panel(float* panel, const float* rows, int64_t ld, 
 }
 
 // So few rows score keys as they lie in memory; more rows share panels of them.
+#if defined(QKV_TILES)
+constexpr int64_t kFewRows = 4;
+#else
 constexpr int64_t kFewRows = 3;
+#endif
 constexpr int64_t kPrefetch = 32;  // keys ahead
 
 // scores[r][0..16) = q_r . k_j for the keys k_j of a panel, given as rows of d words and transposed in registers: for few rows.
@@ -214,6 +227,57 @@ static inline bool value_rows(const bf16** rows, const KeySource& s, int64_t key
 
 // sums += p v for R rows and the keys [from, to), whole pairs: the value product of few rows, which read each value but once,
 // straight from where it lies. p: weights of the first row, in pairs. Adds in the order of flash_accumulate.
+#if defined(QKV_TILES)
+// The sums of tiles (simd/amx.h), in vectors: a tile has room for 16 rows, and values must be paired for it.
+template <int R>
+static __attribute__((noinline)) void add_flushed(const FlashRows& f, const float* p, const bf16* const* rows, int64_t from,
+                                                  int64_t to) {
+  constexpr int kMost = R == 4 ? 2 : 4;
+  for (int64_t i = 0; i < f.dv; i += kMost * kPanel) {
+    const auto part = [&](auto, auto panels) QKV_ALWAYS {
+      constexpr int P = decltype(panels)::value;
+      for (int64_t j = from; j < to;) {
+        const int64_t next = (j / kKeyUnit<DotBf16> + 1) * kKeyUnit<DotBf16>, end = next < to ? next : to;
+        Vec even[R][P], odd[R][P];
+        clear<DotBf16>(even);
+        clear<DotBf16>(odd);
+        for (; j < end; j += 2) {
+          const bf16 *const lower = rows[j] + i, *const upper = rows[j + 1] + i;
+          Vec x[R], y[R];
+          QKV_UNROLL(4)
+          for (int r = 0; r < R; ++r) {
+            const bf16* const pair = (const bf16*)(p + r * kKeyBlock) + j;
+            x[r] = set(to_float(pair[0]));
+            y[r] = set(to_float(pair[1]));
+          }
+          QKV_UNROLL(4)
+          for (int v = 0; v < P; ++v) {
+            const Vec a = load(lower + v * kPanel, Full{}), b = load(upper + v * kPanel, Full{});
+            QKV_UNROLL(4)
+            for (int r = 0; r < R; ++r) {
+              even[r][v] = fma(a, x[r], even[r][v]);
+              odd[r][v] = fma(b, y[r], odd[r][v]);
+            }
+          }
+        }
+        QKV_UNROLL(4)
+        for (int r = 0; r < R; ++r) {
+          QKV_UNROLL(4)
+          for (int v = 0; v < P; ++v) even[r][v] = add(even[r][v], odd[r][v]);
+        }
+        store_sums(even, f.sums + i, f.dv_padded, P * kPanel, false, Addends{});
+      }
+    };
+    const int64_t left = (f.dv - i) / kPanel;
+    with_panels<R, kMost>(left < kMost ? (int)left : kMost, part);
+  }
+}
+template <int R>
+static inline void add_value_rows(const FlashRows& f, const float* p, const bf16* const* rows, int64_t from, int64_t to) {
+  const FlushDenormals flush;
+  add_flushed<R>(f, p, rows, from, to);
+}
+#else
 template <int R>
 static __attribute__((noinline)) void add_value_rows(const FlashRows& f, const float* p, const bf16* const* rows, int64_t from,
                                                      int64_t to) {
@@ -241,6 +305,7 @@ static __attribute__((noinline)) void add_value_rows(const FlashRows& f, const f
     with_panels<R, kMost>(left < kMost ? (int)left : kMost, part);
   }
 }
+#endif
 
 // As load_values, in panels of (kKeyBlock / 2, 16) pairs of keys; keys outside [begin, end) that share a pair are zero. `rows`:
 // two rows of dv floats.

@@ -220,6 +220,28 @@ static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b,
   each_sum([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(c + decltype(p)::value * kPanel, ldc); });
 }
 
+// sums = K Q for N panels of 16 keys, rows of `words` words, ld[p] apart, and queries that lie in columns.
+template <int N>
+static void key_tiles(float (*sums)[kPanel * kPanel], const float* const* keys, const int64_t* ld, const float* queries,
+                      int64_t words) {
+  const auto each_panel = [&](auto f) QKV_ALWAYS {
+    f(Int<0>{});
+    if constexpr (N > 1) f(Int<1>{});
+    if constexpr (N > 2) f(Int<2>{});
+    if constexpr (N > 3) f(Int<3>{});
+  };
+  each_panel([&](auto p) QKV_ALWAYS { clear_tile<decltype(p)::value>(); });
+  for (int64_t i = 0; i < words; i += kPanel) {
+    load_tile<7>(queries + i * kPanel, kTileRowBytes);
+    each_panel([&](auto p) QKV_ALWAYS {
+      constexpr int kP = decltype(p)::value;
+      load_tile<4 + kP % 3>(keys[kP] + i, ld[kP] * 4);
+      multiply_bf16<kP, 4 + kP % 3, 7>();
+    });
+  }
+  each_panel([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(sums[decltype(p)::value], kTileRowBytes); });
+}
+
 // steps: rows of a panel, multiples of 16; all panels are whole.
 template <class>
 static void any_tile(int rows, int panels, int64_t steps, const float* a, int64_t lda, const float* b, int64_t, int64_t b_panel,

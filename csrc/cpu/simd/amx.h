@@ -139,6 +139,24 @@ static void multiply_int8() {
 
 #endif
 
+// While it lives float arithmetic takes and gives zeros for denormals, as TDPBF16PS does. The compiler knows nothing of it: what
+// computes must be a call that is not inlined.
+class FlushDenormals {
+ public:
+  FlushDenormals() {
+    uint32_t flushing;
+    asm volatile("stmxcsr %0" : "=m"(before_));
+    flushing = before_ | 0x8040;
+    asm volatile("ldmxcsr %0" : : "m"(flushing) : "memory");
+  }
+  ~FlushDenormals() { asm volatile("ldmxcsr %0" : : "m"(before_) : "memory"); }
+  FlushDenormals(const FlushDenormals&) = delete;
+  FlushDenormals& operator=(const FlushDenormals&) = delete;
+
+ private:
+  uint32_t before_;
+};
+
 // Registers 0 .. 3, for C, and 4, for A, get so many rows, and A as many bytes in each; 5 .. 7, for B, the rows that this takes.
 // That costs 70 ns, so it is done only where they had other shapes.
 static inline int& tile_shape() {
