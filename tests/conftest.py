@@ -21,8 +21,14 @@ if on_device.ENABLED:
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test goes online
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run every N-th case of each test, at least one")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The walks through every float32 take minutes: they run when they are asked for, with -m exhaustive."""
+    if (every := config.getoption("every")) > 1:
+        thin(config, items, every)
     if on_device.ENABLED:
         on_device.skip_others(items)
     if "exhaustive" not in config.option.markexpr:
@@ -30,6 +36,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "exhaustive" in item.keywords:
                 item.add_marker(skip)
+
+
+def thin(config: pytest.Config, items: list[pytest.Item], every: int) -> None:
+    """Leaves every n-th case of a test. The first one's place is the test's own, so that tests of the same cases do not
+    all take the same ones."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    kept = {
+        item
+        for test, group in cases.items()
+        for item in group[zlib.crc32(test.encode()) % min(every, len(group)) :: every]
+    }
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
 
 
 @pytest.fixture(autouse=True)

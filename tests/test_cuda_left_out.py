@@ -126,10 +126,11 @@ def noticed(emulator: Emulator, call: Callable[[], Any], device: str) -> dict[st
     return found
 
 
-def test_nothing_can_be_left_out(emulator: Emulator) -> None:
+@pytest.mark.parametrize("device, calls", [("cc=80", CALLS), ("cc=90", HOPPER)], ids=["portable", "hopper"])
+def test_nothing_can_be_left_out(device: str, calls: dict[str, Callable[[], Any]], emulator: Emulator) -> None:
     everywhere: dict[str, bool] = {}
-    for name, call in {**CALLS, **HOPPER}.items():
-        found = noticed(emulator, call, "cc=90" if name in HOPPER else "cc=80")
+    for name, call in calls.items():
+        found = noticed(emulator, call, device)
         print(f"{name}: {sum(found.values())} of {len(found)} noticed")
         assert found
         for place, was in found.items():  # one of several shapes may not need what others do
