@@ -142,6 +142,44 @@ def test_long_and_short_sequences_are_split_alike(dtype: Any, options: Any, rng:
             qkv.cuda.set_batch_invariant(False)
 
 
+@pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_a_recorded_step_follows_the_lengths(invariant: bool, many: bool, rng: np.random.Generator) -> None:
+    """They change between replays, and with them who attends to what: right, and the same bits as a call of its own.
+    many: several tiles of rows each, of which the last see more keys than the first, or fewer than there are tokens."""
+    most = [1300, 90, 1100, 1025]
+    cache = Cache(rng, most, 16, D=32)
+    group = 40 if many else 3
+    queries = np.array([0, 3, 3, 5, 6]) if many else np.arange(5)
+    q = qkv.cuda.array(rng.standard_normal((queries[-1], HKV * group, 32)).astype(BF16))
+    tables, there, starts = (qkv.cuda.array(x) for x in (cache.tables, cache.lengths, queries.astype(np.int32)))
+    options: dict[str, Any] = {"cu_seqlens_q": starts, "causal": True, "return_lse": True}
+
+    def call() -> Any:
+        return qkv.attention_paged(q, *cache.caches, tables, there, **options)
+
+    qkv.cuda.set_batch_invariant(invariant)
+    try:
+        (out, lse), recording = qkv.cuda.record(call)
+        assert recording.complete
+        for lengths in (most, [0, 90, 2, 1024], [1300, 1, 0, 0], [0, 0, 0, 0]):
+            qkv.cuda.copy_into(there, qkv.cuda.array(np.array(lengths, np.int32)))
+            recording.replay()
+            first = out.numpy(), lse.numpy()
+            rows = [np.arange(s, s + n) for s, n in zip(cache.starts[:-1], lengths, strict=True)]
+            k, v = (x[np.concatenate(rows)].astype(np.float64) for x in (cache.k, cache.v))
+            ref, ref_lse = qkv.reference.attention_varlen(
+                q.numpy().astype(np.float64), k, v, queries, np.cumsum([0, *lengths]), causal=True, return_lse=True
+            )
+            assert close(first[0], ref) if ref.any() else not first[0].any(), lengths
+            np.testing.assert_allclose(first[1], ref_lse, atol=1e-3)
+            recording.replay()
+            for found in ((out.numpy(), lse.numpy()), [x.numpy() for x in call()]):
+                assert all(same_bits(x, y) for x, y in zip(found, first, strict=True)), lengths
+    finally:
+        qkv.cuda.set_batch_invariant(False)
+
+
 @pytest.mark.parametrize("size", [16, 48, 256])
 @pytest.mark.parametrize("dtype", [BF16, F16, np.int8, F32])
 def test_the_bits_of_any_other_layout(dtype: Any, size: int, rng: np.random.Generator, invariant: None) -> None:

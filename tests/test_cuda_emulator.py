@@ -291,6 +291,15 @@ def test_what_tma_loads_is_fenced(device):
         fails(device, "missing_fences", "of global memory", "run_writes_and_loads", y, z, fault)
 
 
+def test_registers_of_wgmma_are_fenced(device):
+    """Again after each instruction of another kind that touches them, whatever was fenced before."""
+    y = ints(device, 128)
+    for right in (0, 1):
+        passes(device, "run_multiplies_twice", y, right)
+    for fault in (2, 3, 4):
+        fails(device, "missing_fences", "something else touched its registers", "run_multiplies_twice", y, fault)
+
+
 def test_trap(device):
     passes(device, "run_traps", ints(device, 1, 0))
     fails(device, "other", "the kernel ended itself", "run_traps", ints(device, 1, 1))

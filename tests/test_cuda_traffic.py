@@ -266,6 +266,20 @@ def test_decoding_reads_a_paged_cache_once(dtype: Any, size: int, emulator: Emul
     assert keys <= moved <= 1.03 * keys + beside + kernel["blocks"] * (64 * 256 / SECTOR + 64)
 
 
+@pytest.mark.parametrize("lengths", [[4096, *[128] * 15], [700] * 5, [0, 1, 3000, 0]])
+@pytest.mark.parametrize("heads", [4, 8])
+def test_decoding_is_dealt_out_evenly_whatever_the_lengths(heads: int, lengths: list[int], emulator: Emulator) -> None:
+    """No block moves more than its share, where to begin a sequence counts as two tiles of keys, and what comes beside
+    keys and values. The host has not seen the lengths: the grid is the same for all."""
+    q, tables, there, caches, _ = paged_arguments(heads, lengths, BF16)
+    kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there))
+    (kernel,) = (c for name, c in kernels.items() if name.startswith("attention_mma"))
+    tile = 64 * 2 * 256 / SECTOR
+    tiles = 2 * sum(-(-n // 64) + 2 for n in lengths)
+    assert kernel["blocks"] == 8  # two on each multiprocessor, of which the emulator has four
+    assert kernel["busiest"] <= (-(-tiles // 8) + 2) * tile
+
+
 # ---- work
 
 

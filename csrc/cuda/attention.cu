@@ -1,7 +1,8 @@
 // attention: out_i = sum_j p_ij v_j with p_i = softmax_j(softcap(scale q_i.k_j) + bias_ij + relative_bias[j - i] - slope |i - j|)
 //
 // The plan: which kernel, which tile of rows, and into how many splits the keys go where there are fewer tiles than the GPU has
-// room for (flash-decoding). What the splits have summed, attention_merge merges in order.
+// room for (flash-decoding). What the splits have summed, attention_merge merges in order. Few rows over a paged cache, which
+// are decoding, are planned where their lengths are: attention_plan.cuh.
 //
 // Results depend neither on the tile nor on the rows beside a row; they do depend on the splits. With batch_invariant these are
 // chunks at fixed keys, so that a row's sums are the same in any batch: where tiles abound, or the workspace would not stay
@@ -9,18 +10,18 @@
 #include <algorithm>
 
 #include "cuda/attention_launch.cuh"
+#include "cuda/attention_plan.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_spoiled.cuh"
 
 namespace qkv::cuda {
 namespace {
 
-constexpr int kMostSplits = 128;
 constexpr int kMergeThreads = 128;
-constexpr int64_t kLeastSplitKeys = 256;  // below, a merge costs more than it saves
-constexpr int64_t kMostPartBytes = 256 << 20;
+constexpr int64_t kLeastSplitKeys = 256;       // below, a merge costs more than it saves
+constexpr int64_t kMostPartBytes = 256 << 20;  // in rows a number of 32 bits
 
-// One row of the output, a block each, from the sums of its splits.
+// One row of the output, a block each, from the sums of its splits, or of the pieces that workers had.
 template <class T, bool kPaged>
 __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_constant__ Problem p) {
   __shared__ RowState parts[kMostSplits];
@@ -40,13 +41,16 @@ __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_co
   const int head = static_cast<int>(index - token * p.a.heads), kv_head = head / p.group;
   const int query = static_cast<int>(token - e.token0);
   if (query < 0 || query >= e.s) return;  // a token that cu_seqlens give to nobody
-  const Row row = row_of(p, e, kv_head, query * p.group + head % p.group);
+  const int r = query * p.group + head % p.group;
+  const Row row = row_of(p, e, kv_head, r);
+  const Parts stored = parts_of(p, e, kv_head, r, static_cast<int>(index));
+  if (stored.count <= 1) return;
 
-  for (int i = threadIdx.x; i < p.splits; i += kMergeThreads) parts[i] = p.parts[i * p.rows + index];
+  for (int i = threadIdx.x; i < stored.count; i += kMergeThreads) parts[i] = p.parts[stored.at(i)];
   __syncthreads();
   RowState state = {kMinusInfinity, 0, 0, 0};
 #pragma unroll 4
-  for (int i = 0; i < p.splits; ++i) {
+  for (int i = 0; i < stored.count; ++i) {
     const Merge m = merge(state, parts[i]);
     state = m.state;
     if (threadIdx.x == 0) merges[i] = {m.earlier, m.later};
@@ -61,14 +65,14 @@ __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_co
   for (int64_t column = threadIdx.x; column < p.a.dv; column += kMergeThreads) {
     constexpr int kAtOnce = 8;  // loads under way
     float sum = 0;
-    for (int i = 0; i < p.splits; i += kAtOnce) {
+    for (int i = 0; i < stored.count; i += kAtOnce) {
       float value[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
-        value[j] = i + j < p.splits && parts[i + j].total != 0 ? p.sums[((i + j) * p.rows + index) * p.sum_width + column] : 0;
+        value[j] = i + j < stored.count && parts[i + j].total != 0 ? p.sums[int64_t{stored.at(i + j)} * p.sum_width + column] : 0;
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j)
-        if (i + j < p.splits) sum = merge_sums(sum, merges[i + j].x, value[j], merges[i + j].y);
+        if (i + j < stored.count) sum = merge_sums(sum, merges[i + j].x, value[j], merges[i + j].y);
     }
     out[column] = from_float<T>(sum * end.factor);
   }
@@ -82,7 +86,7 @@ struct Plan {
   bool mma, large, hopper;
   int64_t blocks;
   HopperOrder order;
-  size_t part_bytes, row_state_bytes, order_bytes;
+  size_t part_bytes, start_bytes, row_state_bytes, order_bytes;
 };
 
 // Whether each eight neighbours of x (of `item` bytes) can be read at once, or four and four.
@@ -132,9 +136,9 @@ int clip_window(int64_t side) { return static_cast<int>(side < kMostTokens - 1 ?
 // of 32768 keys at 0.69 of an H200's bandwidth: 232 blocks in 264 places, two of 18 tiles on a multiprocessor where 31 in all
 // would do.)
 int choose_splits(int64_t blocks, int64_t room, int64_t tiles, int64_t part, int64_t most) {
-  constexpr int64_t kBegin = 2, kMerge = 2;
+  constexpr int64_t kMerge = 2;
   const auto cost = [&](int64_t splits) {
-    const int64_t each = ceil_div(tiles, splits) + kBegin + (splits > 1 ? part : 0);
+    const int64_t each = ceil_div(tiles, splits) + kTilesToBegin + (splits > 1 ? part : 0);
     return ceil_div(blocks * splits, room) * each + (splits > 1 ? kMerge : 0);
   };
   int64_t best = 1;
@@ -195,20 +199,31 @@ Plan plan_of(const AttentionArgs& a) {
   if (plan.blocks > INT32_MAX) throw Error(cudaErrorInvalidValue, "attention: more than 2^31 tiles of queries in a call");
 
   const int64_t room = multiprocessors * blocks_at_once(plan, width), part_row = p.rows * (p.sum_width * 4 + sizeof(RowState));
+  const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : width <= 128 ? 64 : 32;  // of a tile
+  // Few rows each: how long sequences are, which the host does not know, decides how their keys are dealt out.
+  const bool deal = paged && plan.mma && usual_rows <= p.tile_rows;
   p.splits = 1;
   if (a.batch_invariant) {
     const int64_t chunks = ceil_div(a.t, int64_t{kChunkKeys});
     p.chunks = chunks > 1;
-    p.fold = p.chunks && (plan.blocks * 2 > room || chunks > kMostSplits || chunks * part_row > kMostPartBytes);
+    p.fold = p.chunks && ((plan.blocks * 2 > room && !deal) || chunks > kMostSplits || chunks * part_row > kMostPartBytes);
     if (p.chunks) p.splits = p.fold ? 2 : static_cast<int>(chunks);  // fold: any number that is not 1
-  } else {
+  } else if (!deal) {
     const int64_t useful = usual_keys / kLeastSplitKeys, affordable = kMostPartBytes / (part_row + 1);
-    const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : width <= 128 ? 64 : 32;  // of a tile
     const int64_t part = 2 * std::min(usual_rows, int64_t{p.tile_rows}) / keys;  // float sums beside keys and values of 16 bits
     p.splits =
         choose_splits(plan.blocks, room, ceil_div(usual_keys, keys), part, std::min({useful, affordable, int64_t{kMostSplits}}));
   }
   if (p.splits > 1) plan.part_bytes = static_cast<size_t>((p.fold ? 1 : p.splits) * part_row);
+  if (deal && !p.fold && (p.chunks || (!a.batch_invariant && a.t >= 2 * kLeastSplitKeys))) {
+    p.workers = static_cast<int>(std::min(room, plan.blocks * ceil_div(a.t, p.chunks ? int64_t{kChunkKeys} : keys)));
+    p.tile_keys = static_cast<int>(keys);
+    plan.start_bytes = static_cast<size_t>(a.batch + 1) * sizeof(*p.starts);
+    if (!p.chunks) {
+      p.slot_rows = static_cast<int>(std::min(head_rows, int64_t{p.tile_rows}));
+      plan.part_bytes = static_cast<size_t>(2 * p.workers * p.slot_rows) * (p.sum_width * 4 + sizeof(RowState));
+    }
+  }
   if (plan.hopper) {
     plan.order = hopper_order(plan, multiprocessors);
     if (plan.order.tiles > multiprocessors) plan.order_bytes = 16;
@@ -224,7 +239,7 @@ bool nothing_to_do(const AttentionArgs& a) { return a.batch * a.heads * a.s == 0
 size_t attention_workspace(const AttentionArgs& a) {
   if (nothing_to_do(a)) return 0;
   const Plan plan = plan_of(a);
-  return plan.part_bytes + plan.row_state_bytes + plan.order_bytes;
+  return plan.part_bytes + plan.start_bytes + plan.row_state_bytes + plan.order_bytes;
 }
 
 void attention(const AttentionArgs& a, Stream on) {
@@ -234,10 +249,11 @@ void attention(const AttentionArgs& a, Stream on) {
   const auto stream = static_cast<cudaStream_t>(on);
   char* const workspace = static_cast<char*>(a.workspace);
   if (a.weights) p.row_state = reinterpret_cast<RowState*>(workspace);
-  if (p.splits > 1) {
+  if (plan.part_bytes) {
     p.parts = reinterpret_cast<RowState*>(workspace + plan.row_state_bytes);
-    p.sums = reinterpret_cast<float*>(p.parts + p.rows * (p.fold ? 1 : p.splits));
+    p.sums = reinterpret_cast<float*>(p.parts + plan.part_bytes / (p.sum_width * 4 + sizeof(RowState)));
   }
+  if (p.workers) p.starts = reinterpret_cast<int64_t*>(workspace + plan.row_state_bytes + plan.part_bytes);
   if (plan.order_bytes) plan.order.taken = reinterpret_cast<unsigned*>(workspace + plan.row_state_bytes + plan.part_bytes);
   if (plan.hopper)
     (a.q.dtype == DType::f16 ? launch_hopper<__half> : launch_hopper<__nv_bfloat16>)(p, plan.order, stream);
@@ -249,7 +265,7 @@ void attention(const AttentionArgs& a, Stream on) {
     launch_mma<__half>(p, plan.large, plan.blocks, stream);
   else
     launch_mma<__nv_bfloat16>(p, plan.large, plan.blocks, stream);
-  if (p.splits > 1 && !p.fold)
+  if ((p.splits > 1 && !p.fold) || p.workers)
     with_dtype(a.q.dtype, [&](auto t) {
       const auto kernel = a.block_tables.data ? attention_merge<decltype(t), true> : attention_merge<decltype(t), false>;
       kernel<<<static_cast<unsigned>(p.rows), kMergeThreads, 0, stream>>>(p);

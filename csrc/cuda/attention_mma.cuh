@@ -10,6 +10,7 @@
 
 #include "cuda/attention_launch.cuh"
 #include "cuda/attention_mma_paged.cuh"
+#include "cuda/attention_plan.cuh"
 #include "cuda/attention_score.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_spoiled.cuh"
@@ -32,8 +33,10 @@ struct MmaShape {
   static constexpr int kWork = kSpoiled + kRows * sizeof(int);      // Work
   static constexpr int kPlaces = (kWork + static_cast<int>(sizeof(Work)) + 15) / 16 * 16;  // paged: KeyPlace (2, kKeys)
   static constexpr int kScales = kPlaces + 2 * kKeys * sizeof(KeyPlace);                   // of int8: float2 (2, kKeys)
+  static constexpr int kShare = kScales + 2 * kKeys * sizeof(float2);                      // paged: Share, Piece
+  static constexpr int kPiece = kShare + sizeof(Share);
   static constexpr int kSharedBytes = kWork + sizeof(Work);
-  static constexpr int kPagedBytes = kScales + 2 * kKeys * sizeof(float2);
+  static constexpr int kPagedBytes = kPiece + sizeof(Piece);
   // Blocks that a multiprocessor should hold, which limits registers.
   static constexpr int kBlocks = kWidth <= 64 && kFragments == 1 ? 3 : 2;
 };
@@ -148,12 +151,12 @@ struct MmaRows {
     return found;
   }
 
-  // Into memory, as split number `split`.
-  QKV_DEVICE static void store_part(const Problem& p, const Work& w, const Row* rows, int split, const Sums& sums,
+  // Into the workspace, as part number `part`.
+  QKV_DEVICE static void store_part(const Problem& p, const Work& w, const Row* rows, int part, const Sums& sums,
                                     const States& state) {
     each_row([&](int f, int h, int r) {
       if (r >= w.rows) return;
-      const int64_t index = split * p.rows + row_index(p, w.e, rows[r]);
+      const int64_t index = part_index(p, w, rows, r, part);
       const int column = 2 * (lane_id() % 4);
       float* const to = p.sums + index * p.sum_width + column;
       if (column == 0) p.parts[index] = state[f][h];
@@ -164,7 +167,7 @@ struct MmaRows {
     });
   }
 
-  // What store_part has stored as split 0 comes before.
+  // What store_part has stored as part 0 comes before.
   QKV_DEVICE static void merge_part(const Problem& p, const Work& w, const Row* rows, Sums& sums, States& state) {
     each_row([&](int f, int h, int r) {
       if (r >= w.rows) return;
@@ -236,154 +239,173 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma
 
   // In shared memory, which leaves more registers to the loop.
   Work& w = *reinterpret_cast<Work*>(shared + Shape::kWork);
-  {
-    Work found;
-    if (!find_work(p, blockIdx.x, &found)) return;
-    write_rows<Shape::kRows, kThreads>(p, found, rows);
-    if (threadIdx.x == 0) w = found;
-  }
-  for (int r = threadIdx.x; r < Shape::kRows; r += kThreads) spoiled[r] = 0;
-  __syncthreads();
+  Share* const share = reinterpret_cast<Share*>(shared + Shape::kShare);
+  Piece& piece = *reinterpret_cast<Piece*>(shared + Shape::kPiece);
+  const bool worker = kPaged && p.workers > 0;
 
   // Asked for anew where it is needed, for the registers' sake.
   const auto my_tiles = [&] {
     const TileRange all = tiles_seen<kKeys>(rows[0], rows[Shape::kRows - 1]);
-    return p.fold ? all : split_of<kKeys>(p, all, blockIdx.y);
+    if (!worker) return p.fold ? all : split_of<kKeys>(p, all, blockIdx.y);
+    return TileRange{max(all.begin, piece.keys.begin), min(all.end, piece.keys.end)};
   };
-  if constexpr (kPaged)
-    if (!p.fold && p.splits > 1 && my_tiles().begin >= my_tiles().end) return leave_split<kThreads>(p, w, rows, blockIdx.y);
+  const auto my_part = [&] { return worker ? piece.part : !p.fold && p.splits > 1 ? static_cast<int>(blockIdx.y) : kWhole; };
 
-  using Loader = RowLoader<T, kWidth, kThreads>;
-  const Loader loader(threadIdx.x);
-  for (int r = loader.first_row; r < Shape::kRows; r += loader.kStep) {
-    if (kPlain || p.aligned)
-      loader.copy(shared, r, query_row<T>(p, w.e, rows[r]), d, true);
-    else
-      loader.copy_slowly(shared, r, query_row<T>(p, w.e, rows[r]), d, true);
-  }
-  cp_async_commit();
-  const int first_key = rows[0].first, end_key = rows[Shape::kRows - 1].last;
-  const T* const keys = kPaged ? nullptr : key_row<T>(p, p.a.k, w.e, w.kv_head, 0);
-  const T* const values = kPaged ? nullptr : key_row<T>(p, p.a.v, w.e, w.kv_head, 0);
-  const auto load_half = [&](const Loader& loader, unsigned char* to, const T* from, int64_t step, int key0, int width) {
-    from += (key0 + loader.first_row) * step;
-    const auto valid = [&](int row) {
-      return static_cast<unsigned>(key0 + row - first_key) < static_cast<unsigned>(end_key - first_key);
-    };
-    if (kPlain || p.aligned) {
-#pragma unroll
-      for (int row = loader.first_row; row < loader.first_row + kKeys; row += loader.kStep, from += loader.kStep * step)
-        loader.copy(to, row, from, width, valid(row));
-    } else {
-#pragma unroll 1
-      for (int row = loader.first_row; row < kKeys; row += loader.kStep, from += loader.kStep * step)
-        loader.copy_slowly(to, row, from, width, valid(row));
-    }
-  };
-  const auto load_tile = [&](int tile, int stage) {
-    if constexpr (kPaged) {
-      Paged::load_tile(p, shared, tile, stage);
-    } else {
-      unsigned char* const to = shared + Shape::kStages + stage * (2 * Shape::kTile);
-      const Loader loader(opaque(threadIdx.x));
-      load_half(loader, to, keys, p.a.k.s, tile * kKeys, d);
-      load_half(loader, to + Shape::kTile, values, p.a.v.s, tile * kKeys, dv);
+  const auto attend_to_rows = [&] {
+    for (int r = threadIdx.x; r < Shape::kRows; r += kThreads) spoiled[r] = 0;
+    __syncthreads();
+    if constexpr (kPaged)
+      if (my_part() != kWhole && my_tiles().begin >= my_tiles().end) return leave_part<kThreads>(p, w, rows, my_part());
+
+    using Loader = RowLoader<T, kWidth, kThreads>;
+    const Loader loader(threadIdx.x);
+    for (int r = loader.first_row; r < Shape::kRows; r += loader.kStep) {
+      if (kPlain || p.aligned)
+        loader.copy(shared, r, query_row<T>(p, w.e, rows[r]), d, true);
+      else
+        loader.copy_slowly(shared, r, query_row<T>(p, w.e, rows[r]), d, true);
     }
     cp_async_commit();
-  };
+    const int first_key = rows[0].first, end_key = rows[Shape::kRows - 1].last;
+    const T* const keys = kPaged ? nullptr : key_row<T>(p, p.a.k, w.e, w.kv_head, 0);
+    const T* const values = kPaged ? nullptr : key_row<T>(p, p.a.v, w.e, w.kv_head, 0);
+    const auto load_half = [&](const Loader& loader, unsigned char* to, const T* from, int64_t step, int key0, int width) {
+      from += (key0 + loader.first_row) * step;
+      const auto valid = [&](int row) {
+        return static_cast<unsigned>(key0 + row - first_key) < static_cast<unsigned>(end_key - first_key);
+      };
+      if (kPlain || p.aligned) {
+#pragma unroll
+        for (int row = loader.first_row; row < loader.first_row + kKeys; row += loader.kStep, from += loader.kStep * step)
+          loader.copy(to, row, from, width, valid(row));
+      } else {
+#pragma unroll 1
+        for (int row = loader.first_row; row < kKeys; row += loader.kStep, from += loader.kStep * step)
+          loader.copy_slowly(to, row, from, width, valid(row));
+      }
+    };
+    const auto load_tile = [&](int tile, int stage) {
+      if constexpr (kPaged) {
+        Paged::load_tile(p, shared, tile, stage);
+      } else {
+        unsigned char* const to = shared + Shape::kStages + stage * (2 * Shape::kTile);
+        const Loader loader(opaque(threadIdx.x));
+        load_half(loader, to, keys, p.a.k.s, tile * kKeys, d);
+        load_half(loader, to + Shape::kTile, values, p.a.v.s, tile * kKeys, dv);
+      }
+      cp_async_commit();
+    };
 
-  float sums[kFragments][kWidth / 8][4];
-  RunningSoftmax<kFragments> softmax;
-  const float factor = p.a.scale * kLog2E;
+    float sums[kFragments][kWidth / 8][4];
+    RunningSoftmax<kFragments> softmax;
+    const float factor = p.a.scale * kLog2E;
 
-  // Work on a tile that is there. All threads.
-  const auto attend_to_tile = [&](int tile, int stage, bool careful) {
-    if constexpr (kPaged)
-      if (Paged::converts(p)) {
-        Paged::convert_tile(p, shared, tile, stage);
+    // Work on a tile that is there. All threads.
+    const auto attend_to_tile = [&](int tile, int stage, bool careful) {
+      if constexpr (kPaged)
+        if (Paged::converts(p)) {
+          Paged::convert_tile(p, shared, tile, stage);
+          __syncthreads();
+        }
+      if (careful) {
+        uint32_t* const pairs = reinterpret_cast<uint32_t*>(shared + Shape::kStages + stage * (2 * Shape::kTile) + Shape::kTile);
+        for (int i = threadIdx.x; i < Shape::kTile / 4; i += kThreads) remove_not_finite<T>(pairs[i]);
         __syncthreads();
       }
-    if (careful) {
-      uint32_t* const pairs = reinterpret_cast<uint32_t*>(shared + Shape::kStages + stage * (2 * Shape::kTile) + Shape::kTile);
-      for (int i = threadIdx.x; i < Shape::kTile / 4; i += kThreads) remove_not_finite<T>(pairs[i]);
-      __syncthreads();
-    }
-    const int key0 = tile * kKeys;
-    if (warp_row < w.rows && key0 < rows[warp_row + Shape::kWarpRows - 1].last && key0 + kKeys > rows[warp_row].first) {
-      // Lanes' rows and chunks as intrinsics.cuh says for a, for b of (n, k) and for b of (k, n).
-      const int lane = opaque(lane_id());
-      const uint32_t tiles = shared_address(shared + Shape::kStages) + stage * (2 * Shape::kTile);
-      const MatrixRows<kWidth> q(shared_address(shared), warp_row + lane % 16, lane / 16);
-      const MatrixRows<kWidth> k(tiles, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-      const MatrixRows<kWidth> v(tiles + Shape::kTile, lane % 16, lane / 16);
-      typename Tile::Scores s;
-      Tile::multiply_keys(q, k, s);
-      Tile::exclude(p, w.e, rows + warp_row, key0, s);
-      if (!kPlain && p.adjusted)
-        softmax.template add<false>(s, sums, factor);
-      else
-        softmax.template add<true>(s, sums, factor);
-      Tile::multiply_values(s, v, sums);
-    }
-  };
+      const int key0 = tile * kKeys;
+      if (warp_row < w.rows && key0 < rows[warp_row + Shape::kWarpRows - 1].last && key0 + kKeys > rows[warp_row].first) {
+        // Lanes' rows and chunks as intrinsics.cuh says for a, for b of (n, k) and for b of (k, n).
+        const int lane = opaque(lane_id());
+        const uint32_t tiles = shared_address(shared + Shape::kStages) + stage * (2 * Shape::kTile);
+        const MatrixRows<kWidth> q(shared_address(shared), warp_row + lane % 16, lane / 16);
+        const MatrixRows<kWidth> k(tiles, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+        const MatrixRows<kWidth> v(tiles + Shape::kTile, lane % 16, lane / 16);
+        typename Tile::Scores s;
+        Tile::multiply_keys(q, k, s);
+        Tile::exclude(p, w.e, rows + warp_row, key0, s);
+        if (!kPlain && p.adjusted)
+          softmax.template add<false>(s, sums, factor);
+        else
+          softmax.template add<true>(s, sums, factor);
+        Tile::multiply_values(s, v, sums);
+      }
+    };
 
-  // Attends to the keys of tiles [begin, end) from a fresh state.
-  const auto attend = [&](int begin, int end, bool careful) {
-    softmax.start();
+    // Attends to the keys of tiles [begin, end) from a fresh state.
+    const auto attend = [&](int begin, int end, bool careful) {
+      softmax.start();
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f)
+      for (int f = 0; f < kFragments; ++f)
 #pragma unroll
-      for (int c = 0; c < kWidth / 8; ++c)
+        for (int c = 0; c < kWidth / 8; ++c)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sums[f][c][i] = 0;
-    if constexpr (kPaged)
-      if (begin < end)
-        Paged::end_look_up(p, w, shared, begin, first_key, end_key, Paged::begin_look_up(p, w.e, begin, first_key, end_key));
-    for (int tile = begin - 1, stage = 1; tile < end; ++tile, stage ^= 1) {
+          for (int i = 0; i < 4; ++i) sums[f][c][i] = 0;
+      if constexpr (kPaged)
+        if (begin < end)
+          Paged::end_look_up(p, w, shared, begin, first_key, end_key, Paged::begin_look_up(p, w.e, begin, first_key, end_key));
+      for (int tile = begin - 1, stage = 1; tile < end; ++tile, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // the tile is there for all, and nobody reads the other stage any more
+        if (tile + 1 < end) load_tile(tile + 1, stage ^ 1);
+        int64_t entry = 0;
+        if constexpr (kPaged)
+          if (tile + 2 < end) entry = Paged::begin_look_up(p, w.e, tile + 2, first_key, end_key);
+        if (tile >= begin) attend_to_tile(tile, stage, careful);
+        if constexpr (kPaged)
+          if (tile + 2 < end) Paged::end_look_up(p, w, shared, tile + 2, first_key, end_key, entry);
+      }
       cp_async_wait<0>();
-      __syncthreads();  // the tile is there for all, and nobody reads the other stage any more
-      if (tile + 1 < end) load_tile(tile + 1, stage ^ 1);
-      int64_t entry = 0;
-      if constexpr (kPaged)
-        if (tile + 2 < end) entry = Paged::begin_look_up(p, w.e, tile + 2, first_key, end_key);
-      if (tile >= begin) attend_to_tile(tile, stage, careful);
-      if constexpr (kPaged)
-        if (tile + 2 < end) Paged::end_look_up(p, w, shared, tile + 2, first_key, end_key, entry);
+      __syncthreads();
+    };
+
+    typename Rows::States state;
+    for (int begin = my_tiles().begin;;) {
+      int end = my_tiles().end;
+      if (p.fold) end = min(end, (begin / kChunkTiles + 1) * kChunkTiles);
+      for (bool careful = false;; careful = true) {
+        attend(begin, end, careful);
+        Rows::each_row([&](int f, int h, int) {
+          state[f][h] = !kPlain && p.adjusted ? softmax.template state<false>(f, h) : softmax.template state<true>(f, h);
+        });
+        if (careful || !__syncthreads_or(Rows::find_spoiled(sums, state, spoiled))) break;
+      }
+      Rows::each_row([&](int f, int h, int r) { state[f][h].spoiled = spoiled[r]; });
+      if (p.fold && begin > my_tiles().begin) Rows::merge_part(p, w, rows, sums, state);
+      begin = end;
+      if (begin >= my_tiles().end) break;
+      Rows::store_part(p, w, rows, 0, sums, state);
     }
-    cp_async_wait<0>();
+    if (my_part() != kWhole) return Rows::store_part(p, w, rows, my_part(), sums, state);
+
+    Rows::template store_out<T>(p, w, rows, shared, sums, state);
+    if (!__syncthreads_or(spoiled[threadIdx.x % Shape::kRows])) return;
+    RowState* const ends = reinterpret_cast<RowState*>(shared + Shape::kStages);
+    Rows::each_row([&](int f, int h, int r) {
+      if (lane % 4 == 0) ends[r] = state[f][h];
+    });
     __syncthreads();
+    for (int r = 0; r < w.rows; ++r)
+      if (spoiled[r])
+        restore_row<T, BlockThreads<kThreads>, kPaged>(p, w.e, w.kv_head, rows[r], ends[r],
+                                                       reinterpret_cast<float*>(ends + Shape::kRows));
   };
 
-  typename Rows::States state;
-  for (int begin = my_tiles().begin;;) {
-    int end = my_tiles().end;
-    if (p.fold) end = min(end, (begin / kChunkTiles + 1) * kChunkTiles);
-    for (bool careful = false;; careful = true) {
-      attend(begin, end, careful);
-      Rows::each_row([&](int f, int h, int) {
-        state[f][h] = !kPlain && p.adjusted ? softmax.template state<false>(f, h) : softmax.template state<true>(f, h);
-      });
-      if (careful || !__syncthreads_or(Rows::find_spoiled(sums, state, spoiled))) break;
+  if (worker) find_share<kThreads>(p, share, reinterpret_cast<int64_t*>(shared));
+  do {
+    if (worker) {
+      __syncthreads();  // nobody reads any more what is shared
+      if (threadIdx.x == 0) next_piece(p, share, &w, &piece);
+      __syncthreads();
+      if (piece.none) return;
+      write_rows<Shape::kRows, kThreads>(p, w, rows);
+    } else {
+      Work found;
+      if (!find_work(p, blockIdx.x, &found)) return;
+      write_rows<Shape::kRows, kThreads>(p, found, rows);
+      if (threadIdx.x == 0) w = found;
     }
-    Rows::each_row([&](int f, int h, int r) { state[f][h].spoiled = spoiled[r]; });
-    if (p.fold && begin > my_tiles().begin) Rows::merge_part(p, w, rows, sums, state);
-    begin = end;
-    if (begin >= my_tiles().end) break;
-    Rows::store_part(p, w, rows, 0, sums, state);
-  }
-  if (!p.fold && p.splits > 1) return Rows::store_part(p, w, rows, blockIdx.y, sums, state);
-
-  Rows::template store_out<T>(p, w, rows, shared, sums, state);
-  if (!__syncthreads_or(spoiled[threadIdx.x % Shape::kRows])) return;
-  RowState* const ends = reinterpret_cast<RowState*>(shared + Shape::kStages);
-  Rows::each_row([&](int f, int h, int r) {
-    if (lane % 4 == 0) ends[r] = state[f][h];
-  });
-  __syncthreads();
-  for (int r = 0; r < w.rows; ++r)
-    if (spoiled[r])
-      restore_row<T, BlockThreads<kThreads>, kPaged>(p, w.e, w.kv_head, rows[r], ends[r],
-                                                     reinterpret_cast<float*>(ends + Shape::kRows));
+    attend_to_rows();
+  } while (worker);
 }
 
 // ---- launch
@@ -399,7 +421,8 @@ void launch_mma(const Problem& p, int64_t blocks, cudaStream_t stream) {
   constexpr int kBytes = kMemory == Memory::paged ? Shape::kPagedBytes : Shape::kSharedBytes;
   static_assert(kBytes <= 99 * 1024);  // what sm_86 and sm_89 have
   allow_shared(kernel, kBytes, "attention");
-  const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.fold ? 1 : p.splits));
+  dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.fold ? 1 : p.splits));
+  if (p.workers) grid = dim3(static_cast<unsigned>(p.workers));
   kernel<<<grid, Shape::kThreads, kBytes, stream>>>(p);
   check_launch("attention");
 }

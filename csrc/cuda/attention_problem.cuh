@@ -37,10 +37,14 @@ struct Problem {
   int splits;            // of the keys; each is a block of its own, and attention_merge follows
   bool chunks;           // splits are chunks of kChunkKeys; else each tile's keys are dealt out evenly
   bool fold;             // a block takes one chunk after the other and merges as it goes
+  int workers;           // attention_plan.cuh: blocks, of which each takes a share of all tiles of keys; or 0
+  int tile_keys;         // workers: of the kernel that runs
+  int slot_rows;         // workers without chunks: rows of a part, else 0
+  int64_t* starts;       // workers: (B + 1), what merging must know of the plan
   int64_t rows;          // (token, head) in all
   int sum_width;         // dv, up to a multiple of 4
   float* sums;           // (splits, rows, sum_width): values summed but not divided; fold: (rows, sum_width)
-  RowState* parts;       // (splits, rows)
+  RowState* parts;       // (splits, rows); with slot_rows (2, workers) pieces of as many rows take the place of (splits, rows)
   RowState* row_state;   // (rows), for the weights, or nullptr
   unsigned block_magic;  // paged: place / block_size = (mulhi(place, block_magic) + place) >> block_shift
   int block_shift;
@@ -156,11 +160,14 @@ struct TileRange {
   int begin, end;
 };
 
-// Those of kKeys keys that some row between `first` and `last` (inclusive: rows follow each other) sees.
+// Those of `keys` keys that some row between `first` and `last` (inclusive: rows follow each other) sees.
+QKV_DEVICE TileRange tiles_seen(const Row& first, const Row& last, int keys) {
+  if (first.first >= last.last) return {0, 0};
+  return {first.first / keys, (last.last + keys - 1) / keys};
+}
 template <int kKeys>
 QKV_DEVICE TileRange tiles_seen(const Row& first, const Row& last) {
-  if (first.first >= last.last) return {0, 0};
-  return {first.first / kKeys, (last.last + kKeys - 1) / kKeys};
+  return tiles_seen(first, last, kKeys);
 }
 
 // The part of `all` that falls to split `split`.
@@ -176,11 +183,15 @@ QKV_DEVICE TileRange split_of(const Problem& p, TileRange all, int split) {
   return {max(all.begin, from), min(all.end, to)};
 }
 
-// For a split without a key: what the merge must know of it. All threads of the block.
+// Where row r of the tile stands in the workspace, as part number `part`.
+QKV_DEVICE int64_t part_index(const Problem& p, const Work& w, const Row* rows, int r, int part) {
+  return p.slot_rows ? static_cast<int64_t>(part) * p.slot_rows + r : part * p.rows + row_index(p, w.e, rows[r]);
+}
+
+// For a part without a key: what the merge must know of it. All threads of the block.
 template <int kThreads>
-QKV_DEVICE void leave_split(const Problem& p, const Work& w, const Row* rows, int split) {
-  for (int r = threadIdx.x; r < w.rows; r += kThreads)
-    p.parts[split * p.rows + row_index(p, w.e, rows[r])] = {kMinusInfinity, 0, 0, 0};
+QKV_DEVICE void leave_part(const Problem& p, const Work& w, const Row* rows, int part) {
+  for (int r = threadIdx.x; r < w.rows; r += kThreads) p.parts[part_index(p, w, rows, r, part)] = {kMinusInfinity, 0, 0, 0};
 }
 
 // Where the values of a head's row lie: x is q or out (token: query) or k or v (token: key, its head).

@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_simt(const __grid_const
   const TileRange all = tiles_seen<kKeys>(shared.rows[0], shared.rows[kRows - 1]);
   const TileRange mine = p.fold ? all : split_of<kKeys>(p, all, blockIdx.y);
   const int key_lane = threadIdx.x % 16;
-  if (kPaged && !p.fold && p.splits > 1 && mine.begin >= mine.end) return leave_split<kThreads>(p, w, shared.rows, blockIdx.y);
+  if (kPaged && !p.fold && p.splits > 1 && mine.begin >= mine.end) return leave_part<kThreads>(p, w, shared.rows, blockIdx.y);
 
   Sums sums;
   RowState state[4];

@@ -47,8 +47,10 @@ void allow_shared(Kernel* kernel, size_t dynamic, const char* op) {
   cudaFuncAttributes now;
   check(cudaFuncGetAttributes(&now, kernel), op);
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(now.sharedSizeBytes);
-  if (now.maxDynamicSharedSizeBytes != most)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
+  if (now.maxDynamicSharedSizeBytes == most) return;
+  // Grids count on as many blocks as shared memory has room for; left alone, the driver may give some of it to the L1 cache.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), op);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
 }
 
 // f(T{}) with T float, __half or __nv_bfloat16.

@@ -93,6 +93,34 @@ __global__ void writes_and_loads(float* y, float* z) {
   z[threadIdx.x] = s[threadIdx.x];
 }
 
+// Two products in turn, of zeros. 0, 1: right, where nothing else touches the registers, or a fence follows what does; then
+// without that fence 2: sums are read; 3: sums are written; 4: a fragment of a is written
+template <int kFault>
+__global__ void multiplies_twice(float* y) {
+  __shared__ alignas(128) uint32_t b[64];
+  if (threadIdx.x < 64) b[threadIdx.x] = 0;
+  fence_async_shared();
+  __syncthreads();
+  float d[4] = {};
+  uint32_t a[4] = {threadIdx.x, threadIdx.x, 0, 0};
+  const uint64_t descriptor = wgmma_k_major<32>(shared_address(b));
+  wgmma_hold(d);
+  wgmma_hold(a);
+  wgmma_fence();
+  wgmma<__nv_bfloat16, 8>(d, a, descriptor, 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  if (kFault == 1 || kFault == 2) asm volatile("st.global.f32 [%0], %1;" ::"l"(y + threadIdx.x), "f"(d[0]) : "memory");
+  if (kFault == 1 || kFault == 3) asm volatile("add.f32 %0, %0, %0;" : "+f"(d[1])::"memory");
+  if (kFault == 1 || kFault == 4) asm volatile("add.u32 %0, %0, 1;" : "+r"(a[1])::"memory");
+  if (kFault == 1) wgmma_fence();
+  wgmma<__nv_bfloat16, 8>(d, a, descriptor, 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_hold(d);
+  y[threadIdx.x] = d[0] + d[1];
+}
+
 }  // namespace
 
 static __global__ void of_this_name_are_two(int* y) { *y = 90; }
@@ -102,6 +130,13 @@ void run_of_this_name_are_two_sm90(int* y) { of_this_name_are_two<<<1, 1>>>(y); 
 void run_early_exit(int* y, int when) { when == 0 ? early_exit<0><<<2, 64>>>(y) : early_exit<1><<<2, 64>>>(y); }
 void run_reads_neighbour(int* y, int right) {
   right ? reads_neighbour<true><<<2, 64>>>(y) : reads_neighbour<false><<<2, 64>>>(y);
+}
+void run_multiplies_twice(float* y, int fault) {
+  if (fault == 0) multiplies_twice<0><<<1, 128>>>(y);
+  if (fault == 1) multiplies_twice<1><<<1, 128>>>(y);
+  if (fault == 2) multiplies_twice<2><<<1, 128>>>(y);
+  if (fault == 3) multiplies_twice<3><<<1, 128>>>(y);
+  if (fault == 4) multiplies_twice<4><<<1, 128>>>(y);
 }
 void run_reuses_mbarrier(int* y, int fault) {
   if (fault == 0) reuses_mbarrier<0><<<1, 64>>>(y);

@@ -33,6 +33,9 @@ struct Pending {
 unsigned sites = 0;            // of the kernel and of the functions that it may call
 std::vector<uint32_t> visits;  // (threads of the cluster, sites): how often a thread was there
 std::vector<Pending> pending;  // (warps of the cluster, sites)
+int64_t moved_before = 0;      // sectors, by blocks that are over
+
+int64_t moved() { return counted->global_load.moved + counted->global_store.moved; }
 
 unsigned site_index(int site) {
   const Kernel& k = *launched->kernel;
@@ -117,6 +120,7 @@ void count_access(TrafficKind kind, bool write, uint64_t address, unsigned bytes
 
 void counters_start_blocks() {
   if (!counted) return;
+  moved_before = moved();
   const Kernel& k = *launched->kernel;
   sites = 2 * (k.module->function_sites + k.end_site - k.first_site);
   visits.assign(size_t{launched->cluster_size} * launched->threads * sites, 0);
@@ -128,6 +132,7 @@ void counters_end_blocks() {
   for (Pending& p : pending)
     for (const Group& g : p.groups) count(g);
   pending.clear();
+  counted->busiest = std::max(counted->busiest, moved() - moved_before);
 }
 
 }  // namespace qkv::emulation

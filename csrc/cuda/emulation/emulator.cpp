@@ -141,6 +141,8 @@ bool run_launch(const Launch& launch, std::string& fault_text) {
     counted = &collected.kernels[l.kernel->name];
     ++counted->launches;
     counted->blocks += int64_t{l.grid.x} * l.grid.y * l.grid.z;
+    counted->threads = l.threads;
+    counted->dynamic_shared = l.dynamic_shared;
   }
   try {
     run_grid(l);

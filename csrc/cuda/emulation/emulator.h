@@ -43,6 +43,8 @@ struct Traffic {
 };
 struct Counters {
   int64_t launches = 0, blocks = 0;
+  int64_t threads = 0, dynamic_shared = 0;  // of a block, in the last launch
+  int64_t busiest = 0;                      // sectors of global memory that one block (or cluster) moved, at most
   Traffic shared_load, shared_store, matrix_load, matrix_store;  // ldmatrix, stmatrix
   Traffic global_load, global_store;
   int64_t async_copies = 0, mma = 0, wgmma = 0, barriers = 0;

@@ -3,6 +3,7 @@
 #pragma once
 #include <stdint.h>
 
+#include <initializer_list>
 #include <string>
 
 #include "cuda/emulation/checker.h"
@@ -76,7 +77,9 @@ struct Wgmma {
 };
 // d (64, n) = a (64, 16) b (16, n) [+ d]: d has n / 2 registers, a four or, nullptr, a descriptor of shared memory.
 void wgmma(int site, const Wgmma&, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor);
-void wgmma_fence(int site);
+bool wgmma_fence(int site);  // false: left out
+// Before it: behind how many fences each register of d and a was last read or written by another instruction, of how many.
+void wgmma_registers(int site, std::initializer_list<uint32_t> touched, uint32_t fences);
 void wgmma_commit(int site);
 void wgmma_wait(int site, unsigned pending_groups);
 

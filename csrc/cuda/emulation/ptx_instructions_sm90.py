@@ -139,10 +139,12 @@ def wgmma(f, name, a):
     accumulate, sign_a, sign_b, *transposed = a[3:]
     transposed_a, transposed_b = ("0", transposed[0]) if in_registers else transposed
     registers = f.temporary()
-    code = f"{{ float {registers}[{n // 2}] = {{{', '.join(f.value(r, 'f32') for r in d)}}}; "
+    fragment = f.vector(a[1]) if in_registers else []
+    code = f"{{ wgmma_registers({f.site()}, {{{', '.join(map(f.touched, d + fragment))}}}, fences); "
+    code += f"float {registers}[{n // 2}] = {{{', '.join(f.untouched(r, 'f32') for r in d)}}}; "
     if in_registers:
         rows = f.temporary()
-        code += f"const uint32_t {rows}[4] = {{{', '.join(f.value(r, 'b32') for r in f.vector(a[1]))}}}; "
+        code += f"const uint32_t {rows}[4] = {{{', '.join(f.untouched(r, 'b32') for r in fragment)}}}; "
         operands = f"{rows}, 0"
     else:
         operands = f"nullptr, {f.value(a[1], 'u64')}"
@@ -156,12 +158,12 @@ def wgmma(f, name, a):
         f.value(accumulate, "pred"),
     ]
     code += f"wgmma({f.site()}, {{{', '.join(map(str, fields))}}}, {registers}, {operands}, {f.value(a[2], 'u64')});"
-    return code + "".join(f" {f.store(r, f'{registers}[{i}]')}" for i, r in enumerate(d)) + " }"
+    return code + "".join(f" {f.assigned(r, f'{registers}[{i}]')}" for i, r in enumerate(d)) + " }"
 
 
 @instruction("wgmma.fence")
 def wgmma_fence(f, name, a):
-    return f"wgmma_fence({f.site()});"
+    return f"{'fences += ' if f.wgmma_registers else ''}wgmma_fence({f.site()});"
 
 
 @instruction("wgmma.commit_group")

@@ -126,6 +126,7 @@ class Function:
         self.parameters, self.results, self.body = parameters, results, body
         self.statements = statements(body, first_line)
         self.registers = {}  # name -> PTX type
+        self.wgmma_registers = set()  # sums and fragments of a: when each was last touched is kept beside it
         self.locals = {}  # .local and .param variables -> C++ expression of their address
         self.shared = {}  # name -> offset
         self.shared_arrays, self.shared_end, self.dynamic_alignment = [], SHARED_START, 0  # of a kernel: all it uses
@@ -180,7 +181,10 @@ class Function:
         if constant is not None:
             return constant
         if text in self.registers:
-            return self.converted(self.register(text), self.registers[text], ptx_type)
+            register = self.register(text)
+            if text in self.wgmma_registers:
+                register = f"({self.touched(text)} = fences, {register})"
+            return self.converted(register, self.registers[text], ptx_type)
         special = ptx_instructions.special_register(text)
         if special:
             return f"as<{c}>({special})"
@@ -258,11 +262,24 @@ class Function:
         """Assigns to a register, or drops the value. ptx_type: the expression's type, where it is known."""
         if self.is_sink(destination):
             return f"(void)({expression});"
+        if destination in self.wgmma_registers:
+            return f"{self.assigned(destination, expression, ptx_type)} {self.touched(destination)} = fences;"
+        return self.assigned(destination, expression, ptx_type)
+
+    def assigned(self, destination, expression, ptx_type=None):
         if ptx_type and kind(self.registers[destination]) == kind(ptx_type):
             return f"{self.register(destination)} = {expression};"
         if ptx_type == "b32" and self.registers[destination] == "f32":
             return f"{self.register(destination)} = float_of_bits({expression});"
         return f"set({self.register(destination)}, {expression});"
+
+    def touched(self, register):
+        """The variable that says behind how many wgmma.fence something else than wgmma read or wrote a register."""
+        return f"W_{c_name(register)}"
+
+    def untouched(self, register, ptx_type):
+        """A register's value, for wgmma itself."""
+        return self.converted(self.register(register), self.registers[register], ptx_type)
 
     def temporary(self):
         self.temporaries += 1
@@ -304,6 +321,7 @@ class Function:
             self.registers[name] = m[1]
         if names:
             self.out.append(f"{c_type(m[1])} " + ", ".join(self.register(n) for n in names) + ";")
+        self.out += [f"uint32_t {self.touched(n)} = 0;" for n in names if n in self.wgmma_registers]
 
     def declare_shared(self, text):
         alignment, _, name, size, _ = parse_variable(text)
@@ -376,6 +394,12 @@ class Function:
             for i, result in enumerate(self.results):
                 self.locals[parse_variable(result)[2]] = f"r{i}"
         self.out.append("bool carry = false;")
+        for s in self.statements:
+            if "wgmma.mma_async" in s.text:
+                d, a = split_operands(s.text[s.text.index("{") :])[:2]
+                self.wgmma_registers.update(self.vector(d) + (self.vector(a) if a.startswith("{") else []))
+        if self.wgmma_registers:
+            self.out.append("uint32_t fences = 1;")
         for i, s in enumerate(self.statements):  # branch targets may stand behind their use
             m = re.match(r"\.branchtargets\s+(.*)$", s.text, re.S)
             if m:

@@ -166,10 +166,17 @@ void wgmma(int site, const Wgmma& w, float* d, const uint32_t* a, uint64_t a_des
   meet_group(site, &issued, &multiply);
 }
 
-void wgmma_fence(int site) {
-  if (left_out(site)) return;
+void wgmma_registers(int site, std::initializer_list<uint32_t> touched, uint32_t fences) {
+  current->site = site;
+  for (const uint32_t at : touched)
+    if (at == fences) fail(FaultKind::missing_fence, "wgmma without a wgmma.fence since something else touched its registers");
+}
+
+bool wgmma_fence(int site) {
+  if (left_out(site)) return false;
   current->site = site;
   threads[current->agent].fenced = true;
+  return true;
 }
 
 void wgmma_commit(int site) {

@@ -1,0 +1,163 @@
+// Few rows over a paged cache: which block attends to which keys, planned on the device, where the lengths are.
+//
+// The tiles of keys of all tiles of rows stand in a line, and each block of a grid that just fills the GPU, a worker, takes an
+// equal share of it, wherever that begins and ends: Stream-K (Osama et al. 2023, arXiv:2301.03598) for attention. So all
+// multiprocessors are busy whatever the lengths, with a grid that the host can fix, and a captured step stays right when they
+// change. At most the first and the last of a worker's pieces are parts of a tile of rows: those two go to slots of its own in
+// the workspace, and attention_merge, which finds them by the same arithmetic, adds them up in the order of the keys.
+//
+// Where the splits must not depend on the batch (Problem::chunks) a worker takes those chunks of kChunkKeys that begin in its
+// share, each for itself.
+#pragma once
+#include "cuda/attention_problem.cuh"
+
+namespace qkv::cuda {
+
+constexpr int kMostSplits = 128;
+constexpr int kTilesToBegin = 2;  // what beginning and ending a tile of rows costs, in tiles of keys
+constexpr int kLeastShare = 2;    // tiles; below, a worker more does not make the others faster
+
+// The part of the line that belongs to an entry: for each key head its tiles of rows, and for each of those kTilesToBegin without
+// a key, then all tiles of keys that some row of the entry sees. (A tile of rows that sees fewer than others leaves those out.)
+struct Stretch {
+  TileRange keys;
+  int row_tiles, each;  // tiles of rows of a key head; length of one
+};
+
+QKV_DEVICE Stretch stretch_of(const Problem& p, const Entry& e) {
+  const int rows = e.s * p.group;
+  Stretch s = {{0, 0}, (rows + p.tile_rows - 1) / p.tile_rows, 0};
+  if (rows > 0) s.keys = tiles_seen(row_of(p, e, 0, 0), row_of(p, e, 0, rows - 1), p.tile_keys);
+  s.each = kTilesToBegin + s.keys.end - s.keys.begin;
+  return s;
+}
+QKV_DEVICE int64_t length_of(const Problem& p, const Stretch& s) { return p.a.kv_heads * s.row_tiles * s.each; }
+
+// What of the line is left to a worker, and the entry in which that begins.
+struct Share {
+  int64_t begin, end;
+  int64_t b, start;  // of entry b's stretch
+};
+
+// Keys of a tile of rows.
+struct Piece {
+  TileRange keys;
+  int part;   // its number in the workspace; kWhole: nothing is to be merged
+  bool none;  // there is nothing more
+};
+constexpr int kWhole = -1;
+
+// Finds the block's share and, in block 0, leaves for the merge where stretches begin and how long shares are. All threads;
+// others see `share` after a barrier. `scratch`: shared memory for two numbers a warp.
+template <int kThreads>
+QKV_DEVICE void find_share(const Problem& p, Share* share, int64_t* scratch) {
+  constexpr int kWarps = kThreads / 32;
+  const int64_t each = (p.a.batch + kThreads - 1) / kThreads;
+  const int64_t first = min(threadIdx.x * each, p.a.batch), last = min(first + each, p.a.batch);
+  int64_t own = 0;
+  int most = 0;  // tiles of keys
+  for (int64_t b = first; b < last; ++b) {
+    const Stretch s = stretch_of(p, entry_of(p, b));
+    own += length_of(p, s);
+    most = max(most, s.keys.end - s.keys.begin);
+  }
+  int64_t up_to = own;
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const int64_t before = __shfl_up_sync(kFullWarp, up_to, step);
+    if (lane_id() >= step) up_to += before;
+    most = max(most, __shfl_xor_sync(kFullWarp, most, step));
+  }
+  const int warp = threadIdx.x / 32;
+  if (lane_id() == 31) {
+    scratch[warp] = up_to;
+    scratch[kWarps + warp] = most;
+  }
+  __syncthreads();
+  int64_t total = 0, longest = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) {
+    if (i < warp) up_to += scratch[i];
+    total += scratch[i];
+    longest = max(longest, scratch[kWarps + i]);
+  }
+  const auto shares = [](int64_t length, int64_t of) { return (length + of - 1) / of; };
+  const int64_t length = max(max(shares(total, p.workers), int64_t{kLeastShare}), shares(longest, kMostSplits - 1));
+  const int64_t begin = blockIdx.x * length;
+  if (threadIdx.x == 0) {
+    *share = {total, total, 0, 0};
+    if (blockIdx.x == 0) p.starts[p.a.batch] = length;
+  }
+  __syncthreads();
+  int64_t start = up_to - own;
+  if (blockIdx.x > 0 && (begin < start || begin >= up_to)) return;
+  for (int64_t b = first; b < last; ++b) {
+    const int64_t next = start + length_of(p, stretch_of(p, entry_of(p, b)));
+    if (blockIdx.x == 0) p.starts[b] = start;
+    if (start <= begin && begin < next) *share = {begin, min(begin + length, total), b, start};
+    start = next;
+  }
+}
+
+// The next piece of the block's share. By one thread.
+QKV_DEVICE void next_piece(const Problem& p, Share* share, Work* w, Piece* piece) {
+  const int round = p.chunks ? kChunkKeys / p.tile_keys : 1;
+  piece->none = true;
+  while (share->begin < share->end) {
+    const Entry e = entry_of(p, share->b);
+    const Stretch s = stretch_of(p, e);
+    const int64_t at = share->begin - share->start;
+    if (at >= length_of(p, s)) {
+      share->start += length_of(p, s);
+      ++share->b;
+      continue;
+    }
+    const int tile = static_cast<int>(at / s.each), from = static_cast<int>(at - static_cast<int64_t>(tile) * s.each);
+    const int to = static_cast<int>(min(int64_t{s.each}, from + share->end - share->begin));
+    // The first key at or behind a place of the stretch. Pieces of one worker, and of the next, fit together, since each asks so.
+    const auto key_at = [&](int place) {
+      const int key = s.keys.begin + max(place - kTilesToBegin, 0);
+      return place <= kTilesToBegin ? s.keys.begin : min((key + round - 1) / round * round, s.keys.end);
+    };
+    TileRange keys = {key_at(from), key_at(to)};
+    int done = to;
+    if (p.chunks && keys.begin < keys.end) {
+      keys.end = min((keys.begin / round + 1) * round, s.keys.end);
+      done = keys.end - s.keys.begin + kTilesToBegin;
+    }
+    share->begin += done - from;
+    const bool nothing_seen = s.keys.begin == s.keys.end && from == 0;  // zeros are to be written
+    if (keys.begin >= keys.end && !nothing_seen) continue;
+    const int kv_head = tile / s.row_tiles, row0 = (tile - kv_head * s.row_tiles) * p.tile_rows;
+    *w = {e, kv_head, row0, min(e.s * p.group - row0, p.tile_rows), 0};
+    const bool begins = keys.begin == s.keys.begin, whole = begins && keys.end == s.keys.end;
+    *piece = {keys, whole ? kWhole : p.chunks ? keys.begin / round : static_cast<int>(2 * blockIdx.x) + begins, false};
+    return;
+  }
+}
+
+// Where the parts of a row stand in the workspace, in rows: `first`, then `rest` + i `step` for i = 1 ... count - 1. No more than
+// one: it has been written already.
+struct Parts {
+  int count, first, rest, step;
+  QKV_DEVICE int at(int i) const { return i == 0 ? first : rest + i * step; }
+};
+
+// Of row r of a key head, which is row `index` of all.
+QKV_DEVICE Parts parts_of(const Problem& p, const Entry& e, int kv_head, int r, int index) {
+  const int rows = static_cast<int>(p.rows);
+  if (!p.workers) return {p.splits, index, index, rows};
+  const Stretch s = stretch_of(p, e);
+  if (s.keys.begin == s.keys.end) return {0, 0, 0, 0};
+  if (p.chunks) {
+    const int round = kChunkKeys / p.tile_keys, chunk = s.keys.begin / round, first = chunk * rows + index;
+    return {(s.keys.end + round - 1) / round - chunk, first, first, rows};
+  }
+  const int64_t length = p.starts[p.a.batch], tile = static_cast<int64_t>(kv_head) * s.row_tiles + r / p.tile_rows;
+  const int64_t place = p.starts[e.b] + tile * s.each;
+  const int first = static_cast<int>((place + kTilesToBegin) / length), row = r % p.tile_rows;  // first: a worker
+  const int last = static_cast<int>((place + s.each - 1) / length);
+  return {last - first + 1, (2 * first + 1) * p.slot_rows + row, 2 * first * p.slot_rows + row, 2 * p.slot_rows};
+}
+
+}  // namespace qkv::cuda

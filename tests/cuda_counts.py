@@ -1,0 +1,136 @@
+"""What the kernels over rows and tokens cost a multiprocessor of an H200, counted: python tests/cuda_counts.py prints
+the table of bench/NOTES.md. Needs a build with qkv._cuda, which is read with cuobjdump, and qkv._cuda_emulated.
+
+moved: sectors of global memory, counted in emulation, over the bytes that must be read and written once.
+wavefronts: of shared memory, counted likewise, over the fewest possible.
+threads: of the blocks that fit a multiprocessor, by registers, shared memory and the launch.
+in flight: what a thread, and all of them, ask global memory for before the first load is waited for, by the order of
+loads in the machine code. At most: weights and a residual, which a call may do without, are counted too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+os.environ.setdefault("QKV_CUDA", "emulated")
+
+import ml_dtypes
+import numpy as np
+import qkv
+from emulated import Emulator, drawn
+from qkv import cuda_ops
+from test_cuda_static import Kernel, cuobjdump, short
+
+BF16, F32 = ml_dtypes.bfloat16, np.float32
+SECTOR, WARP = 32, 32  # bytes, threads
+REGISTERS, THREADS, BLOCKS, SHARED = 65536, 2048, 32, 228 * 1024  # of a multiprocessor
+
+
+class Case(NamedTuple):
+    call: Callable[[], Any]
+    least: int  # bytes read and written
+
+
+def row_case(op: Callable[[Any], Any], rows: int, n: int, dtype: Any = BF16) -> Case:
+    x = drawn(rows, n, dtype=dtype)
+    return Case(lambda: op(x), 2 * x.nbytes)
+
+
+def cases() -> dict[str, Case]:
+    x, residual = drawn(8, 4096), drawn(8, 4096)
+    ids, table = qkv.cuda.array(np.arange(3, 64, 3)), drawn(64, 4096)
+    heads, angles = drawn(16, 32, 128), drawn(16, 1, 64, dtype=F32)
+    logits = drawn(2, 50304, dtype=F32)
+    u = qkv.cuda.array(np.array([0.3, 0.9]))
+
+    def sampled(**filters: Any) -> Callable[[], Any]:
+        return lambda: cuda_ops.sample(logits, u, **filters)
+
+    def turned(interleaved: bool) -> Callable[[], Any]:
+        return lambda: qkv.cuda.module().rotary(heads, angles, 1.0, 128, interleaved, 0)
+
+    return {
+        "layer_norm, 4096": row_case(qkv.layer_norm, 8, 4096),
+        "layer_norm, 32768": row_case(qkv.layer_norm, 8, 32768),
+        "layer_norm, float32, 4096": row_case(qkv.layer_norm, 8, 4096, F32),
+        "rms_norm, 768": row_case(qkv.rms_norm, 8, 768),
+        "rms_norm with residual, 4096": Case(lambda: qkv.rms_norm(x, residual=residual)[0], 4 * x.nbytes),
+        "softmax, 4096": row_case(qkv.softmax, 8, 4096),
+        "softmax, 32768": row_case(qkv.softmax, 8, 32768),
+        "softmax, float32, 4096": row_case(qkv.softmax, 8, 4096, F32),
+        "gelu": row_case(qkv.gelu, 8, 4096),
+        "gelu, float32": row_case(qkv.gelu, 8, 4096, F32),
+        "silu": row_case(qkv.silu, 8, 4096),
+        "embedding": Case(lambda: qkv.embedding(ids, table), 2 * 21 * 8192),
+        "rotary": Case(turned(False), 2 * heads.nbytes),
+        "rotary, interleaved": Case(turned(True), 2 * heads.nbytes),
+        "argmax, float32": Case(lambda: cuda_ops.argmax(logits), logits.nbytes),
+        "sample, float32": Case(sampled(), logits.nbytes),
+        "sample, top_k and top_p": Case(sampled(top_k=50, top_p=0.9), logits.nbytes),
+    }
+
+
+def blocks_at_once(kernel: Kernel, threads: int, dynamic: int) -> int:
+    of_warp = -(-kernel.usage["REG"] * WARP // 256) * 256
+    warps = -(-threads // WARP)
+    shared = max(-(-(kernel.usage["SHARED"] + dynamic) // 128) * 128, 1024)  # 1 KB of it is the system's
+    return min(REGISTERS // (of_warp * warps), THREADS // (warps * WARP), BLOCKS, SHARED // shared)
+
+
+def bytes_ahead(kernel: Kernel) -> int:
+    """Of a thread: loads of global memory that stand in the code before any of them is used, at most."""
+    under_way: list[tuple[range, int]] = []
+    most = 0
+    for _, text in kernel.code:
+        named = [int(n) for n in re.findall(r"\bR(\d+)\b", text)]
+        under_way = [load for load in under_way if not any(n in load[0] for n in named)]
+        if load := re.match(r"LDG\.E(\S*) R(\d+)", text):
+            words = 4 if ".128" in load[1] else 2 if ".64" in load[1] else 1
+            under_way.append((range(int(load[2]), int(load[2]) + words), 4 * words))
+            most = max(most, sum(size for _, size in under_way))
+    return most
+
+
+def machine_code(mangled: str) -> Kernel:
+    of = ("-arch", "sm_90a", "-fun", mangled)
+    usage = re.findall(r"([A-Z]+):(\d+)", cuobjdump("--dump-resource-usage", *of).split(mangled)[1])
+    code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", cuobjdump("--dump-sass", *of))
+    return Kernel(short(mangled), "sm_90a", {k: int(v) for k, v in usage}, [(int(a, 16), t) for a, t in code])
+
+
+def line(name: str, case: Case, emulator: Emulator) -> str:
+    out, report = emulator.run(case.call, "count=1,check=0,cc=90")
+    assert out is not None, report["first"]
+    counted = report["kernels"]
+    main = max(counted, key=lambda k: counted[k]["global_load"][1])
+    kernel, c = machine_code(main), counted[main]
+    moved = sum(c[kind][1] for c in counted.values() for kind in ("global_load", "global_store")) * SECTOR
+    waves = [sum(c[kind][i] for kind in ("shared_load", "shared_store")) for i in (1, 2)]
+    blocks = blocks_at_once(kernel, c["threads"], c["dynamic_shared"])
+    ahead = bytes_ahead(kernel)
+    cells = [
+        name,
+        kernel.family,
+        str(kernel.usage["REG"]),
+        f"{(kernel.usage['SHARED'] + c['dynamic_shared']) / 1024:.1f}",
+        f"{blocks} x {c['threads']}",
+        f"{ahead} B, {ahead * blocks * c['threads'] / 1024:.0f} KB",
+        f"{moved / case.least:.2f}",
+        f"{waves[0] / waves[1]:.2f}" if waves[1] else "-",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    emulator = Emulator()
+    print("| op | kernel | registers | shared, KB | threads | in flight | moved | wavefronts |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, case in cases().items():
+        print(line(name, case, emulator), flush=True)
+
+
+if __name__ == "__main__":
+    main()
