@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -62,6 +64,20 @@ def on_path(path: str, call: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
+@contextlib.contextmanager
+def configured(options: str) -> Iterator[None]:
+    """The emulator, if that is what runs, told this beside what QKV_EMULATOR says, for a while."""
+    if not qkv.cuda.is_emulated():
+        yield
+        return
+    given = os.environ.get("QKV_EMULATOR", "")
+    qkv.cuda.module().configure_emulator(f"{given},{options}")
+    try:
+        yield
+    finally:
+        qkv.cuda.module().configure_emulator(given)
+
+
 class Emulator:
     def __init__(self) -> None:
         self.library = ctypes.CDLL(qkv.cuda.module().__file__)
@@ -89,4 +105,4 @@ class Emulator:
 def emulator() -> Iterator[Emulator]:
     it = Emulator()
     yield it
-    it.configure()
+    it.configure(os.environ.get("QKV_EMULATOR", ""))

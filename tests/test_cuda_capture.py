@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import qkv
 from checks import same_bits
+from emulated import configured
 from qkv import cuda_ops
 
 pytestmark = pytest.mark.skipif(not qkv.cuda.is_available(), reason=qkv.cuda.why_not())
@@ -30,9 +31,8 @@ def streams(request: pytest.FixtureRequest) -> Iterator[str]:
             pytest.skip("QKV_CUDA=emulated runs this")
         yield "of the device"
         return
-    qkv.cuda.module().configure_emulator(f"streams={request.param}")
-    yield str(request.param)
-    qkv.cuda.module().configure_emulator("")
+    with configured(f"streams={request.param}"):
+        yield str(request.param)
 
 
 def drawn(rng: np.random.Generator, *shape: int) -> Any:

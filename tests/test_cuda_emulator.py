@@ -101,10 +101,11 @@ def test_uninitialised_global_memory(device):
 
 
 def test_what_only_atomics_wrote_is_written(device):
-    y = ints(device, 32)
+    y = ints(device)
     fails(device, "uninitialised", "read of global memory, at", "run_atomics_alone", y, 1)
     passes(device, "run_atomics_alone", y, 0)
     assert (device.download(y, 32, np.int32) == 3).all()
+    fails(device, "uninitialised", "read of shared memory", "run_atomics_alone", y, 2)  # by an exchange
 
 
 @pytest.mark.parametrize("n", [32, 33, -1])

@@ -3,6 +3,7 @@ no second copy of what goes to the device."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import qkv
 from checks import run_python, same_bits
+from emulated import configured
 
 device = pytest.mark.skipif(not qkv.cuda.is_available(), reason=qkv.cuda.why_not())
 emulated = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="QKV_CUDA=emulated runs this")
@@ -24,16 +26,17 @@ MIB = 1 << 20
 def room() -> Iterator[Callable[[int, str], None]]:
     """Leaves so many bytes beside what is in arrays."""
 
-    def leave(nbytes: int, options: str = "") -> None:
-        gc.collect()
-        qkv.cuda.module().configure_emulator("")
-        qkv.cuda.trim()
-        info = qkv.cuda.memory_info()
-        taken = info["total_bytes"] - info["free_bytes"]
-        qkv.cuda.module().configure_emulator(f"memory={taken + nbytes},{options}")
+    with contextlib.ExitStack() as stack:
 
-    yield leave
-    qkv.cuda.module().configure_emulator("")
+        def leave(nbytes: int, options: str = "") -> None:
+            stack.close()
+            gc.collect()
+            qkv.cuda.trim()
+            info = qkv.cuda.memory_info()
+            taken = info["total_bytes"] - info["free_bytes"]
+            stack.enter_context(configured(f"memory={taken + nbytes},{options}"))
+
+        yield leave
 
 
 def megabytes(n: int) -> Any:
@@ -96,9 +99,7 @@ def test_a_step_that_found_no_memory_leaves_none_behind(room: Any) -> None:
 @pytest.mark.parametrize("streams", ["at_issue", "late"])
 def test_uploads_of_any_size(streams: str, rng: np.random.Generator, tmp_path: Path) -> None:
     """Through the pieces of page-locked memory, around their size and several times around; the source may change."""
-    if qkv.cuda.is_emulated():
-        qkv.cuda.module().configure_emulator(f"streams={streams},check=0")
-    try:
+    with configured(f"streams={streams},check=0"):
         piece = 4 * MIB
         for size in (1, 64 << 10, (64 << 10) + 1, piece - 1, piece, piece + 1, 5 * piece + 7):
             x = rng.integers(0, 256, size, np.uint8)
@@ -110,9 +111,6 @@ def test_uploads_of_any_size(streams: str, rng: np.random.Generator, tmp_path: P
             qkv.cuda.trim()
             mapped = np.memmap(tmp_path / "x", np.uint8, "r")
             assert same_bits(qkv.cuda.array(mapped).numpy(), before)
-    finally:
-        if qkv.cuda.is_emulated():
-            qkv.cuda.module().configure_emulator("")
 
 
 @device

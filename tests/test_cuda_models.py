@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import qkv
 import test_bert
+from emulated import configured
 from golden_checks import GOLDEN, INPUTS, SMOL_BOUNDS, agree, checkpoint, expected, inputs, outputs, real, smollm2
 from ml_dtypes import bfloat16
 from qkv import capture, cuda, placement
@@ -24,6 +24,7 @@ from qkv.generate.ahead import Choice
 from qkv.generate.rows import CachedRows
 from qkv.gguf import read_gguf
 from qkv.layers import MemoryRows
+from qkv.models.tokens import SinusoidalPositions
 from test_capture import GENERATORS, logits, rows_of
 from test_models import DECODERS, FOLDERS
 
@@ -40,15 +41,13 @@ def _checker(request: pytest.FixtureRequest) -> Iterator[None]:
     what their config says, not in who writes or waits for what."""
     name = getattr(request.node, "originalname", "")
     folders = {"test_family": FOLDERS, "test_berts": test_bert.FOLDERS, "test_tokens": GENERATORS}.get(name)
-    if folders is None or not cuda.is_emulated():
+    if folders is None:
         yield
         return
     folder = request.node.callspec.params["folder"]
     first = next(other for other in folders if other.split("_")[0] == folder.split("_")[0])
-    given = os.environ.get("QKV_EMULATOR", "")
-    cuda.module().configure_emulator(given if folder == first else "check=0")
-    yield
-    cuda.module().configure_emulator(given)
+    with configured("" if folder == first else "check=0"):
+        yield
 
 
 def test_the_folders_are_there() -> None:
@@ -208,19 +207,44 @@ def test_tokens_stay_on_the_gpu(folder: str, options: dict[str, Any], monkeypatc
     monkeypatch.setattr(CachedRows, "goes_on", lambda self: (steps.append(goes_on(self)), steps[-1])[1])
     sent: list[Any] = []
     monkeypatch.setattr(capture, "write", lambda target, source: (sent.append(target), placement.write(target, source)))
-    if cuda.is_emulated():
-        cuda.module().configure_emulator("check=0,streams=late")
-    try:
+    with configured("check=0,streams=late"):
         tokens = there.generate(**common)
-    finally:
-        if cuda.is_emulated():
-            cuda.module().configure_emulator(os.environ.get("QKV_EMULATOR", ""))
     np.testing.assert_array_equal(tokens, here.generate(**common))
     made = tokens.shape[1] - (1 if hasattr(here, "decoder") else 4)
     if common["eos_token_id"] is None:
         assert made == 22 and sum(steps) >= 17
     assert len(sent) <= 4 * (made - sum(steps)) + 2  # by the other steps
     assert sum(steps) > made // 3
+
+
+@pytest.mark.parametrize("folder, limit", [("ctrl_lm", "n_positions"), ("marian_lm", "max_position_embeddings")])
+def test_sinusoids_stay_on_the_gpu(folder: str, limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that goes on by itself brings nothing there; rows of positions that are computed later are brought by one
+    that is recorded anew."""
+    config, weights = checkpoint(folder)
+    here, there = (qkv.from_weights({**config, limit: 20}, weights, device=device) for device in ("cpu", "cuda"))
+    monkeypatch.setattr(SinusoidalPositions, "FIRST", 3)
+    common = {**prompts(here), "max_new_tokens": 14, "eos_token_id": None, "pad_token_id": 0}
+    if hasattr(here, "decoder"):
+        common |= {"decoder_start_token_id": 2, "forced_eos_token_id": None}
+    sent: list[str] = []
+    for name in ("array", "upload_into"):
+        bring = getattr(cuda.module(), name)
+        spy = functools.partial(lambda bring, *args: (sent.append("sent"), bring(*args))[1], bring)
+        monkeypatch.setattr(cuda.module(), name, spy)
+    goes_on, steps = CachedRows.goes_on, []
+
+    def step(self: CachedRows) -> bool:
+        before = len(sent)
+        steps.append(goes_on(self))
+        assert len(sent) == before
+        return steps[-1]
+
+    monkeypatch.setattr(CachedRows, "goes_on", step)
+    with configured("check=0"):
+        tokens = there.generate(**common)
+    assert sum(steps) >= 7 and sent
+    np.testing.assert_array_equal(tokens, here.generate(**common))
 
 
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 3}, {"max_time": 1000.0}])

@@ -117,3 +117,39 @@ def test_put_together_refuses() -> None:
             qkv.cuda.concatenate(wrong)
     with pytest.raises(ValueError, match="concatenate: axis 2 is out of range"):
         qkv.cuda.concatenate([x], 2)
+
+
+# ---- what the host reads again and again
+
+
+def test_fetched() -> None:
+    """Each start brings what is there then, in the stream's order."""
+    x = there(np.arange(5))
+    box, stream = qkv.cuda.module().Fetched(x), qkv.cuda.current_stream()
+    for i in range(3):
+        box.start(stream)
+        qkv.cuda.copy_into(x, np.arange(5) + 10 * (i + 1))
+        for _ in range(2):  # read as often as one likes
+            assert box.numpy().tolist() == list(range(10 * i, 10 * i + 5))
+    empty = qkv.cuda.module().Fetched(qkv.cuda.empty((0, 3)))
+    empty.start(stream)
+    assert empty.numpy().shape == (0, 3)
+
+
+def test_fetched_refuses() -> None:
+    x, stream = there(np.arange(6).reshape(2, 3)), qkv.cuda.current_stream()
+    with pytest.raises(ValueError, match="Fetched: x must be contiguous"):
+        qkv.cuda.module().Fetched(x.T)
+    box = qkv.cuda.module().Fetched(x)
+    with pytest.raises(RuntimeError, match="Fetched: nothing was started that could be read"):
+        box.numpy()
+    box.start(stream)
+    with pytest.raises(RuntimeError, match="Fetched: what was started before has not been read"):
+        box.start(stream)
+    assert box.numpy().tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(qkv.CudaError, match="a recorded step takes arrays on the device only"):
+        qkv.cuda.record(lambda: box.start(qkv.cuda.current_stream()))
+    with pytest.raises(RuntimeError, match="nothing was started"):  # it failed
+        box.numpy()
+    box.start(stream)
+    assert box.numpy().tolist() == [[0, 1, 2], [3, 4, 5]]

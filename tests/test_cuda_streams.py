@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import qkv
 from checks import same_bits
+from emulated import Emulator, configured
 
 pytestmark = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="QKV_CUDA=emulated runs this")
 
 
 @pytest.fixture(autouse=True)
 def _late_streams() -> Iterator[None]:
-    qkv.cuda.module().configure_emulator("streams=late")
-    yield
-    qkv.cuda.module().configure_emulator("")
+    with configured("check=1,streams=late"):
+        yield
 
 
 @pytest.fixture
@@ -147,5 +147,43 @@ def test_arrays_outlive_their_stream(rng: np.random.Generator) -> None:
     assert same_bits(y.numpy(), np.maximum(x, 0))
     del y
     gc.collect()
-    qkv.cuda.module().configure_emulator("")  # does what waits
-    assert qkv.cuda.memory_info()["used_bytes"] == before
+    with configured(""):  # does what waits
+        assert qkv.cuda.memory_info()["used_bytes"] == before
+
+
+def test_what_is_fetched_is_not_waited_for_at_the_end(streams: tuple[Any, Any], rng: np.random.Generator) -> None:
+    """What has not landed yet lands where nobody else reads."""
+    a, b = streams
+    values, emulator, box = [drawn(rng, 40) for _ in range(2)], Emulator(), qkv.cuda.module().Fetched
+    x, y = (qkv.cuda.array(value) for value in values)
+    with qkv.cuda.stream(b):
+        y = qkv.relu(y)
+        y.numpy()
+        another = box(y)
+        another.start(b.handle)
+        another.numpy()
+    del another  # its memory is used again
+    with qkv.cuda.stream(a):
+        there = qkv.relu(x)
+        fetched = box(there)
+        fetched.start(a.handle)
+        emulator.report()
+        del fetched, there
+        gc.collect()
+        assert emulator.report()["launches"] == 0
+    last = box(y)
+    last.start(b.handle)
+    b.synchronize()
+    a.synchronize()
+    assert emulator.report()["launches"] == 1
+    assert same_bits(last.numpy(), np.maximum(values[1], 0))
+
+
+def test_what_is_fetched_is_waited_for(streams: tuple[Any, Any], rng: np.random.Generator) -> None:
+    values = drawn(rng, 40)
+    with qkv.cuda.stream(streams[0]):
+        y = qkv.relu(qkv.cuda.array(values))
+    fetched = qkv.cuda.module().Fetched(y)
+    fetched.start(streams[1].handle)  # of another stream than made it
+    del y
+    assert same_bits(fetched.numpy(), np.maximum(values, 0))

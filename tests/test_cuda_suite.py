@@ -41,6 +41,7 @@ FILES = [
     "test_cuda_memory",
     "test_cuda_moves",
     "test_cuda_streams",
+    "test_cuda_tasks",
     "test_cuda_tokens",
 ]
 # Once more by Hopper's kernels wherever these can do it; unasked they take what has many rows.

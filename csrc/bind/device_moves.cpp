@@ -1,5 +1,7 @@
 // Arrays in a GPU's memory that are written in place: from others, from the host, with one value; and several as one.
 #include <cstring>
+#include <optional>
+#include <stdexcept>
 
 #include "bind/device_array.h"
 #include "bind/gil.h"
@@ -110,39 +112,53 @@ DeviceArray concatenate(const std::vector<DeviceArray>& arrays, int64_t axis_in,
 }
 
 // A few numbers that the host reads again and again, while the device goes on.
-struct Fetched {
-  DeviceArray from;
-  cuda::Fetch fetch;
-
-  explicit Fetched(const DeviceArray& x) : from(x), fetch(static_cast<size_t>(x.size() * x.item())) {
-    if (!x.contiguous()) fail_value("Fetched: the array must be contiguous");
+class Fetched {
+ public:
+  explicit Fetched(const DeviceArray& x) : from_(x) {
+    if (!x.contiguous()) fail_value("Fetched: x must be contiguous");
+    const cuda::OnDevice on(x.storage->device);
+    const auto bytes = static_cast<size_t>(x.size() * x.item());
+    const Unlocked unlocked;  // the first of its size may wait for the device
+    fetch_.emplace(bytes);
   }
   void start(std::uintptr_t stream) {
-    DeviceCall call("fetch", stream_of(stream), from);
-    call.reads(from, "fetch: x");
-    fetch.start(from.data, call.stream());
+    if (state_ == State::flying) throw std::runtime_error("Fetched: what was started before has not been read");
+    DeviceCall call("fetch", stream_of(stream), from_);
+    call.reads(from_, "fetch: x");
+    state_ = State::idle;  // if it fails
+    fetch_->start(from_.data, call.stream());
+    state_ = State::flying;
   }
   py::array numpy() {
+    if (state_ == State::idle) throw std::runtime_error("Fetched: nothing was started that could be read");
     const void* data = nullptr;
-    {
+    try {
       const Unlocked unlocked;
-      data = fetch.wait();
+      data = fetch_->wait();
+    } catch (...) {
+      state_ = State::idle;
+      throw;
     }
-    return py::array(from.dtype, from.shape, data);
+    state_ = State::landed;
+    return py::array(from_.dtype, from_.shape, data);
   }
+
+ private:
+  enum class State { idle, flying, landed };
+  DeviceArray from_;
+  std::optional<cuda::Fetch> fetch_;
+  State state_ = State::idle;
 };
 
 }  // namespace
 
 void bind_device_moves(py::module_& m) {
   py::class_<Fetched>(m, "Fetched", "Numbers of a contiguous array on a GPU, as they come to the host.")
-      .def(py::init([](const DeviceArray& x) {
-             const cuda::OnDevice on(x.storage->device);
-             return std::make_unique<Fetched>(x);
-           }),
-           py::arg("x"))
-      .def("start", &Fetched::start, py::arg("stream"), "Enqueues a copy in the stream; the last one must have been read.")
-      .def("numpy", &Fetched::numpy, "A copy of what the last start() brought, once it is there.");
+      .def(py::init<const DeviceArray&>(), py::arg("x"), "ValueError: x is not contiguous.")
+      .def("start", &Fetched::start, py::arg("stream"),
+           "Enqueues a copy in the stream. RuntimeError: the one before has not been read.")
+      .def("numpy", &Fetched::numpy,
+           "A copy of what the last start() brought, once it is there. RuntimeError: there was none, or it failed.");
   m.def("copy_into", copy_into, py::arg("target"), py::arg("source"), py::arg("stream"));
   m.def("upload_into", upload_into, py::arg("target"), py::arg("source"), py::arg("stream"));
   m.def("fill", fill, py::arg("target"), py::arg("value"), py::arg("stream"));

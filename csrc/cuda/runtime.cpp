@@ -26,6 +26,8 @@ std::string bytes_text(size_t bytes) {
   char text[32];
   if (bytes >= size_t{1} << 30)
     std::snprintf(text, sizeof text, "%.2f GiB", static_cast<double>(bytes) / (1 << 30));
+  else if (bytes > 0 && bytes < size_t{1} << 20)
+    std::snprintf(text, sizeof text, "%.2f KiB", static_cast<double>(bytes) / (1 << 10));
   else
     std::snprintf(text, sizeof text, "%.2f MiB", static_cast<double>(bytes) / (1 << 20));
   return text;
@@ -142,19 +144,20 @@ struct Staging {
 };
 
 // That of the current device.
-Staging& staging() {
+template <class T>
+T& of_current_device() {
   static std::mutex& mutex = *new std::mutex;  // as in pool()
-  static std::vector<std::unique_ptr<Staging>>& all = *new std::vector<std::unique_ptr<Staging>>;
+  static std::vector<std::unique_ptr<T>>& all = *new std::vector<std::unique_ptr<T>>;
   const auto device = static_cast<size_t>(current_device());
   const std::lock_guard<std::mutex> lock(mutex);
   if (all.size() <= device) all.resize(device + 1);
-  if (!all[device]) all[device] = std::make_unique<Staging>();
+  if (!all[device]) all[device] = std::make_unique<T>();
   return *all[device];
 }
 
 // How many bytes went through staging: all, unless host memory cannot be locked. One thread at a time.
 size_t upload_staged(void* to, const void* from, size_t bytes, Stream stream) {
-  Staging& s = staging();
+  auto& s = of_current_device<Staging>();
   const std::lock_guard<std::mutex> lock(s.mutex);
   for (size_t at = 0; at < bytes; at += kStagedPiece) {
     const size_t n = std::min(kStagedPiece, bytes - at);
@@ -206,6 +209,50 @@ OwnStreams& own_streams() {
 thread_local bool capturing = false;
 
 }  // namespace
+
+// Page-locked memory that a Fetch brings its bytes to: a copy to ordinary memory would wait for all that is in its stream.
+struct Landing {
+  void* data = nullptr;
+  size_t bytes = 0;
+  cudaEvent_t fetched = nullptr;
+};
+
+// A device's. They are used again, and never given back: that, and making one, may wait for the device. Where a Fetch ends the
+// device may still write to its own, so the next one takes it only if the event says that this is over.
+struct Landings {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Landing>> spare;
+
+  std::unique_ptr<Landing> take(size_t bytes) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      for (std::unique_ptr<Landing>& one : spare) {
+        if (one->bytes < bytes) continue;
+        if (cudaEventQuery(one->fetched) != cudaSuccess) {
+          cudaGetLastError();  // not ready, or the device was lost
+          continue;
+        }
+        std::swap(one, spare.back());
+        std::unique_ptr<Landing> taken = std::move(spare.back());
+        spare.pop_back();
+        return taken;
+      }
+    }
+    constexpr size_t kPage = 4096;  // no less can be locked
+    auto made = std::make_unique<Landing>();
+    made->bytes = std::max((bytes + kPage - 1) / kPage, size_t{1}) * kPage;
+    check(cudaHostAlloc(&made->data, made->bytes, cudaHostAllocDefault), "qkv.cuda");
+    const cudaError_t error = cudaEventCreateWithFlags(&made->fetched, cudaEventDisableTiming);
+    if (error != cudaSuccess) cudaFreeHost(made->data);
+    check(error, "qkv.cuda");
+    return made;
+  }
+
+  void give(std::unique_ptr<Landing> one) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    spare.push_back(std::move(one));
+  }
+};
 
 void fail(int code, const char* what) {
   cudaGetLastError();  // told once, unless it is sticky
@@ -333,7 +380,7 @@ void set_cache_limit(size_t bytes) {
 
 void trim() {
   check(cudaMemPoolTrimTo(pool(), 0), "qkv.cuda");
-  Staging& s = staging();
+  auto& s = of_current_device<Staging>();
   const std::lock_guard<std::mutex> lock(s.mutex);
   s.trim();
 }
@@ -369,33 +416,21 @@ void download(void* to, const void* from, size_t bytes, Stream stream) {
   synchronize(stream);
 }
 
-Fetch::Fetch(size_t bytes) : bytes_(bytes) {
-  check(cudaHostAlloc(&data_, bytes ? bytes : 1, cudaHostAllocDefault), "qkv.cuda");
-  cudaEvent_t event = nullptr;
-  const cudaError_t made = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
-  if (made != cudaSuccess) cudaFreeHost(data_);
-  check(made, "qkv.cuda");
-  fetched_ = event;
-}
+Fetch::Fetch(size_t bytes) : home_(of_current_device<Landings>()), to_(home_.take(bytes).release()), bytes_(bytes) {}
 
-Fetch::~Fetch() {
-  const auto event = static_cast<cudaEvent_t>(fetched_);
-  if (started_) cudaEventSynchronize(event);
-  cudaEventDestroy(event);
-  if (cudaFreeHost(data_) != cudaSuccess) cudaGetLastError();  // the runtime is gone at exit, or the device was lost
-}
+Fetch::~Fetch() { home_.give(std::unique_ptr<Landing>(to_)); }
 
 void Fetch::start(const void* from, Stream stream) {
   refuse_while_capturing("what is recorded is not done yet");
-  check(cudaMemcpyAsync(data_, from, bytes_, cudaMemcpyDeviceToHost, native(stream)), "qkv.cuda");
-  check(cudaEventRecord(static_cast<cudaEvent_t>(fetched_), native(stream)), "qkv.cuda");
-  started_ = true;
+  if (bytes_) check(cudaMemcpyAsync(to_->data, from, bytes_, cudaMemcpyDeviceToHost, native(stream)), "qkv.cuda");
+  const cudaError_t recorded = cudaEventRecord(to_->fetched, native(stream));
+  if (recorded != cudaSuccess) cudaStreamSynchronize(native(stream));  // nothing else would tell when the copy is over
+  check(recorded, "qkv.cuda");
 }
 
-const void* Fetch::wait() {
-  if (started_) check(cudaEventSynchronize(static_cast<cudaEvent_t>(fetched_)), "qkv.cuda");
-  started_ = false;
-  return data_;
+const void* Fetch::wait() const {
+  check(cudaEventSynchronize(to_->fetched), "qkv.cuda");
+  return to_->data;
 }
 
 void forget(void* data, size_t bytes, Stream stream) {

@@ -68,22 +68,22 @@ void refuse_while_capturing(const char* what);  // that Error, if it is
 void upload(void* to, const void* from, size_t bytes, Stream stream);
 // Device memory to the host; waits until it is there.
 void download(void* to, const void* from, size_t bytes, Stream stream);
-// Few bytes of device memory to the host again and again, while the device goes on.
+// Few bytes of device memory to the host again and again, while the device goes on. It may end while they are on their way, and
+// waits for nothing then.
 class Fetch {
  public:
   explicit Fetch(size_t bytes);
   ~Fetch();
   Fetch(const Fetch&) = delete;
   Fetch& operator=(const Fetch&) = delete;
-  // In the stream's order; what is there still must have been waited for.
+  // In the stream's order; what was started before must have been waited for.
   void start(const void* from, Stream stream);
-  const void* wait();  // until they are there
+  const void* wait() const;  // until they are there
 
  private:
+  struct Landings& home_;  // of the device
+  struct Landing* to_;
   size_t bytes_;
-  void* data_ = nullptr;  // page-locked: a copy to ordinary memory would wait for all that is in its stream
-  void* fetched_ = nullptr;
-  bool started_ = false;
 };
 void copy_bytes(void* to, const void* from, size_t bytes, Stream stream);
 void fill_bytes(void* to, int value, size_t bytes, Stream stream);

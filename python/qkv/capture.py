@@ -3,7 +3,8 @@ next ones are the same calls, replayed as one over buffers that stay where they 
 
 What may change between two steps is in these buffers: ids and positions with what is derived of them, the cache's
 slots, tables and lengths, the rows of an encoder's result that are looked at, and rotary angles. All else is the same
-until a row leaves, a table outgrows its buffer or the cache its memory; then a step is recorded anew.
+until a row leaves, a table outgrows its buffer or the cache its memory, or positions the rows that were computed for
+them; then a step is recorded anew.
 
 On a GPU the calls are a CUDA graph, and the buffers have twins there, which are written before it is launched. Where
 it chooses the tokens too, it leaves them, and what counts on, as the next step wants them: nothing need be written.
@@ -76,15 +77,14 @@ class CapturedSteps:
             return None
         if tokens is not None and len(tokens) != len(sequences):
             return None
-        if not last.step.grow():
+        numbers = last.numbers.here
+        if not last.reaches(numbers[1] + 1) or not last.step.grow():
             return None
         self.last = None  # as above
-        numbers = last.numbers.here
         numbers[1:] += 1
         if tokens is not None:
             numbers[0] = tokens
             last.numbers.send()
-        last.derive(last.packed)
         last.recording.replay()
         self.last = last
         return last.result
@@ -133,9 +133,10 @@ class _CapturedStep:
                 self._prepare(forward, there, place)
                 self.result, self.recording = cuda.record(work)
         one_each = len(starts) == len(packed.ids) + 1 and bool((np.diff(starts) == 1).all())
+        self.table = there.table
         # whether the next step differs by counting alone
-        turned, derived = (all(owner.counts for owner in owners) for owners in (self.run.angles, self.derived))
-        self.counts = self.recording.complete and one_each and turned and derived
+        turned = all(rotary.counts for rotary in self.run.angles)
+        self.counts = self.recording.complete and one_each and turned and not self.derived
 
     @staticmethod
     def _like(packed: Packed, ids: Array, positions: Array) -> Packed:
@@ -153,10 +154,9 @@ class _CapturedStep:
         turned = {rotary: made for rotary, made in self.run.angles.items() if not rotary.counts}
         self.run.angles = {rotary: (place.put(angles), factor) for rotary, (angles, factor) in turned.items()}
 
-    def derive(self, packed: Packed) -> None:
-        """What the recorded calls read beside ids and positions, in place."""
-        for owner, buffer in self.derived.items():
-            buffer.write(owner.derive(packed))
+    def reaches(self, positions: Array) -> bool:
+        """Whether the table that they were looked up in has rows for them."""
+        return self.table is None or bool(positions.max(initial=-1) < len(self.table))
 
     def update(self, packed: Packed, run: Run, step: Step) -> bool:
         """Computes a step's result, if it is one of those that were recorded."""
@@ -168,6 +168,7 @@ class _CapturedStep:
             or step.cache.version != self.version
             or (step.cu_seqlens_q != self.starts).any()
             or blocks > self.tables.here.shape[1]
+            or not self.reaches(packed.positions)
         ):
             return False
         if isinstance(self.memory, MemoryRows):
@@ -185,7 +186,8 @@ class _CapturedStep:
                 write(angles, values)
                 if now != factor:
                     return False
-        self.derive(packed)
+        for owner, derived in self.derived.items():
+            derived.write(owner.derive(packed))
         self.numbers.write(np.stack([packed.ids, packed.positions, step.slots, step.lengths]))
         self.tables.here[:, :blocks] = step.tables
         self.tables.send()

@@ -24,8 +24,6 @@ MOST = 2**31  # positions of a model that has no table of them
 class Derived(Protocol):
     """What an array of Packed's is worked out by, once for a batch."""
 
-    counts: bool  # whether the next token's is worked out of the next position alone
-
     def derive(self, packed: Packed) -> Array: ...
 
 
@@ -54,6 +52,7 @@ class Packed:
         self.positions = positions
         self.derived: dict[Derived, Array] = {}
         self.derive_from: Packed | None = None  # the same tokens in host memory
+        self.table: Array | None = None  # what positions are looked up in, where it grows with them
         self.copies = Copies()
 
     def of(self, owner: Derived) -> Array:

@@ -317,15 +317,16 @@ __global__ void copy_with_tail(float* y, const float* x, int tail) {
                : "memory");
   y[threadIdx.x] = s[threadIdx.x].x;
 }
-// What was there counts for an addition, not for an exchange.
-template <bool kAdds>
+// What was there counts for an addition, and for an exchange (kind 2) whose result is used, not for another (kind 0).
+template <int kKind>
 __global__ void atomics_alone(int* y) {
   __shared__ int s[32];
-  if (kAdds)
+  if (kKind == 1)
     atomicAdd(y + threadIdx.x, 1);
   else
     atomicExch(y + threadIdx.x, 1);
-  atomicExch(s + threadIdx.x, 2);
+  const int before = atomicExch(s + threadIdx.x, 2);
+  if (kKind == 2) y[32 + threadIdx.x] = before;
   y[threadIdx.x] += s[threadIdx.x];
 }
 __global__ void global_stride(float* y, const float* x, int stride) { y[threadIdx.x] = x[threadIdx.x * stride]; }
@@ -342,7 +343,11 @@ void run_shared_exchange(int* y, int right) {
   right ? shared_exchange<true><<<1, 64>>>(y) : shared_exchange<false><<<1, 64>>>(y);
 }
 void run_shared_uninitialised(int* y) { shared_uninitialised<<<1, 64>>>(y); }
-void run_atomics_alone(int* y, int adds) { adds ? atomics_alone<true><<<1, 32>>>(y) : atomics_alone<false><<<1, 32>>>(y); }
+void run_atomics_alone(int* y, int kind) {
+  if (kind == 0) atomics_alone<0><<<1, 32>>>(y);
+  if (kind == 1) atomics_alone<1><<<1, 32>>>(y);
+  if (kind == 2) atomics_alone<2><<<1, 32>>>(y);
+}
 void run_shared_out_of_bounds(int* y, int n) { shared_out_of_bounds<<<1, 32>>>(y, n); }
 void run_dynamic_out_of_bounds(int* y, int n) { dynamic_out_of_bounds<<<1, 32, 32 * sizeof(int)>>>(y, n); }
 void run_copy_ints(int* y, const int* x, int n, int threads) { copy_ints<<<1, threads>>>(y, x, n); }

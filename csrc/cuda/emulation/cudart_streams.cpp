@@ -276,7 +276,13 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   }
   return report(event->stream && known(event->stream) ? catch_up(event->stream, event->issued) : cudaSuccess);
 }
-cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
+// With late streams nothing is ever ready before somebody waits for it.
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const Lock lock(runtime_mutex());
+  const Stream* s = event->stream;
+  if (!event->capturing && s && known(event->stream) && s->done < event->issued) return report(cudaErrorNotReady);
+  return cudaEventSynchronize(event);
+}
 
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   *milliseconds = std::chrono::duration<float, std::milli>(end->time - start->time).count();

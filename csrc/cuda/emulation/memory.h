@@ -88,7 +88,7 @@ void store_generic(int site, const void* from, uint64_t address);
 // a thread that does this for ever while `spinning` is a fault.
 unsigned char* synchronising_bytes(int site, uint64_t address, unsigned bytes, bool reads, bool writes, bool acquires,
                                    bool releases, bool spinning);
-// The same for an exchange: what is there is replaced whatever it is, so that nobody need have written it.
+// The same for an exchange whose result nobody looks at: what is there need not have been written.
 unsigned char* exchanging_bytes(int site, uint64_t address, unsigned bytes, bool acquires, bool releases);
 
 }  // namespace qkv::emulation

@@ -258,7 +258,9 @@ def atom(f, name, a):
         new = f"({c})(({u})old + ({u})value)"
     other = f"const {c} other = {f.value(values[1], t)}; " if operation == "cas" else ""
     address, update = generic_address(f, name, operand), f"[&]({c} old) -> {c} {{ return {new}; }}"
-    function, last = ("exchange", "value") if operation == "exch" else ("update", update)
+    # what an exchange replaces counts only if somebody looks at it: PTX has no exchange without a result
+    alone = operation == "exch" and not f.is_read(destination)
+    function, last = ("exchange", "value") if alone else ("update", update)
     call = f"atomic_{function}<{c}>({f.site()}, {address}, {acquires}, {releases}, {last})"
     return f"{{ const {c} value = {f.value(values[0], t)}; {other}{f.store(destination, call)} }}"
 

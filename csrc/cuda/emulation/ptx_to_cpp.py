@@ -11,6 +11,7 @@ parameters and shared memory, and writes the tables of registry.h.
 import os
 import re
 import sys
+from collections import Counter
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there with PYTHONSAFEPATH
 
@@ -132,6 +133,7 @@ class Function:
         self.shared_arrays, self.shared_end, self.dynamic_alignment = [], SHARED_START, 0  # of a kernel: all it uses
         self.out = []
         self.temporaries = 0
+        self.mentions = None  # how often a word stands in instructions
         self.branch_targets = {}
         self.location = ("", 0)
         self.callers = {}  # place that was inlined -> place of the call, as .loc says
@@ -144,6 +146,13 @@ class Function:
 
     def is_sink(self, name):
         return name == "_"
+
+    def is_read(self, name):
+        """Whether the register in which an instruction leaves its result is named anywhere else."""
+        if self.mentions is None:
+            texts = (s.text for s in self.statements if not s.text.startswith("."))
+            self.mentions = Counter(word for text in texts for word in re.findall(r"[%\w$]+", text))
+        return not self.is_sink(name) and self.mentions[name] > 1
 
     def immediate(self, text, ptx_type):
         c = c_type(ptx_type)

@@ -3,7 +3,11 @@ reads them where they are. So a step needs nothing of the host, which reads its 
 
 A step that goes through Python takes its tokens from the host, as it would without this: the first, one that needs a
 new block of the cache, one after rows have left, of sampled ones every sixteenth, and all where text or time may stop
-them. Where all rows end at once by a token, one step more has run than was needed."""
+them.
+
+Where all rows end by a token, one step more is launched than was needed: to know better is to wait for the tokens
+before the next step is launched, which is what running ahead avoids. Nobody waits for it: it is the device's time alone
+that is lost, before the work that comes next in the stream. Where max_length ends them there is none."""
 
 from __future__ import annotations
 
@@ -85,6 +89,7 @@ class Ahead:
         with self.device():
             if found is None:
                 found = self._now(following, rows)
+            # launched before the tokens of the step before are looked at, which may all end their rows
             if more and self.looks_on and kept is None and self.choice.load() and self.decoding.goes_on():
                 self.flying = self._fetched()
         tokens: Array = found.numpy()

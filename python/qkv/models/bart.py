@@ -125,7 +125,7 @@ def _side(config: Config, w: Weights, variant: Variant, kind: str, vocabulary: i
     elif "position.weight" in w_e:
         positions = LearnedPositions(w_e.at("position"), longest, width)
     else:
-        positions = SinusoidalPositions(longest, width)
+        positions = SinusoidalPositions(w.place, longest, width)
     embeddings = Embeddings(
         w_e,
         vocabulary,

@@ -42,7 +42,7 @@ def _build(config: Config, w: Weights, task: Task) -> TokenModel:
         w,
         task,
         sizes,
-        SinusoidalPositions(sizes.positions, sizes.width),
+        SinusoidalPositions(w.place, sizes.positions, sizes.width),
         lambda w: LayerNorm(w, sizes.width, EPS),
         config.integer("dff", 8192),
         "relu",

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import ops
+from .. import ops, placement
 from ..cache import CachedSequence, PagedCache
 from ..capture import Forward
 from ..config import Config
@@ -20,6 +20,7 @@ from ..generate import generate, stream
 from ..layers import Array, Embedding, LayerNorm, Linear, Norm, Run, Stack
 from ..outputs import ModelOutput
 from ..packing import Packed
+from ..placement import Place
 from ..predict import predict, rank
 from ..score import score
 from ..sentence import Pipeline, encode
@@ -54,8 +55,6 @@ class CountedPositions:
     """RoBERTa's: rows of a table, counted from pad + 1 over the ids of a row that are not pad, which itself has row
     pad. Explicit position_ids are rows of the table."""
 
-    counts = False
-
     def __init__(self, w: Weights, rows: int, width: int, pad: int):
         self.table = Embedding(w, rows, width, exact=True)
         self.pad = pad
@@ -76,28 +75,29 @@ class CountedPositions:
 
 
 class SinusoidalPositions:
-    """Rows of a table that is computed, as far as it is needed: a config may claim any length."""
+    """Rows of a table that is computed, as far as it is needed: a config may claim any length. It lies where the model
+    is, so that a step which is replayed finds its rows there."""
 
-    counts = True
+    FIRST = 64  # rows, at least
 
-    def __init__(self, limit: int, width: int, *, interleaved: bool = False):
+    def __init__(self, place: Place, limit: int, width: int, *, interleaved: bool = False):
+        self.place = place
         self.limit = self.rows = limit
         self.width = width
         self.interleaved = interleaved
-        self.table = np.empty((0, width), np.float32)
+        self.table = place.put(np.empty((0, width), np.float32))
 
     def __call__(self, packed: Packed) -> Array:
-        return packed.of(self)
-
-    def derive(self, packed: Packed) -> Array:
-        """Each token's row of the table."""
-        count = int(packed.positions.max(initial=-1)) + 1
-        table = self.table  # another thread may put a shorter one there
+        count = int((packed.derive_from or packed).positions.max(initial=-1)) + 1
+        # the same for all of a batch: another thread may put a shorter one here, and a recording takes what is there
+        table = self.table if packed.table is None else packed.table
         if count > len(table):
-            count = min(max(count, 2 * len(table), 64), self.limit)
-            self.table = table = ops.sinusoidal_positions(count, self.width, interleaved=self.interleaved)
-        rows: Array = table[packed.positions]
-        return rows
+            count = min(max(count, 2 * len(table), self.FIRST), self.limit)
+            self.table = table = self.place.put(
+                ops.sinusoidal_positions(count, self.width, interleaved=self.interleaved)
+            )
+        packed.table = table
+        return placement.rows(packed.positions, table, np.float32)
 
 
 class Embeddings:

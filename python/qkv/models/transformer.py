@@ -126,7 +126,7 @@ def _embeddings(config: Config, w: Weights, kind: str) -> Embeddings:
     width, vocabulary = _width(config), _vocabulary(config, kind)
     if vocabulary is None:
         return Vectors(w, width)
-    positions = SinusoidalPositions(config.integer("max_len", 5000), width, interleaved=True)
+    positions = SinusoidalPositions(w.place, config.integer("max_len", 5000), width, interleaved=True)
     return Embeddings(w, vocabulary, width, positions=positions, scale=width**0.5)
 
 

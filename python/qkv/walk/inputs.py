@@ -27,9 +27,8 @@ NAMES = (
 @dataclass
 class Given:
     """arguments: of the model's call. labels, ids, texts, vectors: by axis, "token" or "target"; masks: the places of
-    a padded row that are real. masked: places of the
-    mask token. pixels: (channels, height, width). positions: that the caller chose. types: whether there are token
-    types other than by default."""
+    a padded row that are real. masked: places of the mask token. pixels: (channels, height, width). types: whether
+    there are token types other than by default."""
 
     model: Any
     arguments: dict[str, Any]
@@ -40,11 +39,6 @@ class Given:
     masks: dict[str, Array] = field(default_factory=dict)
     pixels: Array | None = None
     tokenizer: Any = None
-
-    @property
-    def positions(self) -> Array | None:
-        found = self.arguments.get("position_ids")
-        return None if found is None else self.real("token", np.asarray(found).reshape(-1))
 
     @property
     def types(self) -> bool:

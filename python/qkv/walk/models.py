@@ -82,7 +82,7 @@ def _embedded(teller: Teller, e: Embeddings, given: Given, token: str) -> None:
         typed = teller.next_is("embedding") and given.types
         if e.type is not None or (typed and e.types == e.word.rows):
             _types(teller, e, axes, typed)
-        fused = e.positions is not None and _positions(teller, e.positions, given, axes)
+        fused = e.positions is not None and _positions(teller, e.positions, axes)
         if not fused and (e.positions is not None or e.scale is not None):
             name = "with positions" if e.positions is not None else "scaled embeddings"
             teller.sum(teller.take("scaled_sum"), name, axes, "x", "p")
@@ -106,19 +106,17 @@ def _types(teller: Teller, e: Embeddings, axes: tuple[str, ...], typed: bool) ->
     teller.sum(total, "with token types", axes, "x", "t")
 
 
-def _positions(teller: Teller, positions: Any, given: Given, axes: tuple[str, ...]) -> bool:
+def _positions(teller: Teller, positions: Any, axes: tuple[str, ...]) -> bool:
     """Whether the norm adds them."""
     name, formula = "positions", "how many tokens stand before"
+    call = teller.take("embedding")
     if isinstance(positions, SinusoidalPositions):
-        fused = teller.next_is("layer_norm")
-        vectors = teller.peek().given["residual" if fused else "other"]
-        places = np.arange(len(vectors)) if given.positions is None else given.positions
+        places = call.given["ids"]
         teller.add(name, formula, "NumPy", places, axes[:1])
         inputs = {"p": places, "interleaved": positions.interleaved}
         op = "qkv.sinusoidal_positions"
-        teller.add("position embeddings", "sin and cos of p / 10000^(2i/C)", op, vectors, axes, inputs)
-        return fused
-    call = teller.take("embedding")
+        teller.add("position embeddings", "sin and cos of p / 10000^(2i/C)", op, call.result, axes, inputs)
+        return teller.next_is("layer_norm")
     note = ""
     if isinstance(positions, CountedPositions):
         note = f"counted from {positions.pad + 1} on"
