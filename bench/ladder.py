@@ -117,8 +117,8 @@ def kernel(isa: str, threads: int = 1, **options: Any) -> Step:
 
 @dataclass
 class Rung:
-    """A step of the ladder. queries: that it is timed over. limit: of `Limits`, which bounds it. work: its share of the
-    S T scores."""
+    """A step of the ladder. queries: that it is timed over. limit: of `Limits`, which bounds it, as `isa` has it; None:
+    as the best one has. work: its share of the S T scores."""
 
     name: str
     step: Step
@@ -127,6 +127,7 @@ class Rung:
     limit: str = "fma"
     work: float = 1.0
     threads: int = 1
+    isa: str | None = None
 
 
 def rungs(isas: list[str], threads: int) -> list[Rung]:
@@ -144,7 +145,8 @@ def rungs(isas: list[str], threads: int) -> list[Rung]:
             found.append(Rung(f"the tile in C++, {isa}", kernel(isa), held))
         else:
             rest = {"precision": "bf16"}
-            found.append(Rung(f"bfloat16 products, {isa}", kernel(isa, **rest), held, limit="bf16_dot"))
+            # where there are tiles, the dot products before them are bound by their own instruction
+            found.append(Rung(f"bfloat16 products, {isa}", kernel(isa, **rest), held, limit="bf16_dot", isa=isa))
     last = {"held": held, "limit": found[-1].limit, "threads": threads}
     if threads > 1:
         found.append(Rung(f"{threads} threads", kernel(isas[-1], threads, **rest), **last))
@@ -161,12 +163,14 @@ def measure(rounds: int, seconds: float, threads: int, tokens: int = TOKENS) -> 
     from qkv.bench.machine import cpu_name, measure_limits
     from qkv.bench.worker import time_round
 
-    limits = {}
-    for n in sorted({1, threads}):
-        qkv.set_num_threads(n)
-        limits[n] = measure_limits(buffer_bytes=1 << 20)  # of arithmetic; memory is not asked for
     q, k, v = np.random.default_rng(0).standard_normal((3, tokens, WIDTH), dtype=np.float32)
-    ladder = rungs(qkv.isas(), threads)
+    isas = qkv.isas()
+    ladder = rungs(isas, threads)
+    limits = {}
+    for n, isa in sorted({(rung.threads, rung.isa or isas[-1]) for rung in ladder}):
+        qkv.set_num_threads(n)
+        qkv.set_isa(isa)
+        limits[n, isa] = measure_limits(buffer_bytes=1 << 20)  # of arithmetic; memory is not asked for
     least = dict.fromkeys((rung.name for rung in ladder), math.inf)
     for _ in range(rounds):
         for rung in ladder:
@@ -176,11 +180,12 @@ def measure(rounds: int, seconds: float, threads: int, tokens: int = TOKENS) -> 
     found = []
     for rung in ladder:
         flops = 4.0 * tokens * tokens * WIDTH * rung.work
-        limit = float(getattr(limits[rung.threads], rung.limit))
+        limit = float(getattr(limits[rung.threads, rung.isa or isas[-1]], rung.limit))
         time = least[rung.name]
         share = flops / time / limit
         found.append({"name": rung.name, "seconds": time, "flops": flops, "share": share, "held": rung.held})
-    return {"cpu": cpu_name(), "tokens": tokens, "rungs": found, "limits": {n: asdict(x) for n, x in limits.items()}}
+    told = [{"isa": isa, **asdict(x)} for (_, isa), x in limits.items()]
+    return {"cpu": cpu_name(), "tokens": tokens, "rungs": found, "limits": told}
 
 
 # ---- in the benchmark's process -------------------------------------------------------------------------
@@ -202,9 +207,10 @@ def report(rounds: int = 5, seconds: float = 0.05, threads: int | None = None, t
         raise ValueError(f"ladder: {(done.stderr.strip().splitlines() or ['it failed'])[-1]}")
     found: dict[str, Any] = json.loads(done.stdout)
     print(f"\nladder: one head of {tokens} x {WIDTH}, {found['cpu']}")
-    for n, limits in found["limits"].items():
+    for limits in found["limits"]:
         rates = ", ".join(f"{name} {limits[name] / 1e9:.0f} GFLOP/s" for name in ("fma", "bf16_dot"))
-        print(f"limits, {n} thread{'s' if int(n) > 1 else ''}: {rates}")
+        n = limits["threads"]
+        print(f"limits, {n} thread{'s' if n > 1 else ''}, {limits['isa']}: {rates}")
     print(f"  {'':<32}{'time':>10}{'GFLOP/s':>10}{'of limit':>10}{'step':>8}{'all':>9}   scores held")
     first = before = found["rungs"][0]["seconds"]
     for rung in found["rungs"]:

@@ -452,3 +452,24 @@ def test_the_ladder_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(0 < rung["seconds"] < math.inf for rung in found["rungs"])
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if line.startswith("  ") and line.strip()]) == len(found["rungs"]) + 1
+
+
+def test_a_line_of_the_ladder_has_the_limit_of_its_own_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of dot products beside tiles that are several times as fast."""
+    import qkv
+    from qkv.bench import machine
+    from qkv.ops import _cpu
+
+    ladder, isas = bench_module("bench.ladder"), qkv.isas()
+
+    def measured(**_: Any) -> Limits:
+        place = isas.index(_cpu.current_isa()) + 1
+        return replace(LIMITS, fma=1e9 * place, bf16_dot=7e9 * place)
+
+    monkeypatch.setattr(machine, "measure_limits", measured)
+    found = ladder.measure(1, 1e-4, 1, 32)
+    for rung in found["rungs"]:
+        isa = rung["name"].rpartition(", ")[2] if rung["name"].startswith("bfloat16") else isas[-1]
+        fewer_bits = rung["name"].startswith("bfloat16") or rung["name"] == "causal"
+        limit = (isas.index(isa) + 1) * (7e9 if fewer_bits and isas[-1] not in ladder.FLOAT_ISAS else 1e9)
+        assert rung["share"] == pytest.approx(rung["flops"] / rung["seconds"] / limit)

@@ -9,7 +9,6 @@ import importlib.util
 import inspect
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -82,12 +81,29 @@ def test_code_of_the_readme_runs(tmp_path: Path) -> None:
 # ---- docstrings --------------------------------------------------------------------------------------
 
 
+def told_arguments(text: str) -> set[str]:
+    """The names that stand before a colon, alone or as a list, where a line or a sentence begins, and of which
+    something is said: "q, k (B, S): floats"."""
+    name = r"\w+(?: \([^()]*\))?"
+    items = re.findall(rf"(?:^ *|(?<=[.;:] ))({name}(?:, {name})*):(?= \S|\n {4}\S)", text, re.MULTILINE)
+    return {re.sub(r" .*", "", part) for item in items for part in re.split(r", (?![^(]*\))", item)}
+
+
+def test_told_arguments() -> None:
+    text = """Adds x and y and takes z: what is said of a in a sentence is not counted.
+
+    b, c (S, T): two. d: one; e: another, and
+    f:
+    g: yes."""
+    assert told_arguments(inspect.cleandoc(text)) == {"b", "c", "d", "e", "g"}
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_a_docstring_tells_arguments_and_errors(name: str) -> None:
     told = inspect.getdoc(FUNCTIONS[name]) or ""
     assert told
     parameters = inspect.signature(FUNCTIONS[name]).parameters
-    assert not [parameter for parameter in parameters if not re.search(rf"\b{parameter}\b", told)]
+    assert not [parameter for parameter in parameters if parameter not in told_arguments(told)]
     if parameters:
         assert re.search("Error|No error", told)
 
@@ -233,15 +249,11 @@ def server(site: Path) -> Iterator[str]:
 
 def test_in_a_browser_nothing_comes_from_elsewhere(server: str) -> None:
     """And nothing is complained about, in light and dark; live pages show their attention."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="browser tests need playwright")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
-        pytest.skip("browser tests need Chromium")
+    from browser_checks import chromium
+
     asked: list[str] = []
     said: list[str] = []
-    with playwright.sync_playwright() as p:
-        options = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = p.chromium.launch(executable_path=chromium, args=options)
+    with chromium() as browser:
         for scheme in ("light", "dark"):
             page = browser.new_page(color_scheme=scheme)
             page.on("request", lambda request: asked.append(request.url))
@@ -252,6 +264,36 @@ def test_in_a_browser_nothing_comes_from_elsewhere(server: str) -> None:
             page.goto(server + "concepts/heads.html")
             page.locator("iframe").scroll_into_view_if_needed()
             page.frame_locator("iframe").get_by_role("heading", name="Layers and heads").wait_for()
-        browser.close()
     assert not said
     assert not [url for url in asked if not url.startswith((server, "data:", "blob:"))]
+
+
+def test_the_search_of_files_as_they_lie(site: Path) -> None:
+    """Without a server, from a page in a folder."""
+    from browser_checks import chromium
+
+    with chromium() as browser:
+        page = browser.new_page()
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((site / "concepts" / "heads.html").as_uri())
+        page.locator("input.md-search__input").press_sequentially("rollout")
+        found = page.locator(".md-search-result__item a")
+        found.first.wait_for()
+        links = [Path(str(link.get_attribute("href")).partition("?")[0]).name for link in found.all()]
+    assert "view.html" in links
+    assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))]
+
+
+def test_what_is_wider_than_a_phone_says_so(site: Path) -> None:
+    """Nothing but boxes with shadows at their sides scrolls sideways, and the pages themselves do not."""
+    from browser_checks import chromium
+
+    code = """() => [document.documentElement.scrollWidth, [...document.querySelectorAll('.md-content *')].filter((e) =>
+      e.scrollWidth > e.clientWidth + 1 && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX) &&
+      !getComputedStyle(e).backgroundAttachment.includes('scroll, scroll')).map((e) => e.outerHTML.slice(0, 80))]"""
+    with chromium() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        for path in (site / "concepts" / "masks.html", site / "coming_from.html", site / "kernels.html"):
+            page.goto(path.as_uri())
+            assert page.evaluate(code) == [390, []], path

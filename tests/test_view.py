@@ -14,15 +14,14 @@ import golden_checks
 import numpy as np
 import pytest
 import qkv
-import task_checks
-import test_images
-import test_tasks_generate
 from checks import run_python
 from qkv import cli
 from qkv.outputs import ModelOutput
 from qkv.view import measures, pictures
+from small_models import folder, load
 from view_checks import Elements, data_of, random_weights, weights_of
 
+__all__ = ["folder", "load"]
 EXACT = 3e-5  # of 16 bits: half of the largest step, 3 / 65534
 
 
@@ -76,7 +75,7 @@ def test_what_is_not_kept_is_the_mean_of_its_row() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 8.0])
+@pytest.mark.parametrize("spread", [1.0, 8.0])  # of scores; what lies between is in test_view_browser.py
 def test_the_page_of_a_long_text_is_below_10_mb(spread: float) -> None:
     w = random_weights(12, 12, 512, 512, spread=spread)
     page = qkv.view.attention(w, [f"token{i}" for i in range(512)])
@@ -300,6 +299,18 @@ W = random_weights(2, 2, 3, 3)
         (np.eye(4), {"image": np.zeros((4, 4)), "grid": (True, 4)}, ValueError, "grid must be \\(rows, columns\\)"),
         (np.eye(8), {"image": np.zeros((4, 4, 3), np.uint8)}, ValueError, "8 tokens are no square of patches"),
         (W, {"image": np.zeros((4, 4, 3), np.uint8), "grid": (2, 2)}, ValueError, "2 x 2 patches does not go with 3"),
+        (
+            W[..., :2, :2] / W[..., :2, :2].sum(-1, keepdims=True),
+            {"tokens": ["[CLS]", "word"], "image": np.zeros((4, 4))},
+            ValueError,
+            "pass grid=\\(rows, columns\\) too; if they are a text's, pass no image",
+        ),
+        (
+            ModelOutput(encoder_attentions=(W[:1],), cross_attentions=(W[:1],)),
+            {"image": np.zeros((4, 4)), "grid": (1, 2)},
+            ValueError,
+            "an image is under the weights of a vision model",
+        ),
         (W, {"image": np.zeros((4, 4, 3), np.uint8), "grid": 2}, ValueError, "grid must be \\(rows, columns\\)"),
         (W, {"image": np.full((4, 4), 300), "grid": (1, 2)}, ValueError, "integers from 0 to 255"),
         (W, {"image": np.full((4, 4), 1.5), "grid": (1, 2)}, ValueError, "floats must have values from 0 to 1"),
@@ -364,18 +375,6 @@ def test_every_family(folder: str) -> None:
                 np.testing.assert_allclose(found, recorded, atol=EXACT + 1e-5)
                 compared += 1
     assert compared
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root, models = tmp_path_factory.mktemp("view"), {}
-
-    def load(name: str) -> Any:
-        if name not in models:
-            models[name] = qkv.load(test_tasks_generate.folder(root / name, name))
-        return models[name]
-
-    return load
 
 
 SEARCHES: list[dict[str, Any]] = [{}, {"num_beams": 3}, {"num_beams": 3, "num_return_sequences": 2}]
@@ -506,9 +505,8 @@ def test_kinds_of_figures(load: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 2}, "layer must be from 0 to 1; got 2"),
-        ({"layer": 0, "head": -1}, "head must be from 0 to 1"),
-        ({"head": 1}, "a head needs its layer"),
+        ({"layer": 2}, "layers of Attention go from 0 to 1; got 2"),
+        ({"layer": 0, "head": -1}, "heads of Attention go from 0 to 1; got -1"),
         ({"kind": "cross"}, "there is no kind 'cross'; there are attention"),
         ({"tokens": ["a"]}, "there are 1 tokens"),
     ],
@@ -536,25 +534,6 @@ def test_import_waits_until_it_is_used() -> None:
 # ---- the command line -------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The folder of a checkpoint by name."""
-    root = tmp_path_factory.mktemp("view_models")
-
-    def path(name: str) -> str:
-        if not (root / name).exists():
-            if name in test_tasks_generate.MODELS:
-                test_tasks_generate.folder(root / name, name)
-            elif name in test_images.RECORD["pipelines"]:
-                settings = test_images.SETTINGS[test_images.RECORD["pipelines"][name][0][0]]
-                test_images.checkpoint(root, name, settings)
-            else:
-                task_checks.folder(root / name, name)
-        return str(root / name)
-
-    return path
-
-
 def run(*arguments: str, output: Path) -> dict[str, Any]:
     assert cli.main(["view", *arguments, "-o", str(output)]) == 0
     return data_of(output.read_text(encoding="utf-8"))
@@ -566,12 +545,18 @@ def test_the_command_shows_an_encoder(folder: Any, tmp_path: Path, capsys: pytes
     assert capsys.readouterr().out == f"written: {output}\n"
     model = qkv.load(path)
     ids = model.tokenizer([text])["input_ids"]
-    assert data["title"] == "bert_three"
+    assert data["title"] == "the service is friendly · bert_three"
     assert data["maps"][0]["keys"] == model.tokenizer.convert_ids_to_tokens(ids[0])
     exact = np.stack(model(ids, output_attentions=True).attentions)[:, 0]
     np.testing.assert_allclose(weights_of(output.read_text())[0][0], exact, atol=EXACT)
     pair = run(folder("bert_nli"), text, "--pair", "it is good", "--title", "A & B", output=output)
     assert pair["title"] == "A & B" and pair["maps"][0]["keys"].count("[SEP]") == 2
+
+
+def test_a_masked_language_model_reads_a_pair(folder: Any, tmp_path: Path) -> None:
+    """It has logits, but it makes no text."""
+    data = run(folder("bert_mlm"), "it is", "--pair", "good", output=tmp_path / "x.html")
+    assert data["title"] == "it is | good · bert_mlm" and data["maps"][0]["keys"].count("[SEP]") == 2
 
 
 def test_the_command_shows_a_decoder(folder: Any, tmp_path: Path) -> None:
@@ -627,24 +612,36 @@ def test_the_command_shows_some_layers_and_heads(tmp_path: Path) -> None:
 def test_the_command_draws_figures(folder: Any, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="figures need the extra `plot`")
     output = tmp_path / "x.svg"
-    given = [folder("t5"), "ab", "--target", "ef", "--kind", "encoder", "--layer", "0", "--head", "1"]
-    assert cli.main(["view", *given, "-o", str(output)]) == 0
-    assert output.read_text(encoding="utf-8").startswith("<?xml")
+    drawn = []
+    for more in (["--layers", "0", "--heads", "1"], ["--layer", "0", "--head", "1"], []):  # the shorter names too
+        given = [folder("t5"), "ab", "--target", "ef", "--kind", "encoder", *more]
+        assert cli.main(["view", *given, "-o", str(output)]) == 0
+        drawn.append(output.read_text(encoding="utf-8"))
+    assert all("head 1" in text and "Encoder" in text for text in drawn)
+    assert "head 0" in drawn[2] and "head 0" not in drawn[0] + drawn[1]
+
+
+def test_the_command_writes_to_standard_output(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    given = ["view", "dates", "3 May 2031 – é", "--target", "2031-05-03", "--layers", "0"]
+    assert cli.main([*given, "-o", str(tmp_path / "x.html")]) == 0
+    capfdbinary.readouterr()
+    assert cli.main([*given, "-o", "-"]) == 0
+    assert capfdbinary.readouterr().out == (tmp_path / "x.html").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("bert_three", ["x", "--target", "y"], "--target: a BertForSequenceClassification has no decoder"),
+        ("bert_three", ["x", "--target", "y"], "view: a BertForSequenceClassification has no decoder"),
         ("bert_three", ["x", "--max-new-tokens", "3"], "--max-new-tokens: a BertForSequenceClassification makes no"),
-        ("bert_three", ["x", "-o", "x.pdfx"], "--output: 'x.pdfx' must end in .html, .png"),
+        ("bert_three", ["x", "-o", "x.pdfx"], "--output: 'x.pdfx' must be - or end in .html, .htm, .png"),
         ("bert_three", ["x", "-o", "/no/such/x.html"], "/no/such: there is no such folder"),
-        ("bert_three", ["x", "--layer", "1"], "are for figures"),
-        ("bert_three", ["x", "--layers", "1", "-o", "x.svg"], "--layers, --heads are for pages"),
+        ("bert_three", ["x", "--kind", "encoder"], "--kind is for figures"),
+        ("bert_three", ["x", "--kind", "encoder", "-o", "-"], "--kind is for figures"),
         ("bert_three", ["x", "--heads", "0-2"], "--heads: expected numbers with commas between them; got '0-2'"),
         ("bert_three", ["x", "--layers", "99"], "layers of Self-attention go from 0 to"),
         ("t5", ["x", "--target", "y", "--max-new-tokens", "3"], "do not go together"),
-        ("t5", ["x", "--pair", "y"], "--pair: a T5ForConditionalGeneration reads one text"),
+        ("t5", ["x", "--pair", "y"], "view: a T5ForConditionalGeneration reads one text"),
         ("vit_classify", ["x.png", "--max-new-tokens", "3"], "--max-new-tokens: a ViTForImageClassification takes an"),
         ("vit_classify", ["/no/such.png"], "/no/such.png: No such file"),
     ],

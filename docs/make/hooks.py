@@ -39,7 +39,7 @@ def on_page_content(content: str, **_: Any) -> str:
     def figure(found: re.Match[str]) -> str:
         alt, name = found[1], found[2]
         svg = _drawn[name].replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1)
-        return f'<figure class="qkv-figure">{svg}<figcaption>{alt}</figcaption></figure>'
+        return f'<figure class="qkv-figure"><div>{svg}</div><figcaption>{alt}</figcaption></figure>'
 
     frame = r'<iframe class="qkv-live" src="\1" title="\2" loading="lazy"></iframe><p><a href="\1">\2</a></p>'
     content = re.sub(r'<p><a class="live" href="([^"]*)">([^<]*)</a></p>', frame, content)

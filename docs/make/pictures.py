@@ -125,7 +125,7 @@ def cross() -> str:
     weights = np.mean([layer[0] for layer in output(LONG).cross_attentions], axis=(0, 1))
     shown = tokens(LONG)
     drawn = Picture(60 + 25 * len(shown), 330)
-    drawn.matrix(weights, 50, 60, (25, 25), title="reads", rows=list(DATE), columns=shown)
+    drawn.matrix(weights, 50, 60, (25, 25), title="reads", rows=[*DATE, "end"], columns=shown)
     drawn.text(8, 56, "writes", kind="soft")
     return drawn.svg()
 

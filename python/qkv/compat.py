@@ -77,11 +77,22 @@ def flash_attn_func(
     deterministic: bool = False,
     return_attn_probs: bool = False,
 ) -> Any:
-    """flash-attn 2's function: q (B, S, H, D), k, v (B, T, Hkv, D), causal aligned to the bottom right.
+    """flash-attn 2's function.
 
-    softmax_scale: D^-0.5 if None. -1 in window_size is unbounded, softcap <= 0 is off, alibi_slopes are (H,) or (B, H),
-    dropout_p must be 0 (ValueError). Results are always deterministic. Returns out (B, S, H, D); with return_attn_probs
-    (out, softmax_lse (B, H, S), S_dmask), S_dmask an empty array, as there without dropout.
+    q: (B, S, H, D) floats. k, v: (B, T, Hkv, D), H a multiple of Hkv.
+    dropout_p: 0; there is no dropout.
+    softmax_scale: a number; None: D^-0.5.
+    causal: whether keys behind a query are excluded, the last query being at the last key.
+    window_size: (left, right), keys around a query; -1 is unbounded.
+    softcap: a number c, scores become c tanh(s / c); 0 and below: none.
+    alibi_slopes: (H,) or (B, H), as of `attention`; None: none.
+    deterministic: True or False; results always are.
+    return_attn_probs: whether softmax_lse and S_dmask are returned too.
+
+    Returns out (B, S, H, D) in q's dtype; with return_attn_probs (out, softmax_lse float32 (B, H, S), S_dmask), S_dmask
+    an empty array, as there without dropout.
+
+    TypeError: dtypes. ValueError: shapes that do not fit, a dropout_p that is not 0.
     """
     _no_dropout("flash_attn_func", dropout_p)
     options = _flash_options(
@@ -110,14 +121,20 @@ def flash_attn_varlen_func(
     return_attn_probs: bool = False,
     block_table: Array | None = None,
 ) -> Any:
-    """flash-attn 2's function: q (total_q, H, D), k, v (total_k, Hkv, D), with the conventions of `flash_attn_func`.
+    """flash-attn 2's function over sequences packed one after the other.
 
+    q: (total_q, H, D) floats. k, v: (total_k, Hkv, D), H a multiple of Hkv.
     cu_seqlens_q, cu_seqlens_k: (B + 1,) integers, where sequences begin, as of `attention_varlen`.
-    dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic: as of `flash_attn_func`.
-    A sequence longer than max_seqlen_q or max_seqlen_k is a ValueError; not so where only a GPU knows its length. With
-    block_table (B, n), integers, k and v are caches (blocks, block_size, Hkv, D) and sequence b's keys lie in the
-    blocks that row b names, in order.
-    Returns out (total_q, H, D); with return_attn_probs (out, softmax_lse (H, total_q), S_dmask).
+    max_seqlen_q, max_seqlen_k: how long a sequence is at most.
+    dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes, deterministic, return_attn_probs: as of
+        `flash_attn_func`.
+    block_table: (B, n) integers: k and v are caches (blocks, block_size, Hkv, D), and sequence b's keys lie in the
+        blocks that row b names, in order; None: they are not.
+
+    Returns out (total_q, H, D) in q's dtype; with return_attn_probs (out, softmax_lse float32 (H, total_q), S_dmask).
+
+    TypeError, ValueError: as of `flash_attn_func`; ValueError: a sequence that is longer than max_seqlen_q or
+    max_seqlen_k, unless only a GPU knows its length.
     """
     op = "flash_attn_varlen_func"
     _no_dropout(op, dropout_p)
@@ -212,18 +229,25 @@ def flash_attn_with_kvcache(
 ) -> Any:
     """flash-attn 2's function: stores new keys and values in a cache, in place, and attends to all of it.
 
-    q (B, S, H, D). k_cache and v_cache (B_cache, S_cache, Hkv, D): sequence b has row cache_batch_idx[b], or b. With
-    block_table (B, n): (blocks, block_size, Hkv, D), of any block size. cache_seqlens, an integer or (B,), counts the
-    tokens that are there (None: the cache is full), cache_leftpad (B,) those at its start that are padding. k, v (B,
-    S_new, Hkv, D) are stored behind them. rotary_cos, rotary_sin (positions, dim / 2) turn k at positions cache_seqlens
-    + i, and q too if causal or windowed, else all of q at cache_seqlens; pairs of features are 2i and 2i + 1, or i and
-    i + dim/2 with rotary_interleaved=False. num_splits is accepted and not needed. softmax_scale, causal, window_size,
-    softcap and alibi_slopes are as in `flash_attn_func`.
+    q: (B, S, H, D) floats.
+    k_cache, v_cache: (B_cache, S_cache, Hkv, D), or with a block_table (blocks, block_size, Hkv, D), of any block size.
+    k, v: (B, S_new, Hkv, D), stored behind what the cache has; None: nothing is.
+    rotary_cos, rotary_sin: (positions, dim / 2), by which k is turned at positions cache_seqlens + i, and q too if
+        causal or windowed, else all of q at cache_seqlens; None: nothing is turned.
+    cache_seqlens: an integer or (B,), the tokens that are there; None: the cache is full.
+    cache_batch_idx: (B,) integers, the row of each sequence; None: its number.
+    cache_leftpad: (B,) integers, the tokens at a row's start that are padding; None: 0.
+    block_table: (B, n) integers, the blocks of each sequence in order; None: the cache has rows.
+    softmax_scale, causal, window_size, softcap, alibi_slopes: as of `flash_attn_func`.
+    rotary_interleaved: whether pairs of features are 2i and 2i + 1; otherwise they are i and i + dim/2.
+    num_splits: an integer, accepted and not needed.
+    return_softmax_lse: whether the log-sum-exp is returned too.
 
     Caches are float32, float16, bfloat16 or float64: there is no place for the scales of int8 ones, which `paged_write`
     and `attention_paged` take. Nothing is written when an argument is refused. Of sequences with the same cache row the
     last one's k and v stay. What is in a GPU's memory is not checked: tokens for which there is no room are not stored.
-    Returns out (B, S, H, D); with return_softmax_lse (out, softmax_lse (B, H, S)).
+
+    Returns out (B, S, H, D) in q's dtype; with return_softmax_lse (out, softmax_lse float32 (B, H, S)).
 
     TypeError: dtypes. ValueError: shapes, lengths beyond the cache, a block that it does not have, arguments that do
     not go together.
@@ -326,13 +350,18 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Array:
-    """torch.nn.functional's function: query (..., S, D), key (..., T, D), value (..., T, Dv), at least 2-D.
+    """torch.nn.functional's function.
 
-    Leading dimensions broadcast. attn_mask: bool (True: attend) or float (added), broadcasts to (..., S, T); not
-    together with is_causal (ValueError), which excludes keys j > i. enable_gqa: heads (dimension -3) of key and value
-    divide query's. scale: D^-0.5 if None. dropout_p must be 0. A row that may attend to nothing gives 0.
+    query, key, value: (..., S, D), (..., T, D) and (..., T, Dv) floats, whose leading dimensions broadcast.
+    attn_mask: bool (True: attend) or floats (added), broadcasts to (..., S, T); None: all attend to all.
+    dropout_p: 0; there is no dropout.
+    is_causal: whether keys j > i are excluded, the first query being at the first key; not together with attn_mask.
+    scale: a number; None: D^-0.5.
+    enable_gqa: whether heads (dimension -3) of key and value may be fewer, a divisor of query's.
 
-    Returns (..., S, Dv) in query's dtype. TypeError: dtypes. ValueError: shapes that do not fit.
+    Returns (..., S, Dv) in query's dtype. A row that may attend to nothing gives 0.
+
+    TypeError: dtypes. ValueError: shapes that do not fit, both a mask and is_causal, a dropout_p that is not 0.
     """
     op = "scaled_dot_product_attention"
     _no_dropout(op, dropout_p)

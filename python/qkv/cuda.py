@@ -139,8 +139,9 @@ def current_device() -> int:
 
 
 def set_device(device: int) -> None:
-    """Makes this thread's arrays on that device from now on; ops run where their arrays are. CudaError: there is
-    none."""
+    """Makes this thread's arrays on a device from now on; ops run where their arrays are.
+
+    device: a number from 0. CudaError: there is none."""
     module().set_device(device)
 
 
@@ -159,12 +160,12 @@ def on_device_number(device: int) -> Iterator[None]:
 
 
 def device_name(device: int = 0) -> str:
-    """Name of the device of that number. CudaError: there is none."""
+    """Its name, such as "NVIDIA H100". device: a number from 0. CudaError: there is none."""
     return str(module().device_name(device))
 
 
 def compute_capability(device: int = 0) -> tuple[int, int]:
-    """Of the device of that number: major and minor. CudaError: there is none."""
+    """Major and minor. device: a number from 0. CudaError: there is none."""
     both = int(module().compute_capability(device))
     return both // 10, both % 10
 
@@ -186,8 +187,9 @@ def memory_info() -> dict[str, int]:
 
 
 def set_cache_limit(nbytes: int) -> None:
-    """How much freed memory of the current device is kept for reuse, nbytes (a quarter of the device's at first).
-    ValueError: it is negative."""
+    """Says how much freed memory of the current device is kept for reuse.
+
+    nbytes: a number of bytes; at first a quarter of the device's. ValueError: it is negative."""
     if nbytes < 0:
         raise ValueError(f"set_cache_limit: nbytes must not be negative, got {nbytes}")
     module().set_cache_limit(nbytes)
@@ -282,8 +284,10 @@ _capture_streams: dict[int, list[int]] = {}
 
 
 def record(work: Callable[[], Result]) -> tuple[Result, Any]:
-    """Runs `work` once while the ops of this thread are recorded into a CUDA graph: what it returns, and the recording,
-    whose replay() does the ops again over the same memory, as one call.
+    """Runs a function once while the ops of this thread are recorded into a CUDA graph: what it returns, and the
+    recording, whose replay() does the ops again over the same memory, as one call.
+
+    work: the function, without arguments.
 
     Arrays that `work` reads are read again where they lie, and results overwritten, so what changes between two replays
     is changed in place. All that the ops allocate is kept by the recording, and by arrays that live in it. `work` takes
@@ -317,9 +321,11 @@ def _replay(self: Any, stream: Stream | int | None = None) -> None:
 
 
 def array(x: Any) -> Any:
-    """A copy of x on the current device: an array for what NumPy makes an array of, a packed weight for a
-    `qkv.PackedWeight`. x may be changed or freed at once. What `qkv.cuda` has on a device already is returned as it
-    is. TypeError: no array, or another library's on a GPU. CudaError: no GPU, or not enough memory."""
+    """A copy on the current device.
+
+    x: what NumPy makes an array of, or a `qkv.PackedWeight`; it may be changed or freed at once. What `qkv.cuda` has on
+    a device already is returned as it is. TypeError: no array, or another library's on a GPU. CudaError: no GPU, or not
+    enough memory."""
     if isinstance(x, HostPackedWeight):
         return _packed(x)
     if isinstance(x, (Array, PackedWeight)):
@@ -368,9 +374,11 @@ def zeros(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
 
 
 def copy_into(target: Any, source: Any) -> None:
-    """target[...] = source, in place: a device array of any strides, from one of its shape and dtype, or from an array
-    in host memory of its shape and a dtype that NumPy converts to its own ("same_kind"), which may be changed or freed
-    at once. TypeError: other kinds or dtypes. ValueError: another shape."""
+    """target[...] = source, in place.
+
+    target: a device array of any strides. source: a device array of its shape and dtype, or an array in host memory of
+    its shape and a dtype that NumPy converts to its own ("same_kind"), which may be changed or freed at once.
+    TypeError: other kinds or dtypes. ValueError: another shape."""
     if not isinstance(target, Array):
         raise TypeError(f"copy_into: target must be a qkv.cuda.Array, got {type(target).__name__}")
     if isinstance(source, Array):
@@ -385,8 +393,10 @@ def copy_into(target: Any, source: Any) -> None:
 
 
 def concatenate(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """One after the other along an axis, a contiguous copy: device arrays of one dtype, whose shapes differ along that
-    axis only. TypeError: others, or several dtypes. ValueError: other shapes, or no such axis."""
+    """A contiguous copy of arrays, one after the other.
+
+    arrays: on the device, of one dtype. axis: along which they are joined; along the others they are alike.
+    TypeError: others, or several dtypes. ValueError: other shapes, or no such axis."""
     for given in arrays:
         if not isinstance(given, Array):
             raise TypeError(f"concatenate: arrays must be of qkv.cuda, got {type(given).__name__}")
@@ -402,8 +412,10 @@ _SHARED = (2, 3, 13)  # kDLCUDA, kDLCUDAHost, kDLCUDAManaged
 
 
 def from_dlpack(x: Any, stream: int | None = None) -> Any:
-    """The array in place, of any object x that speaks DLPack on a GPU, usable in `stream` (the current one). TypeError:
-    x does not, or lies in host memory. CudaError: no GPU, or this thread records."""
+    """Another library's array in place.
+
+    x: any object that speaks DLPack on a GPU. stream: an integer, the stream it can be used in; None: the current one.
+    TypeError: x does not, or lies in host memory. CudaError: no GPU, or this thread records."""
     if isinstance(x, Array):
         return x
     here = current_stream() if stream is None else stream

@@ -82,7 +82,11 @@ def _axis(op: str, axis: Any) -> int:
 def matmul(a: Array, b: Array) -> Array:
     """Matrix product by NumPy's rules: leading dimensions broadcast, 1-D operands are vectors.
 
-    a (..., M, K) or (K,), b (..., K, N) or (K,); returns (..., M, N) without the axis of a vector, in their dtype.
+    a: (..., M, K) or (K,).
+    b: (..., K, N) or (K,), in a's dtype.
+
+    Returns (..., M, N) without the axis of a vector, in their dtype.
+
     TypeError: the dtypes differ, or are no floats. ValueError: widths that differ, batches that do not broadcast,
     scalars.
     """
@@ -94,17 +98,21 @@ def matmul(a: Array, b: Array) -> Array:
 
 @accepts_arrays("w")
 def pack_weight(w: Array, dtype: str = "float32", group_size: int | None = None) -> PackedWeight:
-    """Rearranges a weight matrix (out, in) into the layout that `linear` and `embedding` read.
+    """Rearranges a weight matrix into the layout that `linear` and `embedding` read.
 
-    dtype is how it is stored:
-      "float32", "bfloat16"
-      "int8": w = scale q with q in -127 ... 127 and one scale a row or, with group_size=32, for 32 neighbours of a row
-      "int4": w = scale q + offset with q in 0 ... 15 for group_size 32 (the default), 64 or 128 neighbours
-    Scales and offsets of groups are float16. `reference.pack_weight` has the roundings. The layout is the same for all
-    instruction sets. `.shape`, `.dtype`, `.group_size`, `.nbytes`, and `.dequantize()` gives a float32 matrix.
+    w: (out, in) floats.
+    dtype: how it is stored, "float32", "bfloat16", "int8": w = scale q with q in -127 ... 127, or "int4": w = scale q +
+        offset with q in 0 ... 15.
+    group_size: how many neighbours of a row share a scale, and an offset: 32 or, of int4, 64 or 128. None: the whole
+        row in int8, 32 in int4.
 
-    ValueError: NaN or infinity in the integer types, a group size the type does not have, more than 65536 features
-    of int8 without groups. What is beyond bfloat16's range becomes infinity there.
+    Returns a `PackedWeight`: `.shape`, `.dtype`, `.group_size`, `.nbytes`, and `.dequantize()`, a float32 matrix.
+    Scales and offsets of groups are float16, scales of rows float32. `reference.pack_weight` has the roundings. The
+    layout is the same for all instruction sets.
+
+    TypeError: no floats, or a weight that is packed already. ValueError: no matrix, NaN or infinity in the integer
+    types, a group size the type does not have, more than 65536 features of int8 without groups. What is beyond
+    bfloat16's range becomes infinity there.
     """
     if not isinstance(dtype, str):
         raise TypeError(f"pack_weight: dtype must be a string, got {type(dtype).__name__}")
@@ -131,9 +139,14 @@ def linear(
 ) -> Array:
     """act(x W^T + bias) * gate + residual, in one pass over the output.
 
-    x (..., in); weight (out, in), an array or from `pack_weight`; bias (out,); gate and residual broadcast to the
-    result (..., out). activation: gelu (erf), gelu_tanh, relu, silu, quick_gelu, tanh or None. out: an array to write
-    the result to; it may be one of the inputs.
+    x: (..., in) floats.
+    weight: (out, in), an array or from `pack_weight`.
+    bias: (out,); None: 0.
+    activation: "gelu" (erf), "gelu_tanh", "relu", "silu", "quick_gelu", "tanh" or None.
+    gate, residual: arrays that broadcast to the result, (..., out); None: 1 and 0.
+    out: an array (..., out) to write the result to; it may be one of the inputs.
+
+    Returns (..., out) in x's dtype.
 
     With a packed weight of another type than float32, rows of x are rounded to it first: to bfloat16; to 8 bits with a
     scale and a zero point a row (int8 with one scale a row) or a scale a group (int8 and int4 by group). A row that
@@ -153,10 +166,14 @@ def linear(
 
 @accepts_arrays("ids", "table")
 def embedding(ids: Array, table: Array | PackedWeight) -> Array:
-    """table[ids]: ids integers of any shape, table (vocabulary, C); returns ids.shape + (C,).
+    """table[ids], rows of a table.
 
-    An id outside 0 ... vocabulary - 1 is a ValueError, as is a table that is no matrix; ids that are no integers are a
-    TypeError.
+    ids: integers of any shape, from 0 to vocabulary - 1.
+    table: (vocabulary, C), an array or from `pack_weight`.
+
+    Returns ids.shape + (C,), in the table's dtype, float32 of a packed one.
+
+    TypeError: ids that are no integers. ValueError: an id that the table does not have, a table that is no matrix.
     """
     out = _cpu.embedding(ids, table)
     return reference.embedding(ids, table) if out is None else out
@@ -167,10 +184,13 @@ def embedding(ids: Array, table: Array | PackedWeight) -> Array:
 
 @accepts_arrays("x")
 def softmax(x: Array, axis: int = -1) -> Array:
-    """exp(x - max x) / sum exp(x - max x) along `axis`.
+    """exp(x - max x) / sum exp(x - max x) along an axis.
 
-    x: floats of any shape; returns the same shape and dtype. A row that is -inf throughout gives NaN, as the formula
-    does. TypeError: another dtype. ValueError: there is no such axis.
+    x: floats of any shape. axis: along which the result sums to 1, counted from the end where it is negative.
+
+    Returns x's shape and dtype. A row that is -inf throughout gives NaN, as the formula does.
+
+    TypeError: another dtype. ValueError: there is no such axis.
     """
     out = _cpu.softmax(x, _axis("softmax", axis), False)
     return reference.softmax(x, axis) if out is None else out
@@ -178,10 +198,11 @@ def softmax(x: Array, axis: int = -1) -> Array:
 
 @accepts_arrays("x")
 def log_softmax(x: Array, axis: int = -1) -> Array:
-    """x - max x - log sum exp(x - max x) along `axis`.
+    """x - max x - log sum exp(x - max x) along an axis.
 
-    x: floats of any shape; returns the same shape and dtype. TypeError: another dtype. ValueError: there is no such
-    axis.
+    x: floats of any shape. axis: as of `softmax`.
+
+    Returns x's shape and dtype. TypeError: another dtype. ValueError: there is no such axis.
     """
     out = _cpu.softmax(x, _axis("log_softmax", axis), True)
     return reference.log_softmax(x, axis) if out is None else out
@@ -198,9 +219,12 @@ def layer_norm(
 ) -> Array:
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al. 2016); biased variance.
 
-    x (..., C), weight and bias (C,), eps a number; returns x's shape and dtype. With a residual of x's shape:
-    (layer_norm(x + residual), x + residual).
-    On a GPU the sum is rounded to x's dtype before it is normalised.
+    x: (..., C) floats. weight, bias: (C,); None: 1 and 0. eps: a number, added to the variance.
+    residual: of x's shape, added to x first; None: nothing.
+
+    Returns x's shape and dtype; with a residual (layer_norm(x + residual), x + residual). On a GPU the sum is rounded
+    to x's dtype before it is normalised.
+
     TypeError: another dtype than x's (weight and bias may be float32). ValueError: weight, bias or residual of another
     shape.
     """
@@ -212,9 +236,12 @@ def layer_norm(
 def rms_norm(x: Array, weight: Array | None = None, eps: float = 1e-6, *, residual: Array | None = None) -> Array:
     """x / sqrt(mean x^2 + eps) * weight over the last axis (Zhang and Sennrich 2019).
 
-    x (..., C), weight (C,), eps a number; returns x's shape and dtype. With a residual of x's shape:
-    (rms_norm(x + residual), x + residual).
-    On a GPU the sum is rounded to x's dtype before it is normalised, and squares are summed in float32.
+    x: (..., C) floats. weight: (C,); None: 1. eps: a number, added to the mean of the squares.
+    residual: of x's shape, added to x first; None: nothing.
+
+    Returns x's shape and dtype; with a residual (rms_norm(x + residual), x + residual). On a GPU the sum is rounded to
+    x's dtype before it is normalised, and squares are summed in float32.
+
     TypeError: another dtype than x's (weight may be float32). ValueError: weight or residual of another shape.
     """
     out = _cpu.norm(x, weight, None, _number("rms_norm", "eps", eps), True, residual)
@@ -226,7 +253,9 @@ def gelu(x: Array, approximate: str = "none") -> Array:
     """x/2 (1 + erf(x/sqrt 2)), or with approximate="tanh" x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
     (Hendrycks and Gimpel 2016).
 
-    x: floats of any shape; returns the same shape and dtype. TypeError: another dtype. ValueError: another approximate.
+    x: floats of any shape. approximate: "none" or "tanh". Returns x's shape and dtype.
+
+    TypeError: another dtype. ValueError: another approximate.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f"gelu: approximate must be 'none' or 'tanh', got {approximate!r}")
@@ -277,16 +306,21 @@ def rotary(
 ) -> Array:
     """Rotary position embedding (Su et al. 2021): turns each pair of features by position * frequency.
 
-    x (B, H, S, D), or (B, S, H, D) with layout="bshd", and positions (S,) or (B, S); x packed (total, H, D) and
-    positions (total,); x (S, D) and positions (S,). Positions with one axis fewer than x broadcast against
-    x.shape[:-1].
+    x: (B, H, S, D), packed (total, H, D), or (S, D) floats.
+    positions: numbers, (S,) or (B, S), (total,), or (S,). With one axis fewer than x they broadcast against
+        x.shape[:-1].
     base: pair i of dim/2 has the frequency base^(-2i/dim).
-    dim: how many leading features turn (even, default all). Pairs are i and i + dim/2, or interleaved 2i and 2i + 1.
+    dim: how many leading features turn, even; None: all.
+    interleaved: whether pairs are the features 2i and 2i + 1; otherwise they are i and i + dim/2.
     scaling: a Hugging Face rope_scaling dictionary, see `qkv.positions.rotary_frequencies`.
+    layout: of x with four axes, "bhsd" or "bshd": (B, S, H, D).
+
     Angles are products in float32, as published models compute them, unless x is float64.
 
-    Returns x's shape and dtype. TypeError: a dtype. ValueError: positions that do not fit x, a dim that is odd or
-    beyond D, a scaling that is not implemented.
+    Returns x's shape and dtype.
+
+    TypeError: a dtype. ValueError: positions that do not fit x, a dim that is odd or beyond D, a scaling that is not
+    implemented, another layout.
     """
     _cpu.check_arrays("rotary", {"x": x})
     dim, options = _rotary_options(x, base, dim, scaling, layout)
@@ -406,25 +440,29 @@ def attention(
 ) -> Any:
     """softmax(scores) v, one block of keys at a time: memory grows with S, not with S T (Dao et al. 2022).
 
-    q (B, H, S, D), k (B, Hkv, T, D), v (B, Hkv, T, Dv), H a multiple of Hkv; layout="bshd": (B, S, H, D). With
-    T_b = kv_lengths[b] or T, query i stands at position p = i + T_b - S, or at p = i if causal="top_left". Scores are
+    With T_b = kv_lengths[b] or T, query i stands at position p = i + T_b - S, or at p = i if causal="top_left". Scores
+    are
 
         softcap(scale q.k) + bias + relative_bias[h, clip(j - p, -R, R) + R] - alibi_slopes[h] |p - j|
 
+    q: (B, H, S, D) floats. k: (B, Hkv, T, D), H a multiple of Hkv. v: (B, Hkv, T, Dv).
     causal: True excludes keys j > p with the last query at the last key (flash-attn), "top_left" with the first query
         at the first key (torch's is_causal).
-    mask: bool, True where attention is allowed; bias: float, added. Both broadcast to (B, H, S, T), any strides. A bias
-        of -inf excludes a key whose score is finite; only a mask does whatever the key holds.
-    relative_bias: (H, 2 R + 1). alibi_slopes: (H,) or (B, H). sinks: (H,), logits that join the denominator only.
-    scale: D^-0.5 if None. softcap: c tanh(s / c).
+    mask: bool, True where attention is allowed. bias: floats, added. Both broadcast to (B, H, S, T), any strides. A
+        bias of -inf excludes a key whose score is finite; only a mask does whatever the key holds.
+    relative_bias: (H, 2 R + 1), a bias by distance. alibi_slopes: (H,) or (B, H).
+    sinks: (H,), logits that join the denominator only.
+    scale: a number; None: D^-0.5. softcap: a number c, softcap(s) = c tanh(s / c); None: none.
     window: (left, right), keys p - left ... p + right, None is unbounded.
-    kv_lengths: (B,) integers, keys beyond are never read. precision: "bf16" permits bfloat16
-        products (weights are then those before rounding).
-    out: an array to write to; it may be one of the inputs.
+    kv_lengths: (B,) integers, keys beyond are never read; None: T.
+    layout: of q, k, v and the result, "bhsd" or "bshd": (B, S, H, D).
+    precision: "highest", or "bf16", which permits bfloat16 products (weights are then those before rounding).
+    return_lse, return_weights: whether these are returned too.
+    out: an array to write the result to; it may be one of the inputs.
 
     Returns out (B, H, S, Dv) in q's layout and dtype; with return_lse also log-sum-exp float32 (B, H, S); with
-    return_weights also the probabilities (B, H, S, T). A row that may attend to nothing gives 0 and -inf (the sink, if
-    there is one).
+    return_weights also the probabilities (B, H, S, T) in any layout. A row that may attend to nothing gives 0 and -inf
+    (the sink, if there is one).
 
     TypeError: q, k and v of different dtypes or no floats, a mask that is not bool, lengths that are no integers.
     ValueError: shapes that do not fit each other, heads that do not divide q's, lengths beyond T, a softcap that is not
@@ -486,9 +524,12 @@ def attention_varlen(
 ) -> Any:
     """`attention` over sequences packed one after the other, without padding.
 
-    q (total_q, H, D), k (total_k, Hkv, D), v (total_k, Hkv, Dv). cu_seqlens_q and cu_seqlens_k (B + 1,) integers:
-    sequence b has queries cu_seqlens_q[b] ... cu_seqlens_q[b+1] - 1 and likewise keys.
-    causal, relative_bias, alibi_slopes, scale, softcap, window, sinks, precision, out: as of `attention`.
+    q: (total_q, H, D) floats. k: (total_k, Hkv, D). v: (total_k, Hkv, Dv).
+    cu_seqlens_q, cu_seqlens_k: (B + 1,) integers: sequence b has queries cu_seqlens_q[b] ... cu_seqlens_q[b+1] - 1 and
+        likewise keys.
+    causal, relative_bias, alibi_slopes, scale, softcap, window, sinks, precision, return_lse, return_weights, out: as
+        of `attention`.
+
     On a GPU lengths that are in its memory are not checked, and results of tokens of no sequence are left unwritten.
 
     Returns out (total_q, H, Dv); with return_lse also float32 (H, total_q); with return_weights also a list of B
@@ -554,16 +595,20 @@ def attention_paged(
 ) -> Any:
     """`attention_varlen` over keys and values in a paged cache (Kwon et al. 2023), read where they lie.
 
-    q (total_q, H, D). k_cache (blocks, block_size, Hkv, D) and v_cache (blocks, block_size, Hkv, Dv), block_size a
-    multiple of 16, share a dtype that need not be q's; int8 has float32 k_scale and v_scale (blocks, block_size, Hkv).
-    kv_lengths (B,) integers count the new tokens, which `paged_write` has stored by then: key j of sequence b lies at
-    offset j % block_size of block block_tables[b, j // block_size]. block_tables (B, N) integers; entries that hold no
-    key which a query sees are never looked at.
+    q: (total_q, H, D) floats.
+    k_cache, v_cache: (blocks, block_size, Hkv, D) and (blocks, block_size, Hkv, Dv), block_size a multiple of 16, of a
+        dtype that need not be q's.
+    block_tables: (B, N) integers: key j of sequence b lies at offset j % block_size of block
+        block_tables[b, j // block_size]. Entries that hold no key which a query sees are never looked at.
+    kv_lengths: (B,) integers, the new tokens included, which `paged_write` has stored by then.
+    k_scale, v_scale: float32 (blocks, block_size, Hkv), of int8 caches; None: of others.
     cu_seqlens_q: (B + 1,) as in `attention_varlen`; None: one query each. A sequence's queries stand at its end.
-    causal, relative_bias, alibi_slopes, scale, softcap, window, sinks, precision, out: as of `attention`. Results are,
-    to the bit, those of the same keys in any other layout; on a GPU so with `set_batch_invariant`. What is in a GPU's
-    memory is not checked: lengths are cut to what the tables hold, and a key in a block that the cache does not have is
-    NaN. int8 there is rounded to q's dtype.
+    causal, relative_bias, alibi_slopes, scale, softcap, window, sinks, precision, return_lse, return_weights, out: as
+        of `attention`.
+
+    Results are, to the bit, those of the same keys in any other layout; on a GPU so with `set_batch_invariant`. What is
+    in a GPU's memory is not checked: lengths are cut to what the tables hold, and a key in a block that the cache does
+    not have is NaN. int8 there is rounded to q's dtype.
 
     Returns out (total_q, H, Dv) in q's dtype; with return_lse also float32 (H, total_q); with return_weights also a
     list of B arrays (H, S_b, T_b).
@@ -617,11 +662,14 @@ def paged_write(
 ) -> None:
     """Stores new keys and values in a paged cache, in place: token t at slot slots[t] = block * block_size + offset.
 
-    k (total, Hkv, D), v (total, Hkv, Dv); k_cache (blocks, block_size, Hkv, D), v_cache (blocks, block_size, Hkv, Dv);
-    slots (total,) integers, a negative one means that the token is not stored. Of tokens with the same slot the last
-    one stays. The caches share a dtype, float32, float16, bfloat16 or int8, to which k and v are rounded. int8 is
-    symmetric with a scale per token and head, written to k_scale and v_scale, float32 (blocks, block_size, Hkv):
-    scale = max|x| / 127, x / scale to the nearest even integer; a row that is not finite gets the scale NaN.
+    k, v: (total, Hkv, D) and (total, Hkv, Dv) floats.
+    k_cache, v_cache: (blocks, block_size, Hkv, D) and (blocks, block_size, Hkv, Dv), of one dtype, float32, float16,
+        bfloat16 or int8, to which k and v are rounded.
+    slots: (total,) integers; a negative one means that the token is not stored. Of tokens with the same slot the last
+        one stays.
+    k_scale, v_scale: float32 (blocks, block_size, Hkv), written to beside int8 caches, which are symmetric with a scale
+        for each token and head, max|x| / 127, and x / scale to the nearest even integer; a row that is not finite gets
+        the scale NaN. None: of other caches.
 
     TypeError: dtypes, or a cache whose memory cannot be written to in place. ValueError: shapes, or a slot beyond the
     cache. Nothing is written then.
@@ -689,10 +737,14 @@ def additive_attention(
 ) -> Any:
     """softmax(score) v with score[i, j] = w_v . tanh(W_q q_i + W_k k_j) (Bahdanau et al. 2015).
 
-    q (..., S, Dq), k (..., T, Dk), v (..., T, Dv), leading dimensions broadcast; w_q (A, Dq), w_k (A, Dk), w_v (A,) or
-    (1, A). mask: bool, True where attention is allowed, broadcasts to (..., S, T); kv_lengths: integers that broadcast
-    to the leading dimensions. Returns out (..., S, Dv), with return_weights (out, weights (..., S, T)). A row without
-    keys gives 0. No S x T matrix is held unless the weights are asked for.
+    q, k, v: (..., S, Dq), (..., T, Dk) and (..., T, Dv) floats, whose leading dimensions broadcast.
+    w_q, w_k, w_v: (A, Dq), (A, Dk), and (A,) or (1, A).
+    mask: bool, True where attention is allowed, broadcasts to (..., S, T); None: everywhere.
+    kv_lengths: integers that broadcast to the leading dimensions; None: T.
+    return_weights: whether the probabilities are returned too.
+
+    Returns out (..., S, Dv), with return_weights (out, weights (..., S, T)), in v's dtype. A row without keys gives 0.
+    No S x T matrix is held unless the weights are asked for.
 
     TypeError: dtypes. ValueError: shapes that do not fit, leading dimensions that do not broadcast, lengths beyond T.
     """

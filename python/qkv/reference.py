@@ -474,8 +474,10 @@ def rotary(
 def sinusoidal_positions(n: int, dim: int, *, interleaved: bool = True) -> Array:
     """float32 (n, dim): sin and cos of p * 10000^(-2i/dim), computed in float64 and rounded once.
 
-    Columns are sin, cos, sin, cos, ... (Vaswani et al. 2017, section 3.5) or, with interleaved=False, all
-    sines and then all cosines. An odd dim has one sine more.
+    n: how many positions p there are, from 0. dim: columns; an odd number has one sine more.
+    interleaved: whether columns are sin, cos, sin, cos, ... (Vaswani et al. 2017, section 3.5); otherwise all sines
+        come before all cosines.
+
     TypeError: n or dim is no integer. ValueError: it is negative.
     """
     n, dim = integer("sinusoidal_positions", "n", n), integer("sinusoidal_positions", "dim", dim)
@@ -489,9 +491,11 @@ def sinusoidal_positions(n: int, dim: int, *, interleaved: bool = True) -> Array
 
 
 def alibi_slopes(heads: int) -> Array:
-    """float32 (heads,): 2^(-8i/heads), i = 1..heads, if heads is a power of two (Press, Smith, Lewis 2022).
+    """float32 (heads,), of each head what its scores fall by for each token of distance (Press, Smith, Lewis 2022).
 
-    Otherwise, as in the authors' code, those of the next smaller power of two n, then every other one of 2n.
+    heads: how many, H. Where it is a power of two 2^(-8i/H), i = 1 ... H; otherwise, as in the authors' code, those of
+    the next smaller power of two n, then every other one of 2n.
+
     TypeError: heads is no integer. ValueError: it is below 1.
     """
     heads = integer("alibi_slopes", "heads", heads)

@@ -12,8 +12,9 @@ from . import _cpu
 
 
 def set_num_threads(n: int) -> None:
-    """How many threads an op may use, n, the calling one included. Also set by the environment's QKV_NUM_THREADS.
-    TypeError: n is no integer. ValueError: it is below 1."""
+    """Says how many threads an op may use. Also set by the environment's QKV_NUM_THREADS.
+
+    n: at least 1, the calling thread included. TypeError: n is no integer. ValueError: it is below 1."""
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"set_num_threads: n must be an integer, got {type(n).__name__}")
     n = operator.index(n)

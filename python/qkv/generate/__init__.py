@@ -26,6 +26,7 @@ from .rows import CachedRows
 def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
     """Token ids, int64 (rows, L): prompts with what follows them, or what the decoder of two stacks writes.
 
+    model: one with a head that makes tokens, as qkv.load returns it.
     input_ids: (B, P) integers, None: a prompt of bos alone. attention_mask: (B, P), 1 for real tokens; padding may
     stand on either side, and stays as it is in the result. None: all are real; in a model of one stack ids that are
     pad_token_id are not, unless it ends texts too. Finished rows are filled up with pad_token_id, else with the first

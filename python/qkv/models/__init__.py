@@ -77,24 +77,25 @@ for family in FAMILIES:
 
 
 def load(path: str | os.PathLike[str], *, dtype: Any = "float32", device: Any = "cpu") -> Any:
-    """Load a model from path: a Hugging Face folder as it is, its name on the hub, what Model.save wrote, or a .gguf
-    file.
+    """Load a model from its files.
+
+    path: a Hugging Face folder as it is, its name on the hub, what Model.save wrote, or a .gguf file.
+    dtype: how matrices and token embeddings of any float type are held, "float32", "bfloat16", "int8" or "int4" as
+        qkv.pack_weight makes them; norms, biases and positions stay float32, and behind weights of fewer bits attention
+        runs with precision="bf16". "auto" keeps bfloat16, what Model.save wrote packed, and GGUF's blocks of Q8_0, Q4_0
+        and Q4_1.
+    device: "cpu", "cuda", "cuda:1", or what torch and transformers have for it (-1, 0, a torch.device). On a GPU
+        activations, keys and values are of the weights' dtype, "float16" among them; of bfloat16 behind "int8" and
+        "int4"; with "auto" of the type of most of the file. Weights go there one at a time, straight from the file.
+        What goes in and what comes out is the same as on the CPU.
+
+    A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
+    tokenizer.json or an older vocabulary if text is to go in. An .npz may also be made by hand: arrays under
+    transformers' names, and config.json's bytes as a uint8 array named "config.json".
 
     The name "dates" is a small model that comes with qkv: dates as people write them to ISO dates. A name
     `owner/model` is looked for in the local Hugging Face cache, and then, where the package huggingface_hub is
     installed and HF_HUB_OFFLINE is not set, on the hub.
-
-    A folder has config.json and model.safetensors (or its shards with model.safetensors.index.json), and
-    tokenizer.json or an older vocabulary if text is to go in. Weights of any float type are held as `dtype`:
-    "float32", "bfloat16", "int8" or "int4" as qkv.pack_weight makes them, matrices and token embeddings alike, while
-    norms, biases and positions stay float32; behind weights of fewer bits attention runs with precision="bf16".
-    "auto" keeps bfloat16, what Model.save wrote packed, and GGUF's blocks of Q8_0, Q4_0 and Q4_1. An .npz may also be
-    made by hand: arrays under transformers' names, and config.json's bytes as a uint8 array named "config.json".
-
-    device: "cpu", "cuda", "cuda:1", or what torch and transformers have for it (-1, 0, a torch.device). On a GPU
-    activations, keys and values are of the weights' dtype, "float16" among them; of bfloat16 behind "int8" and "int4";
-    with "auto" of the type of most of the file. Weights go there one at a time, straight from the file. What goes in
-    and what comes out is the same as on the CPU.
 
     FileNotFoundError: nothing there. ValueError: broken or unsafe files, an unknown class, a config value
     that is not implemented, or one message with all names that are missing, unexpected or mis-shaped.

@@ -75,8 +75,9 @@ def pipeline(
 ) -> Pipeline:
     """A task's pipeline: a function of texts (or images) that returns what transformers' pipeline of that name does.
 
-    task: one of TASKS, "sentiment-analysis", "ner", or "translation_xx_to_yy"; None: by the model's class. model: what
-    qkv.load takes, which then gets dtype and device, or a model that is loaded. There are no default models.
+    task: one of TASKS, "sentiment-analysis", "ner", or "translation_xx_to_yy"; None: by the model's class.
+    model: what qkv.load takes, or a model that is loaded. There are no default models.
+    dtype, device: as of qkv.load, of a model that is loaded here.
     tokenizer: another than the model's own: a tokenizers.Tokenizer, a fast tokenizer of transformers, or the path of a
     tokenizer.json or its folder. batch_size: rows that are computed at once; None: as many as make a good number of
     tokens. The results are the same for any, to the bit. options: the task's own, defaults for its calls; the

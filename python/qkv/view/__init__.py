@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import sources
+from .choices import chosen
 from .document import Page
 from .sources import Map
 from .tokens import labels
@@ -30,7 +31,7 @@ def attention(
     heads: Sequence[int] | int | None = None,
 ) -> Page:
     """One HTML file that shows attention weights, complete in itself; returned as text, which a notebook shows as the
-    page that it is, and written where path is given.
+    page that it is.
 
     It has every head as a thumbnail with its entropy, any of them, several, or their mean as a matrix or as lines
     between tokens, and where queries and keys are the same tokens attention rollout (Abnar and Zuidema 2020). Weights
@@ -45,13 +46,14 @@ def attention(
     sequence, prompt included.
     image: of a vision model, the image under the weights: (H, W, 3) integers from 0 to 255 or floats from 0 to 1, or,
     with the extra `images`, a path or one of Pillow's. grid: (rows, columns) of its patches, which are the last
-    tokens; None: a square.
+    tokens; None: a square, unless there are tokens, which may be a text's.
+    path: where the page is written, in UTF-8; None: nowhere.
     row: of the batch. title: of the page. layers, heads: numbers from 0 of those that are shown; None: all. Rollout
     goes through all of them nevertheless.
 
     TypeError: what is no array, or tokens that are no strings. ValueError: shapes and tokens that do not fit, negative
-    weights, NaN, rows with a sum above 1, no such layer or head, weights that do not fit into 10 MB. UserWarning: rows
-    with a sum below 1.
+    weights, NaN, rows with a sum above 1, no such layer or head, an image under a text, weights that do not fit into
+    10 MB. UserWarning: rows with a sum below 1.
     """
     from .assemble import page
 
@@ -71,15 +73,18 @@ def figure(
     *,
     row: int = 0,
     kind: str | None = None,
-    layer: int | None = None,
-    head: int | None = None,
+    layer: Sequence[int] | int | None = None,
+    head: Sequence[int] | int | None = None,
 ) -> Any:
-    """A matplotlib Figure of attention weights, saved where path, such as x.png or x.svg, is given: all heads as a
-    grid, the heads of one layer, or with head too one head large. Needs the extra `plot`.
+    """A matplotlib Figure of attention weights: heads as a grid, or one head of one layer large. Needs the extra
+    `plot`.
 
+    x, tokens, target_tokens, title, row: as of `attention`.
+    path: where it is saved, such as x.png or x.svg; None: nowhere.
     kind: of several kinds of attention in x, "encoder", "decoder" or "cross"; None: cross where there is one.
-    x, tokens, target_tokens, title, row: as of `attention`, and its errors. ValueError, besides: there is no such kind,
-    layer or head.
+    layer, head: numbers from 0 of those that are drawn; None: all.
+
+    Errors are those of `attention`. ValueError, besides: there is no such kind.
     """
     from .plot import draw
 
@@ -88,12 +93,9 @@ def figure(
     if kind is not None and kind not in names:
         raise ValueError(f"view: there is no kind {kind!r:.60}; there are {', '.join(names)}")
     item = names[kind] if kind is not None else found[-1]
-    for name, value, count in (("layer", layer, item.weights.shape[0]), ("head", head, item.weights.shape[1])):
-        if value is not None and (not isinstance(value, int) or not 0 <= value < count):
-            raise ValueError(f"view: {name} must be from 0 to {count - 1}; got {value!r:.60}")
-    if head is not None and layer is None:
-        raise ValueError("view: a head needs its layer too")
-    drawn = draw(item, _title(title), layer, head)
+    layers, heads, _, _ = item.weights.shape
+    of_layers = chosen("view", "layers", layer, layers, item.name)
+    drawn = draw(item, _title(title), of_layers, chosen("view", "heads", head, heads, item.name))
     if path is not None:
         drawn.savefig(path, dpi=150)
     return drawn
@@ -113,6 +115,13 @@ def _maps(x: Any, tokens: Any, target_tokens: Any, row: int, image: Any, grid: A
     from .pictures import patch_names, picture
 
     found = sources.maps(x, tokens, target_tokens, row)
+    if target_tokens is not None or len(found) > 1 or found[0].prompt is not None:
+        raise ValueError("view: an image is under the weights of a vision model; these are of a text that is written")
+    if tokens is not None and grid is None:
+        raise ValueError(
+            "view: an image goes with tokens that are its patches; if these are, pass grid=(rows, columns) too; if "
+            "they are a text's, pass no image"
+        )
     made = picture(image, len(found[0].keys), grid)
     shown = sources.with_picture(found, made)
     if tokens is not None:

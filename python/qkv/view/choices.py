@@ -1,11 +1,18 @@
-"""The text that is read, and which layers and heads a page shows: what `qkv view` and `qkv trace` share."""
+"""The text that is read, which layers and heads are shown, and where: what `qkv view` and `qkv trace` share."""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+PAGES = (".html", ".htm")
+STANDARD = "-"  # standard output, as the name of a file
+LONGEST = 200  # characters of a text in titles
 
 
 def chosen(command: str, name: str, given: Any, count: int, where: str) -> list[int]:
@@ -24,7 +31,7 @@ def chosen(command: str, name: str, given: Any, count: int, where: str) -> list[
 
 
 def add_choices(parser: Any, help_: str) -> None:
-    """`--layers` and `--heads`; `{}` in help_ is which."""
+    """`--layers` and `--heads`, which argparse takes as --layer and --head too; `{}` in help_ is which."""
     for name in ("layers", "heads"):
         parser.add_argument(f"--{name}", metavar="N,...", help=help_.format(name))
 
@@ -56,3 +63,39 @@ def text_of(arguments: Any) -> str:
         return data.decode("utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"standard input is not UTF-8 at byte {error.start}") from None
+
+
+def shortened(text: str) -> str:
+    """What a title has of a text."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
+
+
+def titled(text: str | None, model: str | os.PathLike[str] | None) -> str:
+    """Of what was read, and the path of what read it; one of them may be missing."""
+    name = None if model is None else os.path.basename(os.path.normpath(model))
+    return " · ".join(filter(None, (text and shortened(text), name)))
+
+
+def joined(text: str, pair: str | None) -> str:
+    return text if pair is None else f"{text} | {pair}"
+
+
+def check_output(path: str, endings: Sequence[str]) -> str:
+    """The ending of an output's path. ValueError: another one. FileNotFoundError: its folder."""
+    ending = os.path.splitext(path)[1].lower()
+    if path != STANDARD and ending not in endings:
+        *others, last = endings
+        raise ValueError(f"--output: {path!r} must be {STANDARD} or end in {', '.join(others)} or {last}")
+    folder = os.path.dirname(path)
+    if folder and not os.path.isdir(folder):
+        raise FileNotFoundError(f"{folder}: there is no such folder")
+    return ending
+
+
+def write(page: str, path: str) -> None:
+    """A page to a file, or as it is to standard output."""
+    if path == STANDARD:
+        sys.stdout.buffer.write(page.encode())  # UTF-8, as it says, whatever a terminal's encoding
+        return
+    Path(path).write_text(page, encoding="utf-8")
+    print(f"written: {path}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +11,11 @@ import numpy as np
 
 from ..bench.run import positive
 from ..images import OF_MODELS
-from .choices import add_choices, add_text, numbers, text_of
+from . import reading
+from .choices import PAGES, add_choices, add_text, check_output, joined, numbers, text_of, titled, write
 from .tokens import labels
 
 PICTURES = (".png", ".svg", ".pdf")
-NEW_TOKENS = 64  # of a target that the model makes
 
 
 @dataclass
@@ -44,13 +43,15 @@ def add_command(commands: Any) -> None:
         "--output",
         metavar="FILE",
         default="attention.html",
-        help="default attention.html; .png or .svg: a figure",
+        help="default attention.html; - writes the page to standard output; .png, .svg or .pdf: a figure",
     )
-    parser.add_argument("--kind", choices=["encoder", "decoder", "cross"], help="of attention, in a figure")
-    parser.add_argument("--layer", type=int, metavar="N", help="in a figure, this one only")
-    parser.add_argument("--head", type=int, metavar="N", help="in a figure, this one of the layer, large")
-    add_choices(parser, "in a page, these {} only, from 0; default: all")
-    parser.add_argument("--title", help="default: the model's name")
+    parser.add_argument(
+        "--kind",
+        choices=["encoder", "decoder", "cross"],
+        help="of attention, in a figure; default: cross where there is one",
+    )
+    add_choices(parser, "show these {} only, from 0; default: all. A figure of one head of one layer shows it large")
+    parser.add_argument("--title", help="default: the text and the model's name")
     dtypes = ["auto", "float32", "bfloat16", "int8", "int4"]
     parser.add_argument("--dtype", choices=dtypes, help="of the weights; default: float32, auto for a .gguf")
     parser.add_argument("--threads", type=positive(int), metavar="N", help="default: as many as there are cores")
@@ -62,86 +63,56 @@ def run(arguments: argparse.Namespace) -> None:
     from ..cli_tasks import dtype_of
     from . import attention, figure
 
-    ending = os.path.splitext(arguments.output)[1].lower()
-    if ending not in (".html", ".htm", *PICTURES):
-        raise ValueError(f"--output: {arguments.output!r} must end in .html, {', '.join(PICTURES)}")
-    of_figure = {"--kind": arguments.kind, "--layer": arguments.layer, "--head": arguments.head}
-    if ending not in PICTURES and any(value is not None for value in of_figure.values()):
-        raise ValueError(f"{', '.join(of_figure)} are for figures; a page has --layers and --heads")
-    of_page: dict[str, Any] = {name: numbers(name, getattr(arguments, name)) for name in ("layers", "heads")}
-    if ending in PICTURES and any(value is not None for value in of_page.values()):
-        raise ValueError("--layers, --heads are for pages; a figure has --layer and --head")
-    folder = os.path.dirname(arguments.output)
-    if folder and not os.path.isdir(folder):
-        raise FileNotFoundError(f"{folder}: there is no such folder")
-    model = load(arguments.model, dtype=dtype_of(arguments))
-    seen = look(model, text_of(arguments), arguments.target, arguments.pair, arguments.max_new_tokens)
-    title = arguments.title or os.path.basename(os.path.normpath(arguments.model))
-    given = {"tokens": seen.tokens, "target_tokens": seen.target_tokens, "path": arguments.output, "title": title}
+    ending = check_output(arguments.output, (*PAGES, *PICTURES))
+    if ending not in PICTURES and arguments.kind is not None:
+        raise ValueError("--kind is for figures; a page has all")
+    layers, heads = (numbers(name, getattr(arguments, name)) for name in ("layers", "heads"))
+    model, text = load(arguments.model, dtype=dtype_of(arguments)), text_of(arguments)
+    seen = look(model, text, arguments.target, arguments.pair, arguments.max_new_tokens)
+    read = joined(text, arguments.pair) if seen.image is None else os.path.basename(text)
+    title = arguments.title or titled(read, arguments.model)
+    given = seen.out, seen.tokens, seen.target_tokens
     if ending in PICTURES:
-        chosen = {"kind": arguments.kind, "layer": arguments.layer, "head": arguments.head}
-        figure(seen.out, **given, **chosen)
+        figure(*given, arguments.output, title, kind=arguments.kind, layer=layers, head=heads)
+        print(f"written: {arguments.output}")
     else:
-        attention(seen.out, **given, image=seen.image, grid=seen.grid, **of_page)
-    print(f"written: {arguments.output}")
+        page = attention(*given, None, title, seen.image, grid=seen.grid, layers=layers, heads=heads)
+        write(page, arguments.output)
 
 
 def look(model: Any, text: str, target: str | None, pair: str | None, new_tokens: int | None) -> Seen:
     """Run a model on a text. ValueError: it does not take what is given."""
     kind = f"a {model.architecture}"
-    both = hasattr(model, "encoder") and hasattr(model, "decoder")
-    if target is not None and not both:
-        raise ValueError(f"--target: {kind} has no decoder beside an encoder")
+    reading.check("view", model, target, pair)
     if model.config.get("model_type") in OF_MODELS:
         for name, value in (("--pair", pair), ("--max-new-tokens", new_tokens)):
             if value is not None:
                 raise ValueError(f"{name}: {kind} takes an image")
         return _image(model, text)
-    if "input_ids" not in model.inputs:
-        raise ValueError(f"view: {kind} takes no texts")
-    makes = hasattr(model, "generate") and hasattr(getattr(model, "head", None), "logits")
-    if new_tokens is not None and not makes:
+    if new_tokens is not None and not reading.makes_tokens(model):
         raise ValueError(f"--max-new-tokens: {kind} makes no tokens")
     if new_tokens is not None and target is not None:
         raise ValueError("--max-new-tokens and --target do not go together")
-    if pair is not None and (both or makes):
-        raise ValueError(f"--pair: {kind} reads one text")
-    texts = ([text],) if pair is None else ([text], [pair])
-    batch = model.tokenizer(*texts)
-    _tell_cut("text", len(model.tokenizer.encode_batch(*texts, truncation=False)[0].ids), batch["input_ids"].shape[1])
-    if not batch["input_ids"].shape[1]:
-        raise ValueError("view: the text has no tokens")
+    batch = reading.read("view", model, text, pair)
     tokens = labels(model.tokenizer, batch["input_ids"][0])
-    if both:
-        return _pair(model, batch, tokens, target, new_tokens, makes)
+    if reading.has_two_stacks(model):
+        return _pair(model, batch, tokens, target, new_tokens)
     if new_tokens is not None:
         out = _generate(model, batch, new_tokens)
         return Seen(out, labels(model.tokenizer, out.sequences[0]))
     return Seen(model(**batch, output_attentions=True), tokens)
 
 
-def _pair(
-    model: Any, batch: dict[str, Any], tokens: list[str], target: str | None, new_tokens: int | None, makes: bool
-) -> Seen:
-    if target is None and not makes:
+def _pair(model: Any, batch: dict[str, Any], tokens: list[str], target: str | None, new_tokens: int | None) -> Seen:
+    if target is not None:
+        ids = reading.as_much_as_fits("view", model, reading.target_ids(model, target))
+        return Seen(
+            model(**batch, decoder_input_ids=ids, output_attentions=True), tokens, labels(model.tokenizer, ids[0])
+        )
+    if not reading.makes_tokens(model):
         raise ValueError(f"view: a {model.architecture} does not generate; pass --target")
-    if target is None:
-        limit = getattr(model.decoder.embeddings, "limit", None) or NEW_TOKENS
-        out = _generate(model, batch, new_tokens or min(NEW_TOKENS, limit))
-        return Seen(out, tokens, labels(model.tokenizer, out.sequences[0]))
-    from ..score import decoder_ids
-
-    ids, mask = decoder_ids(model, target)
-    limit = getattr(model.decoder.embeddings, "limit", None)
-    _tell_cut("target", ids.shape[1], ids.shape[1] if limit is None else min(limit, ids.shape[1]))
-    ids, mask = ids[:, :limit], mask[:, :limit]
-    out = model(**batch, decoder_input_ids=ids, decoder_attention_mask=mask, output_attentions=True)
-    return Seen(out, tokens, labels(model.tokenizer, ids[0]))
-
-
-def _tell_cut(what: str, tokens: int, kept: int) -> None:
-    if kept < tokens:
-        warnings.warn(f"view: the {what} is cut to {kept} of its {tokens} tokens, what the model takes", stacklevel=2)
+    out = _generate(model, batch, new_tokens or reading.new_tokens(model))
+    return Seen(out, tokens, labels(model.tokenizer, out.sequences[0]))
 
 
 def _generate(model: Any, batch: dict[str, Any], new_tokens: int) -> Any:

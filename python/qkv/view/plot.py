@@ -12,28 +12,27 @@ SCALE = ("#ffffff", "#dbe7f6", "#9dbfe6", "#4f8cd0", "#1f57a4", "#0a2456")  # li
 MOST_LABELS = 64
 
 
-def draw(item: Map, title: str, layer: int | None, head: int | None) -> Any:
-    """A matplotlib Figure: all heads as a grid, those of a layer, or one head large."""
+def draw(item: Map, title: str, layers: list[int], heads: list[int]) -> Any:
+    """A matplotlib Figure: these heads of these layers as a grid, or one head of one layer large."""
     try:
         import matplotlib.figure
         from matplotlib import colors
     except ImportError:
         raise ImportError('figures need matplotlib: pip install "qkv[plot]"') from None
     colours = colors.LinearSegmentedColormap.from_list("qkv", SCALE)
-    layers, heads, _, _ = item.weights.shape
     bits = entropy(item.weights)
     name = item.name if title == item.name else f"{title}: {item.name}"
-    if layer is not None and head is not None:
+    if len(layers) == len(heads) == 1:
         figure = matplotlib.figure.Figure(figsize=_size(item), layout="constrained")
-        _large(figure, item, item.weights[layer, head], colours)
-        what = f"layer {layer}, head {head}, entropy {bits[layer, head]:.2f} bits"
-        figure.suptitle(_plain(f"{name}, {what}"), color=INK)
+        _large(figure, item, item.weights[layers[0], heads[0]], colours)
+        what = f"layer {layers[0]}, head {heads[0]}, entropy {bits[layers[0], heads[0]]:.2f} bits"
+        figure.suptitle(_plain(f"{name}, {what}"), color=INK, wrap=True)
         return figure
-    chosen = range(layers) if layer is None else [layer]
-    figure = matplotlib.figure.Figure(figsize=(1 + 1.1 * heads, 0.9 + 1.2 * len(chosen)), layout="constrained")
-    axes = figure.subplots(len(chosen), heads, squeeze=False)
-    for row, i in enumerate(chosen):
-        for j, ax in enumerate(axes[row]):
+    size = 1 + 1.1 * len(heads), 0.9 + 1.2 * len(layers)
+    figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(layers), len(heads), squeeze=False)
+    for i, of_layer in zip(layers, axes, strict=True):
+        for j, ax in zip(heads, of_layer, strict=True):
             weights = item.weights[i, j]
             norm = colors.PowerNorm(0.5, vmin=0, vmax=float(weights.max()) or 1.0)  # small weights show too
             ax.imshow(weights, cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
@@ -41,11 +40,11 @@ def draw(item: Map, title: str, layer: int | None, head: int | None) -> Any:
             ax.set_yticks([])
             ax.set_xlabel(f"{bits[i, j]:.1f} bits", fontsize=7, color=INK, labelpad=2)
             ax.spines[:].set_color("#c5cbd6")
-            if not row:
+            if i == layers[0]:
                 ax.set_title(f"head {j}", fontsize=8, color=INK)
-            if not j:
+            if j == heads[0]:
                 ax.set_ylabel(f"layer {i}", fontsize=8, color=INK)
-    figure.suptitle(_plain(name), color=INK)
+    figure.suptitle(_plain(name), color=INK, wrap=True)
     return figure
 
 

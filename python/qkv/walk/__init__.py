@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..view.choices import chosen
-from .steps import Rows, Step, Trace, fits, shortened
+from ..view.choices import chosen, titled
+from .steps import Rows, Step, Trace, fits
 
 if TYPE_CHECKING:
     from .inputs import Given
@@ -51,9 +51,9 @@ def trace(
     from .record import Recorder
     from .tell import Teller
 
-    name = None
+    path = None
     if isinstance(model, (str, os.PathLike)):
-        name = os.path.basename(os.path.normpath(model))
+        path = model
         model = load(model, dtype=dtype or ("auto" if os.fspath(model).endswith(".gguf") else "float32"))
     elif dtype is not None:
         raise ValueError("trace: dtype is for a model that is loaded here; this one is loaded already")
@@ -76,9 +76,9 @@ def trace(
         **teller.labels,
         "head": [str(h) for h in (range(count) if chosen_heads is None else chosen_heads)],
     }
-    title = shortened(given.texts.get("token") or name or model.architecture)
+    title = titled(given.texts.get("token") or given.image, path) or model.architecture
     subtitle = f"{model.architecture}, {model.dtype}"
-    return Trace(teller.steps, title, subtitle, labels, output)
+    return Trace(teller.steps, title, subtitle, labels, output, 1 if chosen_heads is None else len(chosen_heads))
 
 
 def _attentions(stacks: list[tuple[Any, int]], given: Given) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,13 +11,13 @@ import numpy as np
 
 from ..arrays import as_numpy
 from ..images import OF_MODELS
-from ..models.seq2seq import EncoderDecoder
 from ..models.transfo_xl import TransfoXL
 from ..models.vit import ImageModel
 from ..packing import regular
+from ..view import reading
+from ..view.choices import joined
 from .steps import Array
 
-NEW_TOKENS = 64  # of a target that the model makes
 NAMES = (
     *("input_ids", "attention_mask", "token_type_ids", "position_ids"),
     *("decoder_input_ids", "decoder_attention_mask", "pixel_values", "mems"),
@@ -27,8 +27,8 @@ NAMES = (
 @dataclass
 class Given:
     """arguments: of the model's call. labels, ids, texts, vectors: by axis, "token" or "target"; masks: the places of
-    a padded row that are real. masked: places of the mask token. pixels: (channels, height, width). types: whether
-    there are token types other than by default."""
+    a padded row that are real. masked: places of the mask token. pixels: (channels, height, width). image: the name of
+    its file. types: whether there are token types other than by default."""
 
     model: Any
     arguments: dict[str, Any]
@@ -38,6 +38,7 @@ class Given:
     vectors: dict[str, Array] = field(default_factory=dict)
     masks: dict[str, Array] = field(default_factory=dict)
     pixels: Array | None = None
+    image: str | None = None
     tokenizer: Any = None
 
     @property
@@ -75,14 +76,9 @@ class Given:
 
 def prepare(model: Any, inputs: Any, target: Any, pair: str | None) -> Given:
     """ValueError, TypeError: the model does not take what is given, or it is more than one row."""
-    both = isinstance(model, EncoderDecoder)
-    if target is not None and not both:
-        raise ValueError(f"trace: a {model.architecture} has no decoder beside an encoder, so it takes no target")
+    reading.check("trace", model, target, pair)
     if pair is not None and not isinstance(inputs, str):
         raise TypeError("trace: pair is a second text; the first must be a text too")
-    writes = getattr(model, "cache", None) is not None and hasattr(getattr(model, "head", None), "logits")
-    if pair is not None and (both or writes):
-        raise ValueError(f"trace: a {model.architecture} reads one text, so it takes no pair")
     if model.config.get("model_type") in OF_MODELS and not isinstance(inputs, Mapping):
         given = _image(model, inputs)
     elif isinstance(inputs, str):
@@ -97,7 +93,7 @@ def prepare(model: Any, inputs: Any, target: Any, pair: str | None) -> Given:
     if given.tokenizer is None:
         given.tokenizer = _tokenizer(model)
     _name_sources(given)
-    if both:
+    if reading.has_two_stacks(model):
         _target(given, target)
         _name_row(given, "target", "decoder_input_ids", "decoder_attention_mask")
     return given
@@ -121,17 +117,9 @@ def _tokenizer(model: Any) -> Any:
 
 
 def _text(model: Any, text: str, pair: str | None) -> Given:
-    if "input_ids" not in model.inputs:
-        raise ValueError(f"trace: a {model.architecture} takes no texts")
-    texts = ([text],) if pair is None else ([text], [pair])
-    batch = model.tokenizer(*texts)
-    whole, kept = len(model.tokenizer.encode_batch(*texts, truncation=False)[0].ids), batch["input_ids"].shape[1]
-    if kept < whole:
-        warnings.warn(f"trace: the text is cut to {kept} of its {whole} tokens, what the model takes", stacklevel=4)
-    if not kept:
-        raise ValueError("trace: the text has no tokens")
-    given = Given(model, dict(batch), tokenizer=model.tokenizer)
-    given.texts["token"] = text if pair is None else f"{text} | {pair}"
+    batch = reading.read("trace", model, text, pair)
+    given = Given(model, batch, tokenizer=model.tokenizer)
+    given.texts["token"] = joined(text, pair)
     return given
 
 
@@ -142,7 +130,10 @@ def _image(model: Any, image: Any) -> Given:
             return Given(model, {"pixel_values": array.reshape(-1, *array.shape[-3:])})
     if isinstance(image, (list, tuple)) or getattr(image, "ndim", 3) in (1, 2):  # ImageGPT's ids
         return Given(model, {"input_ids": _row("inputs", image)})
-    return Given(model, dict(model.image_processor(image)))
+    given = Given(model, dict(model.image_processor(image)))
+    if isinstance(image, (str, os.PathLike)):
+        given.image = os.path.basename(image)
+    return given
 
 
 def _name_sources(given: Given) -> None:
@@ -202,30 +193,21 @@ def _target(given: Given, target: Any) -> None:
         raise ValueError("trace: give a target or decoder_input_ids, not both")
     if arguments.get("decoder_input_ids") is not None:
         return
-    limit = getattr(model.decoder.embeddings, "limit", None)
     if isinstance(target, str):
-        from ..score import decoder_ids
-
-        fed = _without_end(model, decoder_ids(model, target)[0][0])
+        fed = _without_end(model, reading.target_ids(model, target))
         given.texts["target"] = target
     elif target is not None:
         arguments["decoder_input_ids"] = _row("target", target)
         return
-    elif model.cache is not None and hasattr(model.head, "logits"):
+    elif reading.makes_tokens(model):
         known = {name: arguments[name] for name in ("input_ids", "attention_mask") if name in arguments}
-        made = model.generate(
-            **known, max_new_tokens=min(NEW_TOKENS, limit or NEW_TOKENS), num_beams=1, do_sample=False
-        )
+        made = model.generate(**known, max_new_tokens=reading.new_tokens(model), num_beams=1, do_sample=False)
         fed = _without_end(model, made[0])
     elif model.shift is not None and "token" in given.ids:
         fed = model.shift(given.ids["token"][None])[0]
     else:
         raise ValueError(f"trace: a {model.architecture} does not generate; pass a target")
-    if limit is not None and len(fed) > limit:
-        warnings.warn(
-            f"trace: the target is cut to {limit} of its {len(fed)} tokens, what the model takes", stacklevel=4
-        )
-    arguments["decoder_input_ids"] = fed[None, :limit]
+    arguments["decoder_input_ids"] = reading.as_much_as_fits("trace", model, fed)
 
 
 def _without_end(model: Any, ids: Array) -> Array:

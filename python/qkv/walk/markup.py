@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..view.choices import shortened
 from ..view.document import escaped
-from .steps import SOURCES, Step, Trace, shortened
+from .steps import SOURCES, Step, Trace
 from .text import counted, label, number, shown
 from .words import SECTIONS
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 LIMIT = 1 << 30  # bytes of all values
-LONGEST = 200  # characters of a text in titles
 SOURCES = {
     "recorded": "as the model computed it",
     "repeated": "fused into the step that follows; the same kernel once more, without that",
@@ -34,11 +33,6 @@ def fits(nbytes: int, what: str, advice: str = "choose some of the layers and he
     """ValueError: so many bytes are too much."""
     if nbytes > LIMIT:
         raise ValueError(f"trace: {what} hold more than {LIMIT >> 30} GiB of numbers; {advice}")
-
-
-def shortened(text: str) -> str:
-    """What a title has of a text."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 class Rows:
@@ -128,18 +122,25 @@ class Step:
 class Trace(Sequence[Step]):
     """The steps of a pass, in order; trace["layer 0.self-attention.scores"] is one by its path, trace[3] by its number.
 
-    title: of the page, the text; subtitle: the model's class and the type of its weights. labels: axis -> the names
-    along it: "token" the tokens, "target" a decoder's beside an encoder, "head" the heads that were chosen. output:
-    what the model returned, a `ModelOutput` with hidden states and attentions.
+    title: of the page, the text and, of a model that was loaded here, its name; subtitle: the model's class and the
+    type of its weights. labels: axis -> the names along it: "token" the tokens, "target" a decoder's beside an encoder,
+    "head" the heads that were chosen. output: what the model returned, a `ModelOutput` with hidden states and
+    attentions. heads: how many of them the plain text shows numbers of.
     """
 
     def __init__(
-        self, steps: Sequence[Step], title: str, subtitle: str, labels: Mapping[str, list[str]], output: ModelOutput
+        self,
+        steps: Sequence[Step],
+        title: str,
+        subtitle: str,
+        labels: Mapping[str, list[str]],
+        output: ModelOutput,
+        heads: int = 1,
     ):
         self.steps = tuple(steps)
         self.title, self.subtitle = title, subtitle
         self.labels = dict(labels)
-        self.output = output
+        self.output, self.heads = output, heads
         self._by_path = {step.path: step for step in self.steps}
 
     @property
@@ -174,8 +175,8 @@ class Trace(Sequence[Step]):
         return f"<Trace of {self.title} ({self.subtitle}): {len(self)} steps>"
 
     def text(self, *, numbers: int = 6, rows: int = 1) -> str:
-        """Plain text: a line or two for each step. numbers: how many are shown of a row; rows: how many rows.
-        ValueError: one of them is below 0."""
+        """Plain text: a line or two for each step, more where heads were chosen. numbers: how many are shown of a row.
+        rows: how many rows, of each head that was chosen, else of the first. ValueError: one of them is below 0."""
         from .text import text
 
         for name, count in (("numbers", numbers), ("rows", rows)):

@@ -66,23 +66,27 @@ def counted(n: int, axis: str) -> str:
 
 
 def preview(step: Step, trace: Trace, numbers: int, rows: int) -> list[str]:
-    """The first numbers of the first rows, of the first head, with their labels."""
+    """The first numbers of the first rows, of the heads that were chosen or the first one, with their labels."""
     value, axes = step.value, step.axes
     if not value.size:  # none of the chosen heads is in this stack
         return []
-    where = ""
-    while value.ndim > 2:
-        where += f"{axes[0]} {label(trace, axes[0], 0)}, "
-        value, axes = value[0], axes[1:]
+    if value.ndim > 2:
+        count = trace.heads if axes[0] == "head" else 1
+        return [
+            f"{axes[0]} {label(trace, axes[0], i)}, {line}"
+            for i, part in enumerate(value[:count])
+            for line in _preview(trace, part, axes[1:], numbers, rows)
+        ]
+    return _preview(trace, value, axes, numbers, rows)
+
+
+def _preview(trace: Trace, value: Array, axes: Sequence[str], numbers: int, rows: int) -> list[str]:
     if value.ndim < 2 and axes[0] in ("label", "candidate", "likeliest label", "likely label", "next token"):
         named = (f"{label(trace, axes[0], i)} {number(x)}" for i, x in enumerate(value[: 2 * numbers]))
         return [", ".join(named)]
     if value.ndim < 2:
         return [_numbers(value, numbers if value.dtype.kind != "U" else 4 * numbers)]
-    return [
-        f"{where}{label(trace, axes[0], i)}: {_numbers(value[i], numbers)}"
-        for i in shown(trace, axes, len(value), rows)
-    ]
+    return [f"{label(trace, axes[0], i)}: {_numbers(value[i], numbers)}" for i in shown(trace, axes, len(value), rows)]
 
 
 def shown(trace: Trace, axes: Sequence[str], count: int, rows: int) -> range:
