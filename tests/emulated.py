@@ -64,18 +64,22 @@ def on_path(path: str, call: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
+_told = [os.environ.get("QKV_EMULATOR", "")]  # and by each `configured` that is open
+
+
 @contextlib.contextmanager
 def configured(options: str) -> Iterator[None]:
     """The emulator, if that is what runs, told this beside what QKV_EMULATOR says, for a while."""
     if not qkv.cuda.is_emulated():
         yield
         return
-    given = os.environ.get("QKV_EMULATOR", "")
-    qkv.cuda.module().configure_emulator(f"{given},{options}")
+    _told.append(options)
     try:
+        qkv.cuda.module().configure_emulator(",".join(_told))
         yield
     finally:
-        qkv.cuda.module().configure_emulator(given)
+        _told.pop()
+        qkv.cuda.module().configure_emulator(",".join(_told))
 
 
 class Emulator:

@@ -142,6 +142,23 @@ def test_long_and_short_sequences_are_split_alike(dtype: Any, options: Any, rng:
             qkv.cuda.set_batch_invariant(False)
 
 
+DEALT: list[tuple[int, dict[str, Any]]] = [
+    (64, {"sinks": np.array([0.5, -1, 2, 0], F32), "alibi_slopes": np.array([0.1, 0.02, 0.3, 0], F32)}),
+    (128, {"relative_bias": np.linspace(-2, 2, 4 * 201, dtype=F32).reshape(4, 201)}),
+    (256, {"window": (550, 0), "softcap": 8.0}),
+    (64, {"causal": "top_left"}),
+]
+
+
+@pytest.mark.parametrize("D, options", DEALT, ids=lambda o: ",".join(o) if isinstance(o, dict) else str(o))
+def test_keys_dealt_out_to_blocks_that_know_no_borders(D: int, options: Any, rng: np.random.Generator) -> None:
+    cache = Cache(rng, [700, 5, 0, 600], 16, D=D)
+    q = rng.standard_normal((4, 4, D)).astype(BF16)
+    given = qkv.cuda.array(cache.tables), qkv.cuda.array(cache.lengths)
+    there = {name: qkv.cuda.array(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+    assert close(cache.attend(q, *given, **there).numpy(), cache.expected(q, **options))
+
+
 @pytest.mark.parametrize("many", [False, True])
 @pytest.mark.parametrize("invariant", [False, True])
 def test_a_recorded_step_follows_the_lengths(invariant: bool, many: bool, rng: np.random.Generator) -> None:

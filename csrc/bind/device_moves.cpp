@@ -123,14 +123,17 @@ class Fetched {
   }
   void start(std::uintptr_t stream) {
     if (state_ == State::flying) throw std::runtime_error("Fetched: what was started before has not been read");
+    refuse_while_read();
+    state_ = State::idle;  // if it fails
     DeviceCall call("fetch", stream_of(stream), from_);
     call.reads(from_, "fetch: x");
-    state_ = State::idle;  // if it fails
     fetch_->start(from_.data, call.stream());
     state_ = State::flying;
   }
   py::array numpy() {
     if (state_ == State::idle) throw std::runtime_error("Fetched: nothing was started that could be read");
+    refuse_while_read();
+    state_ = State::read;
     const void* data = nullptr;
     try {
       const Unlocked unlocked;
@@ -144,7 +147,10 @@ class Fetched {
   }
 
  private:
-  enum class State { idle, flying, landed };
+  enum class State { idle, flying, read, landed };  // read: a thread waits for the numbers
+  void refuse_while_read() const {
+    if (state_ == State::read) throw std::runtime_error("Fetched: another thread is reading it");
+  }
   DeviceArray from_;
   std::optional<cuda::Fetch> fetch_;
   State state_ = State::idle;

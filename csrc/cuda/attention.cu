@@ -200,8 +200,9 @@ Plan plan_of(const AttentionArgs& a) {
 
   const int64_t room = multiprocessors * blocks_at_once(plan, width), part_row = p.rows * (p.sum_width * 4 + sizeof(RowState));
   const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : width <= 128 ? 64 : 32;  // of a tile
-  // Few rows each: how long sequences are, which the host does not know, decides how their keys are dealt out.
-  const bool deal = paged && plan.mma && usual_rows <= p.tile_rows;
+  // Few rows each: how long sequences are, which the host does not know, decides how their keys are dealt out. Of very many
+  // blocks a long one ends with the others anyway; there each worker's look at all lengths and the merge would be the cost.
+  const bool deal = paged && plan.mma && usual_rows <= p.tile_rows && plan.blocks < 16 * room;
   p.splits = 1;
   if (a.batch_invariant) {
     const int64_t chunks = ceil_div(a.t, int64_t{kChunkKeys});

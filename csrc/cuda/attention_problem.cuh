@@ -43,8 +43,8 @@ struct Problem {
   int64_t* starts;       // workers: (B + 1), what merging must know of the plan
   int64_t rows;          // (token, head) in all
   int sum_width;         // dv, up to a multiple of 4
-  float* sums;           // (splits, rows, sum_width): values summed but not divided; fold: (rows, sum_width)
-  RowState* parts;       // (splits, rows); with slot_rows (2, workers) pieces of as many rows take the place of (splits, rows)
+  float* sums;           // of parts, (..., sum_width): values summed but not divided
+  RowState* parts;       // (splits, rows); fold: (rows); with slot_rows (workers, 2, slot_rows)
   RowState* row_state;   // (rows), for the weights, or nullptr
   unsigned block_magic;  // paged: place / block_size = (mulhi(place, block_magic) + place) >> block_shift
   int block_shift;

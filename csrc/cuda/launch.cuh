@@ -40,15 +40,16 @@ inline bool use_hopper(bool worth) {
 constexpr size_t kStaticShared = 2048;  // more than any kernel has of it beside dynamic shared memory
 
 // Allows `dynamic` bytes of dynamic shared memory; if those and the static ones are more than 48 KB, the kernel must be told. It
-// is told all that there is: another thread may be about to launch the same kernel with more.
+// is told all that there is: another thread may be about to launch the same kernel with more. Grids count on as many blocks as
+// shared memory has room for; left alone, the driver may give some of it to the L1 cache.
 template <class Kernel>
 void allow_shared(Kernel* kernel, size_t dynamic, const char* op) {
-  if (dynamic + kStaticShared <= 48 * 1024) return;
+  constexpr size_t kWhereverItLies = 16 * 1024;  // a multiprocessor has room for the usual number of such blocks
+  if (dynamic + kStaticShared <= kWhereverItLies) return;
   cudaFuncAttributes now;
   check(cudaFuncGetAttributes(&now, kernel), op);
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - static_cast<int>(now.sharedSizeBytes);
   if (now.maxDynamicSharedSizeBytes == most) return;
-  // Grids count on as many blocks as shared memory has room for; left alone, the driver may give some of it to the L1 cache.
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared), op);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
 }
