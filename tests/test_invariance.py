@@ -186,6 +186,13 @@ def test_sums_that_vanish_have_one_sign() -> None:
             for i in (31, 32, 60, 63, 127):
                 one = qkv.attention(q[:, :, :1], k[:, :, : i + 1], v[:, :, : i + 1], causal=True, precision="bf16")
                 assert same_bits(one[:, :, 0], whole[:, :, i]), i
+    rng = np.random.default_rng(1)
+    q, k, v = (rng.standard_normal(shape) for shape in [(1, 4, 21, 32), (1, 1, 300, 32), (1, 1, 300, 112)])
+    k[:, :, 256:] *= 6
+    q, k, v = (x.astype(np.float32) for x in (4 * q, k, v * 2.0**-124))
+    for _ in each_isa():
+        whole = qkv.attention(q, k, v, causal=True, precision="bf16")
+        assert same_bits(qkv.attention(q[:, :, -4:], k, v, causal=True, precision="bf16"), own(whole[:, :, -4:]))
 
 
 @pytest.mark.parametrize("D, width", [(64, 64), (96, 48)])

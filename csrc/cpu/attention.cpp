@@ -228,7 +228,7 @@ struct Tile {
   // A few rows score the keys of several splits before any value of theirs is read, since memory is read ahead in long runs only:
   // 1.01 to 1.09 times as fast over caches of 25 to 800 MB (Zen 4). The arithmetic, and so each bit, is the same.
   static constexpr int64_t kScoredBlocks = kGroupRows / kFewRows, kScoredKeys = kScoredBlocks * kKeyBlock;
-  static_assert(kScoredKeys % kKeySplit == 0, "whole splits");
+  static_assert(kGroupRows % kFewRows == 0 && kScoredKeys % kKeySplit == 0, "all scores, and whole splits");
 
 #if defined(QKV_TILES)
   // Up to 16 rows score keys without making panels of them: keys times queries instead of queries times keys, the same sums.

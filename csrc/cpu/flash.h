@@ -295,8 +295,8 @@ static inline void flash_finish(const FlashRows& f, int64_t r, DType type, char*
   with_type(type, (void*)out, [&](auto* to) {
     each(f.dv, [&](int64_t i, auto count) {
       Vec sum = load(o + i, count);
-#if defined(QKV_TILES)
-      sum = add(sum, zero());  // -0, which sums of tiles flush to, is 0 after one more product with keys that are excluded
+#if defined(QKV_AVX512_BF16_VNNI)
+      sum = add(sum, zero());  // -0, which products of bf16 flush to, is 0 after one more product with keys that are excluded
 #endif
       store(to + i, total == 0 ? zero() : div(sum, set(total)), count);
     });

@@ -129,7 +129,8 @@ static inline void transpose_panel(float* panel, const float* rows, int64_t ld, 
     for (int64_t j = 0; j < kPanel; ++j) panel[i * kPanel + j] = rows[j * ld + i];
 }
 
-// So few rows score keys as they lie in memory; more rows share panels of them.
+// So few rows score keys ahead and read values as they lie in memory. Keys too; of more rows only tiles take them so, others
+// share panels of them.
 #if defined(QKV_TILES)
 constexpr int64_t kFewRows = 4;
 #else
