@@ -75,7 +75,7 @@ def test_what_is_not_kept_is_the_mean_of_its_row() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spread", [1.0, 8.0])  # of scores; what lies between is in test_view_browser.py
+@pytest.mark.parametrize("spread", [0.0, 1.0, 8.0])  # of scores; 0: all weights alike
 def test_the_page_of_a_long_text_is_below_10_mb(spread: float) -> None:
     w = random_weights(12, 12, 512, 512, spread=spread)
     page = qkv.view.attention(w, [f"token{i}" for i in range(512)])
@@ -505,8 +505,8 @@ def test_kinds_of_figures(load: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 2}, "layers of Attention go from 0 to 1; got 2"),
-        ({"layer": 0, "head": -1}, "heads of Attention go from 0 to 1; got -1"),
+        ({"layer": 2}, "layer: numbers of Attention go from 0 to 1; got 2"),
+        ({"layer": 0, "head": -1}, "head: numbers of Attention go from 0 to 1; got -1"),
         ({"kind": "cross"}, "there is no kind 'cross'; there are attention"),
         ({"tokens": ["a"]}, "there are 1 tokens"),
     ],

@@ -94,8 +94,8 @@ def figure(
         raise ValueError(f"view: there is no kind {kind!r:.60}; there are {', '.join(names)}")
     item = names[kind] if kind is not None else found[-1]
     layers, heads, _, _ = item.weights.shape
-    of_layers = chosen("view", "layers", layer, layers, item.name)
-    drawn = draw(item, _title(title), of_layers, chosen("view", "heads", head, heads, item.name))
+    of_layers = chosen("view", "layer: numbers", layer, layers, item.name)
+    drawn = draw(item, _title(title), of_layers, chosen("view", "head: numbers", head, heads, item.name))
     if path is not None:
         drawn.savefig(path, dpi=150)
     return drawn

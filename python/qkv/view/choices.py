@@ -73,7 +73,7 @@ def shortened(text: str) -> str:
 def titled(text: str | None, model: str | os.PathLike[str] | None) -> str:
     """Of what was read, and the path of what read it; one of them may be missing."""
     name = None if model is None else os.path.basename(os.path.normpath(model))
-    return " · ".join(filter(None, (text and shortened(text), name)))
+    return " · ".join(filter(None, (text and shortened(" ".join(text.split())), name)))
 
 
 def joined(text: str, pair: str | None) -> str:
