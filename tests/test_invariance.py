@@ -200,15 +200,34 @@ def test_sums_that_vanish_have_one_sign() -> None:
 def test_a_few_rows_in_bfloat16(D: int, width: int, size: float, rng: np.random.Generator) -> None:
     """Where keys and values are read as they lie; with a size of values whose sums are often less than normal."""
     bf16 = DTYPES["bfloat16"]
-    q, k, v = normal(rng, (2, 4, 21, D), bf16), normal(rng, (2, 2, 300, D), bf16), normal(rng, (2, 2, 300, width))
-    values = (v * size).astype(bf16)
-    mask = rng.random((2, 1, 1, 300)) < 0.9
-    for _ in each_isa():
-        for options in ({}, {"mask": mask}, {"softcap": 2.0}, {"kv_lengths": np.array([37, 290])}):
-            whole = qkv.attention(q, k, values, precision="bf16", return_lse=True, **options)
-            for n in (1, 2, 3, 9):
-                part = qkv.attention(q[:, :, :n], k, values, precision="bf16", return_lse=True, **options)
-                assert all(same_bits(p, own(w[:, :, :n])) for p, w in zip(part, whole, strict=True)), (n, options)
+    k, v = normal(rng, (2, 2, 300, D), bf16), (normal(rng, (2, 2, 300, width)) * size).astype(bf16)
+    for group in (1, 2, 3):
+        H = 2 * group
+        q = normal(rng, (2, H, 21, D), bf16)
+        choices: list[dict[str, Any]] = [
+            {},
+            {"mask": rng.random((2, 1, 1, 300)) < 0.9, "softcap": 2.0},
+            {"kv_lengths": np.array([37, 290])},
+            {"alibi_slopes": np.linspace(0, 0.3, H, dtype=np.float32)},
+            {"bias": normal(rng, (H, 21, 300))},
+            {"mask": rng.random((21, 300)) < 0.9},
+        ]
+        for isa in each_isa():
+            for options in choices:
+                whole = qkv.attention(q, k, v, precision="bf16", causal="top_left", return_lse=True, **options)
+                seen = qkv.attention(q, k, v, precision="bf16", return_lse=True, **options)
+                for n in (1, 2, 3, 4, 9):
+                    rows = {
+                        name: x[..., :n, :] if x.shape[-2:] == (21, 300) else x
+                        for name, x in options.items()
+                        if name in ("bias", "mask")
+                    }
+                    given = {**options, **rows, "precision": "bf16", "return_lse": True}
+                    part = qkv.attention(q[:, :, :n], k, v, causal="top_left", **given)
+                    assert all(same_bits(p, own(w[:, :, :n])) for p, w in zip(part, whole, strict=True)), (isa, n)
+                    if "alibi_slopes" not in options:  # whose positions count from the end
+                        part = qkv.attention(q[:, :, :n], k, v, **given)
+                        assert all(same_bits(p, own(w[:, :, :n])) for p, w in zip(part, seen, strict=True)), (isa, n)
 
 
 def test_rows_of_additive_attention(rng: np.random.Generator) -> None:
