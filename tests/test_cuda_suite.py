@@ -1,6 +1,6 @@
 """The op tests again, on the device: on the emulator where it was built, on a GPU where there is one (on_device.py);
-and the models, whose tests compare the device with the CPU. QKV_TEST_EMULATED_EVERY=N leaves every N-th case of a test
-in emulation (conftest.py)."""
+and the models, whose tests compare the device with the CPU. QKV_TEST_EMULATED_EVERY=N leaves an N-th of each test's
+cases in emulation (conftest.py)."""
 
 from __future__ import annotations
 
@@ -78,19 +78,7 @@ def run(device: str, file: str, configuration: str, path: str = "fastest") -> No
     here = Path(__file__).parent
     every = os.environ.get("QKV_TEST_EMULATED_EVERY", "1") if device == "emulated" else "1"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "--every",
-            every,
-            f"{file}.py",
-        ],
+        [sys.executable, "-m", "pytest", "-q", "-pno:cacheprovider", "-pno:xdist", f"--every={every}", f"{file}.py"],
         cwd=here,
         env={
             **os.environ,

@@ -111,10 +111,9 @@ for dtype in (*DTYPES.values(), np.dtype(np.int8)):
                     qkv.paged_write(k, k, *caches, slots, **scales)
                     qkv.attention_paged(q, *caches, table, lengths, cu_seqlens_q=starts, causal=True, **scales)
                     qkv.attention_paged(q[:2], *caches, table, lengths, window=(9, 0), **scales)
-                    for starts_of in (starts, None):
-                        some = q if starts_of is not None else q[:2]
-                        narrow = {"cu_seqlens_q": starts_of, "precision": "bf16"}
-                        qkv.attention_paged(some, *caches, table, lengths, **narrow, **scales)
+                    narrow = {"precision": "bf16", **scales}
+                    qkv.attention_paged(q, *caches, table, lengths, cu_seqlens_q=starts, **narrow)
+                    qkv.attention_paged(q[:2], *caches, table, lengths, **narrow)
                     if dtype == kind:
                         new = [x[:6].reshape(2, 3, *x.shape[1:]) for x in (q, k)]
                         qkv.flash_attn_with_kvcache(

@@ -192,17 +192,20 @@ QKV_INLINE void leave() {
   leave_tiles();
 }
 
+// f(Int<0>) ... f(Int<N - 1>), of at most four registers: their numbers are constants.
+template <int N, class F>
+QKV_INLINE void each_tile(F&& f) {
+  f(Int<0>{});
+  if constexpr (N > 1) f(Int<1>{});
+  if constexpr (N > 2) f(Int<2>{});
+  if constexpr (N > 3) f(Int<3>{});
+}
+
 // c [+]= P panels side by side, of bf16, in registers of AMX. `steps` of 16 rows of a panel.
 template <int P>
 static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b, int64_t b_panel, float* c, int64_t ldc,
                        bool first) {
-  const auto each_sum = [&](auto f) QKV_ALWAYS {
-    f(Int<0>{});
-    if constexpr (P > 1) f(Int<1>{});
-    if constexpr (P > 2) f(Int<2>{});
-    if constexpr (P > 3) f(Int<3>{});
-  };
-  each_sum([&](auto p) QKV_ALWAYS {
+  each_tile<P>([&](auto p) QKV_ALWAYS {
     constexpr int kP = decltype(p)::value;
     if (first)
       clear_tile<kP>();
@@ -211,35 +214,29 @@ static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b,
   });
   for (int64_t s = 0; s < steps; ++s, a += kTileRowBytes, b += kTileBytes) {
     load_tile<4>(a, lda);
-    each_sum([&](auto p) QKV_ALWAYS {
+    each_tile<P>([&](auto p) QKV_ALWAYS {
       constexpr int kP = decltype(p)::value;
       load_tile<5 + kP % 3>(b + kP * b_panel, kTileRowBytes);
       multiply_bf16<kP, 4, 5 + kP % 3>();
     });
   }
-  each_sum([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(c + decltype(p)::value * kPanel, ldc); });
+  each_tile<P>([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(c + decltype(p)::value * kPanel, ldc); });
 }
 
 // sums = K Q for N panels of 16 keys, rows of `words` words, ld[p] apart, and queries that lie in columns.
 template <int N>
 static void key_tiles(float (*sums)[kPanel * kPanel], const float* const* keys, const int64_t* ld, const float* queries,
                       int64_t words) {
-  const auto each_panel = [&](auto f) QKV_ALWAYS {
-    f(Int<0>{});
-    if constexpr (N > 1) f(Int<1>{});
-    if constexpr (N > 2) f(Int<2>{});
-    if constexpr (N > 3) f(Int<3>{});
-  };
-  each_panel([&](auto p) QKV_ALWAYS { clear_tile<decltype(p)::value>(); });
+  each_tile<N>([&](auto p) QKV_ALWAYS { clear_tile<decltype(p)::value>(); });
   for (int64_t i = 0; i < words; i += kPanel) {
     load_tile<7>(queries + i * kPanel, kTileRowBytes);
-    each_panel([&](auto p) QKV_ALWAYS {
+    each_tile<N>([&](auto p) QKV_ALWAYS {
       constexpr int kP = decltype(p)::value;
       load_tile<4 + kP % 3>(keys[kP] + i, ld[kP] * 4);
       multiply_bf16<kP, 4 + kP % 3, 7>();
     });
   }
-  each_panel([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(sums[decltype(p)::value], kTileRowBytes); });
+  each_tile<N>([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(sums[decltype(p)::value], kTileRowBytes); });
 }
 
 // steps: rows of a panel, multiples of 16; all panels are whole.

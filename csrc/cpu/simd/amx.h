@@ -146,7 +146,7 @@ class FlushDenormals {
   FlushDenormals() {
     uint32_t flushing;
     asm volatile("stmxcsr %0" : "=m"(before_));
-    flushing = before_ | 0x8040;
+    flushing = before_ | 0x8040;  // FTZ and DAZ
     asm volatile("ldmxcsr %0" : : "m"(flushing) : "memory");
   }
   ~FlushDenormals() { asm volatile("ldmxcsr %0" : : "m"(before_) : "memory"); }
