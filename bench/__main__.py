@@ -25,6 +25,7 @@ OPS = (
         "activation",
         "scaled_sum",
         "top_k",
+        "linear_top_k",
         "embedding",
         "rotary",
     ),

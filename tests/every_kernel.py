@@ -13,7 +13,7 @@ import qkv
 from calls import calls, flat, in_place_calls
 from checks import DTYPES, each_isa, eps, oracle
 from qkv import reference
-from qkv.ops import _cpu, angles, copy_blocks, scaled_sum, top_k
+from qkv.ops import _cpu, angles, copy_blocks, linear_top_k, scaled_sum, top_k
 
 # Kernel of csrc/cpu/kernels.inc: what reaches it.
 USED_BY = {
@@ -31,6 +31,7 @@ USED_BY = {
     "activation": {"gelu", "relu", "silu", "quick_gelu", "tanh"},
     "scaled_sum": set(),
     "top_k": set(),
+    "keep_best": set(),
     "embedding": {"embedding"},
     "rotary": {"rotary"},
     "rotary_angles": set(),
@@ -83,12 +84,14 @@ def check_inner() -> int:
     expected = positions.astype(np.float32)[:, None, None] * x[0]
     np.testing.assert_array_equal(angles(positions, x[0]), expected)
     np.testing.assert_array_equal(top_k(x, 7)[1], np.argsort(-x, axis=1)[:, :7])
+    best = linear_top_k(x, qkv.pack_weight(other, "float32"), None, 3)
+    np.testing.assert_array_equal(best[1], np.argsort(-qkv.linear(x, other), axis=1)[:, :3])
     blocks = np.arange(5 * 16 * 3, dtype=np.int16).reshape(5, 16, 3)
     copied = blocks.copy()
     copied[[3, 4], :7] = blocks[[1, 0], :7]
     copy_blocks([blocks], [1, 0], [3, 4], 7)
     np.testing.assert_array_equal(blocks, copied)
-    return 4
+    return 5
 
 
 def main(expected: list[str]) -> int:

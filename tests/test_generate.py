@@ -10,6 +10,7 @@ import shutil
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,7 @@ from golden_checks import GOLDEN, close
 from qkv import generate as generation
 from qkv.capture import CapturedSteps
 from qkv.generate import logits
-from qkv.generate.beams import _best_sums
-from qkv.ops import log_softmax_parts
+from qkv.generate.beams import _best_seen, _best_sums
 from qkv.packing import Packed
 from scipy import stats
 
@@ -810,18 +810,61 @@ def test_filters_do_not_hide_what_is_wrong(bad: float, rng: np.random.Generator)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_best_sums_of_many(kind: str, rng: np.random.Generator) -> None:
-    """Of all beams and tokens, equal ones in order; by log-probabilities, and by logits with what to subtract."""
+    """Of all beams and tokens, equal ones in order; by log-probabilities, and by the best logits of rows."""
     scores = wide_scores(rng, kind).reshape(1, 3, WIDE)
     rounded = np.full((1, 3), -1e8)  # by sums of this size, different scores become equal ones
     for running in (np.zeros((1, 3)), np.array([[0, -1e9, -1e9]]), np.array([[-3.25, -2.5, -40]]), rounded):
         start = running.astype(np.float32)
         log = qkv.log_softmax(scores)
-        for given, parts in ((log, None), (scores, log_softmax_parts(scores[0]))):
-            best, places = _best_sums(given.copy(), start, 8, parts)
-            sums = (log + start[:, :, None]).reshape(1, -1)
-            order = np.argsort(-sums, axis=1, kind="stable")[:, :8]
-            np.testing.assert_array_equal(places, order)
-            np.testing.assert_array_equal(best, np.take_along_axis(sums, order, axis=1))
+        sums = (log + start[:, :, None]).reshape(1, -1)
+        order = np.argsort(-sums, axis=1, kind="stable")[:, :8]
+        best, places = _best_sums(log.copy(), start, 8)
+        np.testing.assert_array_equal(places, order)
+        np.testing.assert_array_equal(best, np.take_along_axis(sums, order, axis=1))
+
+        seen = _best_seen(Outlook(scores[0]), np.arange(3), np.arange(3), [], EMPTY, np.arange(3), start, 8)
+        if seen is not None:  # else all are looked at
+            np.testing.assert_array_equal(seen[1], order)
+            np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
+        assert (seen is None) <= (kind != "steep" or running is rounded), "in vain"
+
+
+@dataclass
+class Outlook:
+    """A decoding whose rows have these logits."""
+
+    given: np.ndarray
+
+    @property
+    def vocabulary(self) -> int:
+        return self.given.shape[1]
+
+    def best(self, x: np.ndarray, k: int) -> Any:
+        return qkv.ops.top_k_with_parts(self.given[x], k)
+
+
+EMPTY = np.zeros((3, 0), np.int64)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_best_seen_without_what_masks_take(beams: int, rng: np.random.Generator) -> None:
+    """Beams may share a row, and the best of them are gone."""
+    scores = rng.standard_normal((2, WIDE)).astype(np.float32)
+    of = np.repeat([1, 0], beams)
+    best = np.argsort(-scores, axis=1)
+    banned = logits.Suppressed([*best[0, :4].tolist(), *best[1, [0, 2, 9]].tolist(), 5])
+    running = rng.standard_normal((2, beams)).astype(np.float32)
+    log = qkv.log_softmax(scores)[of].reshape(2, beams, WIDE)
+    log[:, :, banned.tokens] = -np.inf
+    sums = (log + running[:, :, None]).reshape(2, -1)
+    order = np.argsort(-sums, axis=1, kind="stable")[:, :8]
+    ids = np.zeros((2 * beams, 3), np.int64)
+    seen = _best_seen(Outlook(scores), np.arange(2), of, [banned], ids, np.arange(2 * beams), running, 8)
+    assert seen is not None
+    np.testing.assert_array_equal(seen[1], order)
+    np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
+    too_many = logits.Suppressed(range(300))
+    assert _best_seen(Outlook(scores), np.arange(2), of, [too_many], ids, np.arange(2 * beams), running, 8) is None
 
 
 def test_what_a_stream_yields_is_the_callers() -> None:

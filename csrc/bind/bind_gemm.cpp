@@ -1,4 +1,4 @@
-// matmul, linear.
+// matmul, linear, linear_top_k.
 #include <memory>
 
 #include "bind/array.h"
@@ -24,7 +24,8 @@ void run(QuantizedGemmArgs g) {
   g.threads = num_threads();
   g.plan = plan_gemm_quantized(g);
   const Scratch scratch(static_cast<size_t>(g.plan.shared_bytes + g.plan.scratch_bytes * g.threads));
-  g.scratch = scratch.as<char>();
+  g.rows = scratch.as<char>();
+  g.scratch = g.rows + g.plan.shared_bytes;
   kernels().gemm_quantized(g);
 }
 
@@ -115,12 +116,49 @@ py::object linear(py::handle x_in, py::handle weight, py::handle bias_in, const 
   return out.finish();
 }
 
+// (values, places, parts) of contiguous float32 x (rows, k) and a packed weight of n rows, 1 <= count <= n < 2^32, bias (n) or
+// None.
+py::tuple best_of_linear(py::handle x_in, py::handle weight, py::handle bias_in, int64_t count) {
+  const char* op = "linear_top_k";
+  const Array x = read_array(op, "x", x_in), bias = read_optional(op, "bias", bias_in);
+  const PackedView* w = packed_view(weight);
+  if (!w) fail_type(std::string(op) + ": weight must be a PackedWeight");
+  if (x.is_double || x.dtype != DType::f32 || x.rank() != 2 || !(x.owner.flags() & py::array::c_style))
+    fail_value(x.where + " must be contiguous float32 (rows, k)");
+  check_linear(x, Array(), w->n, w->k, bias);
+  if (count < 1 || count > w->n || w->n > INT64_C(0xFFFFFFFF))
+    fail_value(std::string(op) + ": k must lie in 1 to " + std::to_string(w->n) + ", got " + std::to_string(count));
+  const int64_t rows = x.shape[0];
+  py::array values = new_array(op, float32_dtype(), {rows, count}),
+            places = new_array(op, py::dtype::of<int64_t>(), {rows, count}), parts = new_array(op, float32_dtype(), {rows, 2});
+  const auto keep = std::make_shared<std::vector<std::vector<float>>>();
+  LinearTopKArgs args{};
+  args.x = reinterpret_cast<const float*>(x.data);
+  args.rows = rows;
+  args.w = *w;
+  args.bias = as_floats(bias, keep.get());
+  args.k = count;
+  args.values = static_cast<float*>(values.mutable_data());
+  args.places = static_cast<int64_t*>(places.mutable_data());
+  args.parts = static_cast<float*>(parts.mutable_data());
+  if (rows > 0)
+    launch([args, keep] {
+      LinearTopKArgs a = args;
+      a.threads = num_threads();
+      const Scratch scratch(linear_top_k_scratch(a));
+      a.scratch = scratch.as<char>();
+      linear_top_k(a, kernels());
+    });
+  return py::make_tuple(values, places, parts);
+}
+
 }  // namespace
 
 void bind_gemm(py::module_& m) {
   m.def("matmul", matmul, py::arg("a"), py::arg("b"));
   m.def("linear", linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("gate"),
         py::arg("residual"), py::arg("out"));
+  m.def("linear_top_k", best_of_linear, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("k"));
 }
 
 }  // namespace qkv

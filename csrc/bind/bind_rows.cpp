@@ -46,7 +46,7 @@ py::object softmax(py::handle x_in, int64_t axis_in, bool log) {
   const bool across = rows[0].step != 1 && rows[1].step != 1 && rows[0].n <= kLongest && neighbours_adjacent(rows[0]) &&
                       neighbours_adjacent(rows[1]);
   const RowScratch scratch(rows[0], rows[0].n * (across ? 16 : 1));
-  kernels().softmax({rows[0], rows[1], log, across, past, nullptr, scratch.data(), scratch.threads});
+  kernels().softmax({rows[0], rows[1], log, across, past, nullptr, nullptr, scratch.data(), scratch.threads});
   return std::move(out);
 }
 
@@ -61,7 +61,8 @@ py::array log_softmax_parts(py::handle x_in) {
   const auto rows = rows_along(1, {&x});
   const UnlockedOnce unlocked;
   const RowScratch scratch(rows[0], 0);
-  kernels().softmax({rows[0], rows[0], true, false, false, static_cast<float*>(parts.mutable_data()), nullptr, scratch.threads});
+  kernels().softmax(
+      {rows[0], rows[0], true, false, false, static_cast<float*>(parts.mutable_data()), nullptr, nullptr, scratch.threads});
   return parts;
 }
 

@@ -185,9 +185,8 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
   const bool fused = !p.separate_c && only_adds(g);
   const bool fetch_c = !p.separate_c && g.m * g.w.n > kFarSums;
   const int64_t panels = panels_of(g.w.n), k_all = padded_k(g.w);
-  char* const own = g.scratch + p.shared_bytes;
   parallel(p.row_chunks * p.panel_chunks, p.grain, g.threads, [&](int64_t begin, int64_t end, int thread) {
-    float* const sums = (float*)(own + thread * p.scratch_bytes) + round_up(g.w.k, 16);
+    float* const sums = (float*)(g.scratch + thread * p.scratch_bytes) + round_up(g.w.k, 16);
     char* const weights = (char*)(sums + p.sum_floats);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
@@ -267,16 +266,16 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
 void gemm_quantized(const QuantizedGemmArgs& g) {
   const QuantizedGemmPlan& p = g.plan;
   const PackedView& w = g.w;
-  char* const stats = g.scratch + g.m * p.row_bytes;
-  char* const own = g.scratch + p.shared_bytes;
+  char* const stats = g.rows + g.m * p.row_bytes;
   const int64_t bytes_per_k = w.type == WeightType::bf16   ? 4 / DotBf16::kWidth
                               : w.type == WeightType::int8 ? unit_bytes(DotInt8::units)
                                                            : unit_bytes(DotInt4::units);
   const int64_t lda = round_up((padded_k(w) + kPanel) * bytes_per_k, 64) + 64;  // at most p.row_bytes
-  parallel(g.m, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
+  const int64_t rows = g.stage == Stage::product ? 0 : g.m;
+  parallel(rows, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* x = read_row(g.a, r, (float*)(own + thread * p.scratch_bytes));
-      char* const to = g.scratch + r * lda;
+      const float* x = read_row(g.a, r, (float*)(g.scratch + thread * p.scratch_bytes));
+      char* const to = g.rows + r * lda;
       char* const about = stats + r * p.stats_bytes;
       if (w.type == WeightType::bf16)
         round_row(x, w.k, to);
@@ -288,7 +287,8 @@ void gemm_quantized(const QuantizedGemmArgs& g) {
         quantize_groups<DotInt4, true>(x, w.k, w.group, to, (GroupStats*)about);
     }
   });
-  const Operands all = {g.scratch,
+  if (g.stage == Stage::rows) return;
+  const Operands all = {g.rows,
                         w.panels,
                         lda,
                         panel_rows(w) * kPanelRowBytes,

@@ -285,8 +285,7 @@ static void product_of_groups(const QuantizedGemmArgs& g, const TileOperands& o,
   const int64_t depth = g.w.group < kTileRowBytes ? g.w.group : kTileRowBytes;
   const Chunks p(g.m, panels, o.lda, g.threads);
   parallel(p.row_chunks * p.panel_chunks, 1, g.threads, [&](int64_t begin, int64_t end, int thread) {
-    char* const unpacked =
-        g.scratch + g.plan.shared_bytes + thread * g.plan.scratch_bytes + (round_up(g.w.k, 16) + g.plan.sum_floats) * 4;
+    char* const unpacked = g.scratch + thread * g.plan.scratch_bytes + (round_up(g.w.k, 16) + g.plan.sum_floats) * 4;
     shape_tiles(kTileRows, (int)depth);
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t row = chunk / p.panel_chunks * p.rows, panel = chunk % p.panel_chunks * p.panels;
@@ -325,16 +324,17 @@ static void gemm_in_groups(const QuantizedGemmArgs& g) {
   const QuantizedGemmPlan& p = g.plan;
   const bool int4 = w.type == WeightType::int4;
   const int64_t groups = groups_of(w), lda = round_up(padded_k(w), 64) + 64;
-  GroupsOfRows* const about = (GroupsOfRows*)(g.scratch + round_up(g.m, kTileRows) * lda);
-  parallel(g.m, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
-    float* const own = (float*)(g.scratch + p.shared_bytes + thread * p.scratch_bytes);
+  GroupsOfRows* const about = (GroupsOfRows*)(g.rows + round_up(g.m, kTileRows) * lda);
+  const int64_t m = g.stage == Stage::product ? 0 : g.m;
+  parallel(m, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
+    float* const own = (float*)(g.scratch + thread * p.scratch_bytes);
     GroupStats* const stats = (GroupStats*)(own + round_up(w.k, 16) + p.sum_floats);
     for (int64_t r = begin; r < end; ++r) {
       const float* x = read_row(g.a, r, own);
       if (int4)
-        quantize_groups<DotInt4, true>(x, w.k, w.group, g.scratch + r * lda, stats);
+        quantize_groups<DotInt4, true>(x, w.k, w.group, g.rows + r * lda, stats);
       else
-        quantize_groups<DotInt8, false>(x, w.k, w.group, g.scratch + r * lda, stats);
+        quantize_groups<DotInt8, false>(x, w.k, w.group, g.rows + r * lda, stats);
       GroupsOfRows* const to = about + r / kTileRows * groups;
       for (int64_t i = 0; i < groups; ++i) {
         to[i].scale[r % kTileRows] = stats[i].scale;
@@ -342,7 +342,8 @@ static void gemm_in_groups(const QuantizedGemmArgs& g) {
       }
     }
   });
-  const TileOperands all = {g.scratch, w.panels, lda, panel_rows(w) * kPanelRowBytes, 0, nullptr, 0};
+  if (g.stage == Stage::rows) return;
+  const TileOperands all = {g.rows, w.panels, lda, panel_rows(w) * kPanelRowBytes, 0, nullptr, 0};
   if (int4)
     product_of_groups<true>(g, all, about);
   else
@@ -354,14 +355,14 @@ void gemm_quantized(const QuantizedGemmArgs& g) {
   if (w.group) return g.m < unpack_rows(w.type) ? QKV_BASE_ISA::gemm_quantized(g) : gemm_in_groups(g);
   const QuantizedGemmPlan& p = g.plan;
   const bool bf16 = w.type == WeightType::bf16;
-  char* const stats = g.scratch + g.m * p.row_bytes;
-  char* const own = g.scratch + p.shared_bytes;
+  char* const stats = g.rows + g.m * p.row_bytes;
   const int64_t used = padded_k(w) * (bf16 ? 2 : 1), bytes = round_up(used, kTileRowBytes);
   const int64_t lda = bytes + (bytes % 128 == 0 ? 64 : 0);  // rows a power of two apart would share few sets of the cache
-  parallel(g.m, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
+  const int64_t m = g.stage == Stage::product ? 0 : g.m;
+  parallel(m, grain_for(w.k * 4), g.threads, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t r = begin; r < end; ++r) {
-      const float* x = read_row(g.a, r, (float*)(own + thread * p.scratch_bytes));
-      char* const to = g.scratch + r * lda;
+      const float* x = read_row(g.a, r, (float*)(g.scratch + thread * p.scratch_bytes));
+      char* const to = g.rows + r * lda;
       if (bf16)
         round_row(x, w.k, to);
       else
@@ -369,8 +370,9 @@ void gemm_quantized(const QuantizedGemmArgs& g) {
       memset(to + used, 0, (size_t)(bytes - used));
     }
   });
+  if (g.stage == Stage::rows) return;
   const TileOperands all = {
-      g.scratch, w.panels, lda, panel_rows(w) * kPanelRowBytes, bytes / kTileRowBytes, (const RowStats*)stats, p.stats_bytes};
+      g.rows, w.panels, lda, panel_rows(w) * kPanelRowBytes, bytes / kTileRowBytes, (const RowStats*)stats, p.stats_bytes};
   if (bf16)
     product<true>(g, all);
   else

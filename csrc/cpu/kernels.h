@@ -101,12 +101,15 @@ struct QuantizedGemmPlan {
 };
 
 // c = act(a w^T + bias) * gate + residual, w bf16, int8 or int4: a is rounded to bf16 or quantised first.
+enum class Stage : uint8_t { both, rows, product };  // rows: no more than a; product: by what a call before has made of it
 struct QuantizedGemmArgs : Epilogue {
+  Stage stage;
   int64_t m;
   Rows a;  // m rows of w.k
   PackedView w;
   QuantizedGemmPlan plan;
-  char* scratch;  // shared_bytes, then scratch_bytes a thread
+  char* rows;     // shared_bytes: a, as products read it
+  char* scratch;  // scratch_bytes a thread
   int threads;
 };
 QuantizedGemmPlan plan_gemm_quantized(const QuantizedGemmArgs&);
@@ -244,6 +247,7 @@ struct SoftmaxArgs {
   bool across;
   bool past_caches;  // write y past the caches, which it would not fit into
   float* parts;      // (rows, 2): m and ln sum of log_softmax, instead of y; nullptr: y
+  double* totals;    // (rows): the sums beside m, instead of their logarithms; nullptr: those
   float* scratch;    // n floats per thread, 16 n with `across`
   int threads;
 };
@@ -285,6 +289,46 @@ struct TopKArgs {
   int64_t* places;  // (rows, k)
   int threads;
 };
+
+// Columns of rows, from `first` on: those of them that are among the k largest so far take their place there.
+struct KeepBestArgs {
+  const float* x;  // (rows, n)
+  int64_t rows, n, first, k;
+  uint64_t* keys;  // (rows, k), descending, as key_of has them; 0: nothing yet
+};
+
+// The order of elements: of equal ones the first counts as larger, a NaN as smaller than any number.
+static inline uint64_t key_of(float x, int64_t place) {
+  uint32_t bits;
+  x += 0.0f;  // zeros are equal
+  __builtin_memcpy(&bits, &x, 4);
+  const uint32_t order = x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
+  return (uint64_t)order << 32 | (0xFFFFFFFFu - (uint32_t)place);
+}
+static inline int64_t place_of(uint64_t key) { return 0xFFFFFFFFu - (uint32_t)key; }
+static inline float value_of(uint64_t key) {
+  const uint32_t order = (uint32_t)(key >> 32), bits = order >> 31 ? order & 0x7FFFFFFFu : ~order;
+  float x;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
+// The k largest of each row of x w^T + bias, and its parts of log_softmax.
+struct LinearTopKArgs {
+  const float* x;  // (rows, w.k)
+  int64_t rows;
+  PackedView w;  // of less than 2^32 rows
+  const float* bias;
+  int64_t k;        // 1 ... w.n
+  float* values;    // (rows, k)
+  int64_t* places;  // (rows, k)
+  float* parts;     // (rows, 2)
+  char* scratch;    // linear_top_k_scratch
+  int threads;
+};
+size_t linear_top_k_scratch(const LinearTopKArgs&);
+struct Kernels;
+void linear_top_k(const LinearTopKArgs&, const Kernels&);
 
 // y[i] = table[ids[i]].
 struct EmbeddingArgs {

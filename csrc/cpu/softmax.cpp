@@ -82,7 +82,11 @@ void softmax(const SoftmaxArgs& a) {
       const float* x = a.parts ? (const float*)row_ptr(a.x, r) : read_row(a.x, r, buffer);  // contiguous floats
       if (a.parts) {
         a.parts[2 * r] = top_of(x, a.x.n);
-        a.parts[2 * r + 1] = (float)::log(total_of(x, a.x.n, set(a.parts[2 * r]), buffer, false, (const float*)nullptr));
+        const double total = total_of(x, a.x.n, set(a.parts[2 * r]), buffer, false, (const float*)nullptr);
+        if (a.totals)
+          a.totals[r] = total;
+        else
+          a.parts[2 * r + 1] = (float)::log(total);
       } else if (a.y.step != 1) {
         softmax_row(x, buffer, buffer, a.x.n, a.log, false, (const float*)nullptr);
         finish_row(a.y, r, buffer);

@@ -1,6 +1,7 @@
 // top_k: the k largest of each row in descending order, and where they stand. Of equal ones the first counts as larger, a NaN as
 // smaller than any number. Few elements of a long row are larger than the k-th so far; and none that counts is smaller than the
 // k-th of the maxima of its blocks, which bounds the work where a row ascends.
+// keep_best: the same of rows that come in pieces (linear_top_k.cpp).
 #include <math.h>
 
 #include "cpu/kernels.h"
@@ -61,6 +62,73 @@ void top_k(const TopKArgs& a) {
   parallel(a.rows, grain_for(a.n, a.rows, a.threads), a.threads, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) top_of_row(a.x + r * a.n, a.n, a.k, a.values + r * a.k, a.places + r * a.k);
   });
+}
+
+// The next smaller one of a finite number.
+static Vec just_below(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, 4);
+  bits = x > 0 ? bits - 1 : x < 0 ? bits + 1 : INT32_MIN + 1;
+  memcpy(&x, &bits, 4);
+  return set(x);
+}
+
+static void keep(uint64_t* keys, int64_t k, uint64_t key) {
+  if (key <= keys[k - 1]) return;
+  int64_t i = k - 1;
+  for (; i > 0 && keys[i - 1] < key; --i) keys[i] = keys[i - 1];
+  keys[i] = key;
+}
+
+// What at least k elements are no smaller than: the k-th of the maxima of more stretches and lanes than that. -inf for few
+// elements, or where one is not finite. keys: room for k, of zeros before and after.
+static float floor_of_lanes(const float* x, int64_t n, int64_t k, uint64_t* keys) {
+  constexpr int64_t kTimes = 4;                                                                   // k
+  const int64_t stretches = (kTimes * k + kLanes - 1) / kLanes, each = n / (stretches * kLanes);  // vectors
+  if (each < 2) return -__builtin_inff();
+  Vec check = zero();
+  for (int64_t s = 0; s < stretches; ++s) {
+    Vec top = set(-__builtin_inff());
+    for (int64_t i = s * each; i < (s + 1) * each; ++i) {
+      const Vec v = load(x + i * kLanes, Full{});
+      check = fma(v, zero(), check);
+      top = max(top, v);
+    }
+    float tops[kLanes];
+    store(tops, top, Full{});
+    for (int64_t i = 0; i < kLanes; ++i) keep(keys, k, key_of(tops[i], s * kLanes + i));
+  }
+  const float floor = reduce_add(check) == 0 ? value_of(keys[k - 1]) : -__builtin_inff();
+  memset(keys, 0, (size_t)(k * 8));
+  return floor;
+}
+
+void keep_best(const KeepBestArgs& a) {
+  const int64_t k = a.k;
+  for (int64_t r = 0; r < a.rows; ++r) {
+    const float* const x = a.x + r * a.n;
+    uint64_t* const keys = a.keys + r * k;
+    float least = keys[k - 1] != 0 ? value_of(keys[k - 1]) : keys[0] == 0 ? floor_of_lanes(x, a.n, k, keys) : -__builtin_inff();
+    // Where there is nothing to compare with, or that is NaN, elements go one by one.
+    const int64_t by_blocks = least > -__builtin_inff() ? a.n / kBlock * kBlock : 0;
+    Vec below = just_below(least);
+    int64_t i = 0;
+    for (; i < by_blocks; i += kBlock) {
+      Vec top = set(-__builtin_inff());
+      QKV_UNROLL(16)
+      for (int64_t j = 0; j < kBlock; j += kLanes) top = max(load(x + i + j, Full{}), top);  // past NaN
+      if (!any(lt(below, top))) continue;
+      for (int64_t j = i; j < i + kBlock; j += kLanes)
+        if (any(lt(below, load(x + j, Full{}))))
+          for (int64_t l = j; l < j + kLanes; ++l)
+            if (x[l] >= least) keep(keys, k, key_of(x[l], a.first + l));
+      if (keys[k - 1] != 0) {
+        least = value_of(keys[k - 1]);
+        below = just_below(least);
+      }
+    }
+    for (; i < a.n; ++i) keep(keys, k, key_of(x[i], a.first + i));
+  }
 }
 
 }  // namespace QKV_ISA

@@ -385,6 +385,21 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     return _cpu.top_k(x, k)
 
 
+TopK = tuple[Array, Array, tuple[Array, Array]]  # top_k's values and places, and log_softmax_parts
+
+
+def top_k_with_parts(x: Array, k: int) -> TopK:
+    """Of one array (rows, n)."""
+    return *top_k(x, k), log_softmax_parts(x)
+
+
+def linear_top_k(x: Array, weight: PackedWeight, bias: Array | None, k: int) -> TopK:
+    """The same of linear(x, weight, bias), which does not come to lie in memory, for contiguous float32 x (rows, n_in).
+    The second of the parts adds up in another order: it may differ by a rounding."""
+    values, places, parts = _cpu.linear_top_k(x, weight, bias, k)
+    return values, places, (parts[:, :1], parts[:, 1:])
+
+
 def copy_blocks(arrays: list[Array], sources: list[int], targets: list[int], filled: int) -> None:
     """The first `filled` places of some blocks to others, all different, in arrays (blocks, block_size, ...) of one
     cache."""

@@ -100,7 +100,7 @@ def _sample(job: Job) -> Iterator[Array]:
     ids, job.sequences = (Columns(np.repeat(prompts, each, axis=0)) for prompts in (job.ids, job.shown))
     ahead = None
     try:
-        logits = decoding.start(job.rows)
+        logits = decoding.logits(decoding.start(job.rows))
         if each > 1:
             decoding.select(rows // each)
             logits = take(logits, rows // each)
@@ -144,6 +144,6 @@ def _sample(job: Job) -> Iterator[Array]:
             if not rows.size:
                 return
             if ahead is None:
-                logits = decoding.step(following)
+                logits = decoding.logits(decoding.step(following))
     finally:
         job.close()

@@ -11,10 +11,11 @@ import numpy as np
 
 from .. import ops
 from ..layers import Array
-from ..placement import host, in_host_memory
+from ..placement import host
 from .call import Job
 from .logits import MOST, NOTHING, Mask, draw_several, largest, masks_alone
 from .options import Options
+from .rows import Decoding
 
 LOST = np.float32(-1e9)  # below every real score; what transformers has for it, as sums with it are rounded
 
@@ -34,64 +35,55 @@ def _over(scores: Array, length: int, penalty: float) -> Array:
     return divided
 
 
-Parts = tuple[Array, Array]  # of log_softmax, for scores that are logits still
 SPARE = 8  # candidates beyond those wanted, as sums of neighbours may be equal
 
 
-def _sums(scores: Array, running: Array, parts: Parts | None) -> Array:
-    """scores (n, beams, m) + running (n, beams)."""
-    if parts is not None:
-        top, total = (x.reshape(*running.shape, 1) for x in parts)
-        with np.errstate(invalid="ignore"):  # of rows that are not finite
-            scores = scores - top - total
-    summed: Array = scores + running[:, :, None]
-    return summed
-
-
 def _best_of(
-    scores: Array, tokens: Array, rest: Array, running: Array, k: int, vocabulary: int, parts: Parts | None
+    scores: Array, tokens: Array, rest: Array, running: Array, k: int, vocabulary: int
 ) -> tuple[Array, Array] | None:
-    """The k largest sums, and where they stand among (beams, V), both (n, k), of each beam's best scores and their
-    tokens (n, beams, m), where `rest` (n, beams, 1) is at least all its others; None if one of those may be as good."""
+    """The k largest of scores + running (n, beams), and where they stand among (beams, V), both (n, k). scores: each
+    beam's best ones, tokens: of these, both (n, beams, m); `rest` (n, beams) is at least all its others. None if one of
+    those may be as good."""
     count, beams = running.shape
-    sums = _sums(scores, running, parts).reshape(count, -1)
+    sums = (scores + running[:, :, None]).reshape(count, -1)
     places = (tokens + np.arange(beams)[:, None] * vocabulary).reshape(count, -1)
-    unseen = _sums(rest, running, parts).reshape(count, -1).max(axis=1)
     order = np.lexsort((places, -sums))[:, :k]
     best = np.take_along_axis(sums, order, axis=1)
+    unseen = (rest + running).max(axis=1)
     return (best, np.take_along_axis(places, order, axis=1)) if (best[:, -1] > unseen).all() else None
 
 
-def _best_sums(scores: Array, running: Array, k: int, parts: Parts | None = None) -> tuple[Array, Array]:
+def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array]:
     """`largest` of scores (n, beams, V) + running (n, beams) over all beams and tokens, both (n, k), without adding
     all: a beam's best are among those with its best scores, but for sums that rounding makes equal."""
     count, beams, vocabulary = scores.shape
     most = k + SPARE
     if most < vocabulary:
         values, tokens = (x.reshape(count, beams, most) for x in largest(scores.reshape(-1, vocabulary), most))
-        found = _best_of(values, tokens, values[:, :, -1:], running, k, vocabulary, parts)
+        found = _best_of(values, tokens, values[:, :, -1], running, k, vocabulary)
         if found is not None:
             return found
-    return largest(_sums(scores, running, parts).reshape(count, -1), k)
+    return largest((scores + running[:, :, None]).reshape(count, -1), k)
 
 
-def _best_there(
-    logits: Any, row_of: Array, masks: Sequence[Mask], ids: Array, rows: Array, running: Array, k: int
+def _best_seen(
+    decoding: Decoding, x: Array, row_of: Array, masks: Sequence[Mask], ids: Array, rows: Array, running: Array, k: int
 ) -> tuple[Array, Array] | None:
-    """`_best_sums` of what a GPU holds, logits of rows row_of: no more than each beam's best leave it. None if these
-    are not enough."""
-    vocabulary = logits.shape[1]
+    """`_best_sums` of rows row_of of x, seeing no more of them than each beam's best; None if these are not enough."""
+    vocabulary = decoding.vocabulary
     row, token = (np.concatenate(x) for x in zip(NOTHING, *(m.gone(ids, rows, vocabulary) for m in masks), strict=True))
     gone = np.unique(row * vocabulary + token)  # of them, some may be among the best
     most = k + SPARE + int(np.bincount(gone // vocabulary).max(initial=0))
     if most > MOST or most >= vocabulary:
         return None
-    values, tokens = (host(x)[row_of] for x in ops.top_k(logits, most))
-    taken = np.isin(np.arange(len(row_of))[:, None] * vocabulary + tokens, gone)
-    parts = tuple(host(x)[row_of] for x in ops.log_softmax_parts(logits))
-    rest, left = values[:, -1:], np.where(taken, -np.inf, values)
-    x, at, rest = (v.reshape(*running.shape, -1) for v in (left, tokens, rest))
-    return _best_of(x, at, rest, running, k, vocabulary, parts)
+    values, tokens, (top, total) = decoding.best(x, most)
+    with np.errstate(invalid="ignore"):  # of rows that are not finite
+        scores = ((values - top) - total)[row_of]
+    tokens = tokens[row_of]
+    rest = scores[:, -1].reshape(running.shape).copy()
+    scores[np.isin(np.arange(len(row_of))[:, None] * vocabulary + tokens, gone)] = -np.inf
+    scores, tokens = (v.reshape(*running.shape, most) for v in (scores, tokens))
+    return _best_of(scores, tokens, rest, running, k, vocabulary)
 
 
 def beam_search(job: Job) -> Any:
@@ -112,26 +104,22 @@ def beam_search(job: Job) -> Any:
     running[:, 0] = 0
     watched = bool(o.do_sample or job.record or job.criteria)  # whether anyone looks at all of the scores
     try:
-        logits = decoding.start(job.rows)
+        x, vocabulary = decoding.start(job.rows), decoding.vocabulary
         row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`, which has one a text at first
-        vocabulary = logits.shape[1]
         while True:
             count, length = len(texts), ids.shape[1] + 1
             rows = (texts[:, None] * beams + np.arange(beams)).reshape(-1)
-            masks = None if watched else masks_alone(job.steps, ids.shape[1])  # then logits will do as well
-            there = None
-            if masks is not None and not in_host_memory(logits):
-                there = _best_there(logits, row_of, masks, ids, rows, running, candidates)
-            if there is not None:
-                best, top = there
-                scores = logits  # nobody looks at them
+            masks = None if watched else masks_alone(job.steps, ids.shape[1])
+            seen = None if masks is None else _best_seen(decoding, x, row_of, masks, ids, rows, running, candidates)
+            if seen is not None:
+                best, top = seen
+                scores = x  # nobody looks at them
             else:
-                here = host(logits)
-                if len(here) < len(rows):
-                    here = here[row_of]
-                parts = None if masks is None else ops.log_softmax_parts(here)
-                scores = job.process(ids, ops.log_softmax(here) if masks is None else here, rows)
-                job.note(ids, here, scores, rows)
+                logits = host(decoding.logits(x))
+                if len(logits) < len(rows):
+                    logits = logits[row_of]
+                scores = job.process(ids, ops.log_softmax(logits), rows)
+                job.note(ids, logits, scores, rows)
                 of_text = scores.reshape(count, beams, vocabulary)
                 if o.do_sample:
                     sums = (of_text + running[:, :, None]).reshape(count, beams * vocabulary)
@@ -140,7 +128,7 @@ def beam_search(job: Job) -> Any:
                     )
                     best = np.take_along_axis(sums, top, axis=1)
                 else:
-                    best, top = _best_sums(of_text, running, candidates, parts)
+                    best, top = _best_sums(of_text, running, candidates)
             found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
             beam, token = np.divmod(top, vocabulary)
             each = np.arange(count)[:, None]
@@ -177,7 +165,7 @@ def beam_search(job: Job) -> Any:
             texts, running = texts[goes_on], running[goes_on]
             ids = longer[each, chosen].reshape(-1, length)
             parents = history[each, chosen]
-            logits = decoding.step(ids[:, -1].tolist())
+            x = decoding.step(ids[:, -1].tolist())
             row_of = np.arange(len(ids))
     finally:
         job.close()
@@ -243,7 +231,7 @@ def group_search(job: Job) -> Any:
     sums[:, ::size] = 0
     assert job.diversity is not None
     try:
-        logits = host(decoding.start(job.rows))
+        logits = host(decoding.logits(decoding.start(job.rows)))
         row_of = np.repeat(np.arange(job.texts), beams)  # of each beam in `decoding`; -1: it has left
         while True:
             log_probs, length = ops.log_softmax(logits), ids.shape[1]
@@ -289,7 +277,7 @@ def group_search(job: Job) -> Any:
             decoding.select(row_of[origin[alive]])
             if not alive.any():
                 break
-            logits = host(decoding.step(tokens[alive].tolist()))
+            logits = host(decoding.logits(decoding.step(tokens[alive].tolist())))
             row_of = np.where(alive, np.cumsum(alive) - 1, -1)
     finally:
         job.close()

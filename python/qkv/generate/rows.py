@@ -1,11 +1,12 @@
 """The rows that a generation is at: what the model keeps of each, and the scores of their next tokens.
 
-    start(rows)      the prompts; logits (n, V) of what follows the last token of each
+    start(rows)      the prompts; x (n, ...), of which `logits` and `best` are made: what follows the last token of each
     select(parents)  row i goes on from row parents[i] of before: beams are forks, rows that no one names are freed
-    step(tokens)     one more token a row; logits (n, V), which the next step may overwrite
+    step(tokens)     one more token a row; x, which the next step may overwrite
+    logits(x)        (n, V), where the model is, in host memory or on a GPU
+    best(x, k)       the k largest logits of each row and their tokens, both (n, k), and their parts of log_softmax,
+                     both (n, 1): in host memory, where logits are not made for it
     close()          frees all rows
-
-Logits are where the model is, in host memory or on a GPU.
 
 Only what a row keeps is different between models: blocks of a paged cache, beside them an encoder's result, or
 Transformer-XL's memory.
@@ -19,10 +20,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from .. import ops
 from ..capture import CapturedSteps, Forward
 from ..layers import Array, Memory, Run
 from ..packing import Packed
-from ..placement import concatenate, take
+from ..placement import concatenate, host, take
 
 Rows = Sequence[Sequence[int]]
 
@@ -47,11 +49,18 @@ class Decoding(Protocol):
     seen: Seen
     lengths: list[int]  # how many tokens each row had in the last call
 
+    @property
+    def vocabulary(self) -> int: ...
+
     def start(self, rows: Rows) -> Array: ...
 
     def select(self, parents: Iterable[int]) -> None: ...
 
     def step(self, tokens: Sequence[int]) -> Array: ...
+
+    def logits(self, x: Array) -> Array: ...
+
+    def best(self, x: Array, k: int) -> ops.TopK: ...
 
     def close(self) -> None: ...
 
@@ -62,14 +71,21 @@ def common_prefix(rows: Rows) -> int:
     return next((i for i in range(longest) if any(row[i] != rows[0][i] for row in rows)), max(longest, 0))
 
 
-def _following(stack: Forward, head: Callable[[Array], Array]) -> Forward:
-    """Logits (n, V) of what follows each row's last token."""
+def _following(stack: Forward, head: Callable[[Array], Array] | None) -> Forward:
+    """Of each row's last token the logits (n, V) of what follows, or without a head what those are made of, (n, C)."""
 
     def forward(packed: Packed, run: Run) -> Array:
         x = stack(packed, run)
-        return head(x if len(x) == len(packed.cu_seqlens) - 1 else take(x, packed.cu_seqlens[1:] - 1))
+        last = x if len(x) == len(packed.cu_seqlens) - 1 else take(x, packed.cu_seqlens[1:] - 1)
+        return last if head is None else head(last)
 
     return forward
+
+
+def _best_of(logits: Array, k: int) -> ops.TopK:
+    """No more than this comes from a GPU."""
+    values, tokens, (top, total) = ops.top_k_with_parts(logits, k)
+    return host(values), host(tokens), (host(top), host(total))
 
 
 class CachedRows:
@@ -80,10 +96,14 @@ class CachedRows:
 
     def __init__(self, model: Any, memory: Memory | None = None, seen: Seen | None = None):
         self.model = model
+        self.vocabulary = model.head.vocabulary
         self.memory = memory
         self.seen = Seen() if seen is None else seen
         self.cache = model.new_cache()
-        self.forward = _following(model.forward if memory is None else model.decoder, model.head.logits)
+        # On a GPU logits are part of a step, which a graph repeats, and tokens may be chosen of them in the same graph.
+        self.apart = self.cache.place.number is None
+        stack = model.forward if memory is None else model.decoder
+        self.forward = _following(stack, None if self.apart else model.head.logits)
         self.captured: CapturedSteps | None = CapturedSteps(self.forward)
         self.sequences: list[Any] = []
         self._look_at(np.zeros(0, np.int64))
@@ -130,9 +150,9 @@ class CachedRows:
 
     def step(self, tokens: Sequence[int]) -> Array:
         if self.captured is not None and self.turns_anew_beyond is None:
-            logits = self.captured.again(self.sequences, tokens, *self.looked_at)
-            if logits is not None:
-                return logits
+            x = self.captured.again(self.sequences, tokens, *self.looked_at)
+            if x is not None:
+                return x
         rows = [[token] for token in tokens]
         if self.turns_anew_beyond is not None:
             for i, (sequence, row) in enumerate(zip(self.sequences, rows, strict=True)):
@@ -149,6 +169,14 @@ class CachedRows:
             return False
         return self.captured.again(self.sequences, None, *self.looked_at) is not None
 
+    def logits(self, x: Array) -> Array:
+        logits: Array = self.model.head.logits(x) if self.apart else x
+        return logits
+
+    def best(self, x: Array, k: int) -> ops.TopK:
+        best: ops.TopK = self.model.head.best(x, k) if self.apart else _best_of(x, k)
+        return best
+
     def close(self) -> None:
         for sequence in self.sequences:
             self.cache.free(sequence)
@@ -162,10 +190,10 @@ class CachedRows:
                 forward = self.captured
             else:
                 self.captured.last = None  # what was recorded is not the last step any more
-        logits: Array = self.model.extend(
+        x: Array = self.model.extend(
             self.cache, self.sequences, rows, *self.looked_at, **self.seen.again(), forward=forward
         )
-        return logits
+        return x
 
 
 @dataclass
@@ -176,6 +204,11 @@ class RecurrentRows:
     memories: list[Array] = field(default_factory=list)
     seen: Seen = field(default_factory=Seen)  # nothing
     lengths: list[int] = field(default_factory=list)
+
+    @property
+    def vocabulary(self) -> int:
+        vocabulary: int = self.model.head.vocabulary
+        return vocabulary
 
     def start(self, rows: Rows) -> Array:
         """Prompts of one length go together; there is no padding that others could be filled up with."""
@@ -188,8 +221,7 @@ class RecurrentRows:
         back = np.argsort(np.concatenate(order))
         x = take(concatenate([last for last, _ in parts]), back)
         self.memories = [take(concatenate(layer), back) for layer in zip(*(kept for _, kept in parts), strict=True)]
-        logits: Array = self.model.head.logits(x)
-        return logits
+        return x
 
     def select(self, parents: Iterable[int]) -> None:
         chosen = [int(parent) for parent in parents]
@@ -198,8 +230,14 @@ class RecurrentRows:
     def step(self, tokens: Sequence[int]) -> Array:
         ids = np.array([[token] for token in tokens], np.int64)
         x, self.memories = self.model.advance(ids, self.memories)
+        return x
+
+    def logits(self, x: Array) -> Array:
         logits: Array = self.model.head.logits(x)
         return logits
+
+    def best(self, x: Array, k: int) -> ops.TopK:
+        return ops.top_k_with_parts(self.logits(x), k)
 
     def close(self) -> None:
         self.memories = []

@@ -129,6 +129,7 @@ class MaskedLMHead:
         field: str = "logits",
     ):
         inner = width if inner is None else inner
+        self.vocabulary = vocabulary
         self.field = field
         self.activation = activation
         self.dense = Linear(w.at("dense"), width, inner)
@@ -138,6 +139,10 @@ class MaskedLMHead:
     def logits(self, x: Array) -> Array:
         """(n, C) -> (n, V)"""
         return self.decoder(self.norm(self.dense(x, activation=self.activation)))
+
+    def best(self, x: Array, k: int) -> ops.TopK:
+        """The k largest logits of each row."""
+        return ops.top_k_with_parts(self.logits(x), k)
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
         return {self.field: packed.pad(self.logits(x))}  # (B, S, V)
@@ -156,6 +161,7 @@ class LMHead:
         scale: float | None = None,
         softcap: float | None = None,
     ):
+        self.vocabulary = vocabulary
         self.decoder = Linear(w.at("decoder"), width, vocabulary, bias=bias)
         self.scale = scale
         self.softcap = softcap
@@ -166,6 +172,13 @@ class LMHead:
         if self.softcap is not None:
             z = ops.scaled_sum(ops.tanh(ops.divided(z, self.softcap)), self.softcap)
         return z
+
+    def best(self, x: Array, k: int) -> ops.TopK:
+        """The k largest logits of each row, where x is in host memory."""
+        if self.softcap is not None:
+            return ops.top_k_with_parts(self.logits(x), k)
+        x = x if self.scale is None else ops.scaled_sum(x, self.scale)
+        return ops.linear_top_k(x, self.decoder.weight, self.decoder.bias, k)
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
         return {"logits": packed.pad(self.logits(x))}  # (B, S, V)

@@ -147,7 +147,7 @@ class AdaptiveSoftmax:
             for i, (size, narrow) in enumerate(zip(sizes, widths, strict=True))
         ]
         self.clusters = Linear(w.at("clusters"), widths[0], len(sizes) - 1) if len(sizes) > 1 else None
-        self.first = sizes[0]
+        self.first, self.vocabulary = sizes[0], sum(sizes)
 
     def logits(self, x: Array) -> Array:
         """(n, C) -> (n, V), normalised: the exponentials of a row add up to 1."""
