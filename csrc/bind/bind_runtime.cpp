@@ -70,6 +70,9 @@ void bind_runtime(py::module_& m) {
   m.def("affinity_cpus", affinity_cpus);
   m.def("cgroup_cpus", [](const std::string& root) { return cgroup_cpus(root.c_str()); }, py::arg("root"));
   m.def("trim", buffer_trim);
+  m.def(
+      "empty", [](const std::vector<int64_t>& shape, const py::dtype& dtype) { return new_array("empty", dtype, shape); },
+      py::arg("shape"), py::arg("dtype"));
   m.def("buffer_stats", [] {
     const BufferStats s = buffer_stats();
     py::dict d;

@@ -316,7 +316,7 @@ class PagedCache:
 
     def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Memory for tokens. On a GPU of zeros: blocks are copied in one call, each as far as the fullest is filled."""
-        return np.empty(shape, dtype) if self.place.number is None else self.place.zeros(shape, dtype)
+        return self.place.empty(shape, dtype) if self.place.number is None else self.place.zeros(shape, dtype)
 
     def _groups(self) -> tuple[list[Array], ...]:
         return self.k, self.v, self.k_scale, self.v_scale

@@ -15,7 +15,7 @@ may: NumPy decides).
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -383,6 +383,11 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     (rows, k). Of equal ones the first counts as larger, a NaN as smaller than any number. On a GPU any strides, and
     narrower x too."""
     return _cpu.top_k(x, k)
+
+
+def empty(shape: Sequence[int], dtype: Any) -> Array:
+    """np.empty on memory that was used before: fresh pages cost more than many a kernel that writes to them."""
+    return _cpu.empty(shape, np.dtype(dtype))
 
 
 TopK = tuple[Array, Array, tuple[Array, Array]]  # top_k's values and places, and log_softmax_parts

@@ -78,7 +78,7 @@ class Place:
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
         if self.number is None:
-            return np.empty(shape, dtype)
+            return ops.empty(shape, dtype)
         with self.current():
             return _cuda().empty(shape, dtype)
 

@@ -72,8 +72,7 @@ def _best_seen(
     """`_best_sums` of rows row_of of x, seeing no more of them than each beam's best; None if these are not enough."""
     vocabulary = decoding.vocabulary
     row, token = (np.concatenate(x) for x in zip(NOTHING, *(m.gone(ids, rows, vocabulary) for m in masks), strict=True))
-    gone = np.unique(row * vocabulary + token)  # of them, some may be among the best
-    most = k + SPARE + int(np.bincount(gone // vocabulary).max(initial=0))
+    most = k + SPARE + int(np.bincount(row).max(initial=0))  # some of the best may be gone
     if most > MOST or most >= vocabulary:
         return None
     values, tokens, (top, total) = decoding.best(x, most)
@@ -81,9 +80,17 @@ def _best_seen(
         scores = ((values - top) - total)[row_of]
     tokens = tokens[row_of]
     rest = scores[:, -1].reshape(running.shape).copy()
-    scores[np.isin(np.arange(len(row_of))[:, None] * vocabulary + tokens, gone)] = -np.inf
+    if len(row):
+        gone = np.sort(row * vocabulary + token)
+        places = np.arange(len(row_of))[:, None] * vocabulary + tokens
+        scores[gone[np.searchsorted(gone[:-1], places)] == places] = -np.inf
     scores, tokens = (v.reshape(*running.shape, most) for v in (scores, tokens))
     return _best_of(scores, tokens, rest, running, k, vocabulary)
+
+
+def _grown(rows: Array, beam: Array, last: Array) -> Array:
+    """Those of rows (n, beams, L) that candidates (n, m) come from, and behind them what each adds: (n, m, L + 1)."""
+    return np.concatenate([rows[np.arange(len(rows))[:, None], beam], last[..., None]], axis=2)
 
 
 def beam_search(job: Job) -> Any:
@@ -97,6 +104,7 @@ def beam_search(job: Job) -> Any:
     candidates = max(2, 1 + len(o.eos)) * beams
     streams = [np.random.default_rng(np.random.SeedSequence(job.seed, spawn_key=(b,))) for b in job.numbers]
     finished: list[list[_Beam]] = [[] for _ in range(job.texts)]  # best first
+    worst = np.full(job.texts, LOST)  # of a text that has `beams` of them
     texts = np.arange(job.texts)  # those that go on
     ids = np.repeat(job.ids, beams, axis=0)  # (texts * beams, L)
     parents = np.zeros((job.texts, beams, 0), np.int64)
@@ -131,40 +139,36 @@ def beam_search(job: Job) -> Any:
                     best, top = _best_sums(of_text, running, candidates)
             found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
             beam, token = np.divmod(top, vocabulary)
-            each = np.arange(count)[:, None]
-            longer = np.concatenate([ids.reshape(count, beams, -1)[each, beam], token[..., None]], axis=2)
-            history = np.concatenate([parents[each, beam], (texts[:, None] * beams + beam)[..., None]], axis=2)
-            numbers = (texts[:, None] * found + np.arange(found)).reshape(-1)
-            ends = job.stops(longer.reshape(count * found, length), numbers, found, scores, rows)
-            ends = ends.reshape(count, found)
-
+            origin = texts[:, None] * beams + beam
             made = length - job.prompt
-            final = _over(best, made, o.length_penalty)
-            for i, text in enumerate(texts.tolist()):
-                new = [
-                    _Beam(final[i, j], longer[i, j, job.prompt :], history[i, j])
-                    for j in range(min(beams, found))
-                    if ends[i, j] and final[i, j] > LOST
-                ]
-                finished[text] = sorted([*finished[text], *new], key=lambda x: -x.score)[:beams]
+            ends = np.zeros((count, found), bool)
+            if job.may_stop(token.reshape(-1).tolist(), length):
+                longer, history = _grown(ids.reshape(count, beams, -1), beam, token), _grown(parents, beam, origin)
+                numbers = (texts[:, None] * found + np.arange(found)).reshape(-1)
+                ends = job.stops(longer.reshape(count * found, length), numbers, found, scores, rows)
+                ends = ends.reshape(count, found)
+                final = _over(best, made, o.length_penalty)
+                for i, j in np.argwhere(ends[:, :beams] & (final[:, :beams] > LOST)).tolist():
+                    finished[texts[i]].append(_Beam(final[i, j], longer[i, j, job.prompt :], history[i, j]))
+                for text in texts[ends.any(axis=1)].tolist():
+                    finished[text] = sorted(finished[text], key=lambda x: -x.score)[:beams]
+                    if len(finished[text]) == beams:
+                        worst[text] = finished[text][-1].score
 
-            running, chosen = largest(best + np.where(ends, LOST, np.float32(0)), beams)
+            running, chosen = largest(np.where(ends, best + LOST, best), beams)
             hopeful = job.max_length - job.prompt if o.early_stopping == "never" and o.length_penalty > 0 else made
-            hope = _over(running[:, 0], hopeful, o.length_penalty)
-            full = np.array([len(finished[text]) == beams for text in texts.tolist()])
-            worst = np.array(
-                [finished[text][-1].score if f else LOST for text, f in zip(texts.tolist(), full, strict=True)]
-            )
-            goes_on = (hope > worst) & ~ends.all(axis=1) & ~(full & (o.early_stopping is True))
+            hope, least = _over(running[:, 0], hopeful, o.length_penalty), worst[texts]
+            enough = (least > LOST) & (o.early_stopping is True)
+            goes_on = (hope > least) & ~ends.all(axis=1) & ~enough
 
             chosen = chosen[goes_on]
-            each = np.flatnonzero(goes_on)[:, None]
-            decoding.select(row_of.reshape(count, beams)[each, beam[each, chosen]].reshape(-1))
+            beam, token, origin = (np.take_along_axis(v[goes_on], chosen, axis=1) for v in (beam, token, origin))
+            decoding.select(np.take_along_axis(row_of.reshape(count, beams)[goes_on], beam, axis=1).reshape(-1))
             if not goes_on.any():
                 break
+            ids = _grown(ids.reshape(count, beams, -1)[goes_on], beam, token).reshape(-1, length)
+            parents = _grown(parents[goes_on], beam, origin)
             texts, running = texts[goes_on], running[goes_on]
-            ids = longer[each, chosen].reshape(-1, length)
-            parents = history[each, chosen]
             x = decoding.step(ids[:, -1].tolist())
             row_of = np.arange(len(ids))
     finally:

@@ -23,6 +23,7 @@ from .options import DEFAULT_NEW_TOKENS, FILE, OUTPUTS, resolve
 from .rows import CachedRows, Decoding, RecurrentRows, Seen
 
 Own = Callable[[Array, Array], Any]
+FEW_TOKENS = 64  # of a row that the cache has room for at once; it doubles when they are more
 
 
 def _functions(name: str, value: Any) -> list[Own]:
@@ -255,10 +256,13 @@ class Job:
         states: list[Any] | None = [] if "output_hidden_states" in self.record else None
         attentions: list[Any] | None = [] if "output_attentions" in self.record else None
         seen = Seen(states, attentions)
+        # for the prompts, and behind them for some tokens of each row and a block that is not full
+        made = min(self.max_length - self.prompt, FEW_TOKENS) + 16
+        tokens = sum(len(row) + self.beams * made for row in self.rows)
         if self.source is None:
-            return CachedRows(self.model, None, seen)
+            return CachedRows(self.model, None, seen, tokens)
         self.encoder, seen.cross_attentions = Seen(states, attentions), attentions
-        return CachedRows(self.model, self.model.memory(self.source, **self.encoder.again()), seen)
+        return CachedRows(self.model, self.model.memory(self.source, **self.encoder.again()), seen, tokens)
 
     def _steps(self, own: list[Processor], prefix: PrefixFunction | None) -> list[Processor]:
         o, source = self.options, self.source

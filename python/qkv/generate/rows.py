@@ -92,14 +92,14 @@ class CachedRows:
     """Rows in a paged cache, of a model with `new_cache` and `extend`.
 
     memory: what a decoder of two stacks looks at, a row of it for each prompt; its keys are made once, whatever becomes
-    of the rows."""
+    of the rows. tokens: how many the cache has room for at first; what is recorded is of no use once it grows."""
 
-    def __init__(self, model: Any, memory: Memory | None = None, seen: Seen | None = None):
+    def __init__(self, model: Any, memory: Memory | None = None, seen: Seen | None = None, tokens: int = 0):
         self.model = model
         self.vocabulary = model.head.vocabulary
         self.memory = memory
         self.seen = Seen() if seen is None else seen
-        self.cache = model.new_cache()
+        self.cache = model.new_cache(initial_tokens=tokens)
         # On a GPU logits are part of a step, which a graph repeats, and tokens may be chosen of them in the same graph.
         self.apart = self.cache.place.number is None
         stack = model.forward if memory is None else model.decoder
