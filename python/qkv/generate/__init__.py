@@ -19,7 +19,7 @@ from ..layers import Array
 from ..placement import host, in_host_memory, take
 from .beams import beam_search, group_search
 from .call import Columns, Job
-from .logits import draw, draw_there, largest_there
+from .logits import MOST, Gone, draw, draw_there, largest_there, masks_alone
 from .rows import CachedRows
 
 
@@ -87,6 +87,22 @@ def steps(job: Job) -> Iterator[Array]:
     return _sample(job) if job.texts else iter(())
 
 
+def _likeliest(job: Job, x: Array, ids: Array, rows: Array) -> Array | None:
+    """The token of each row's largest score, (n,), where seeing its best logits is enough to know it."""
+    masks = None if job.record or job.criteria else masks_alone(job.steps, ids.shape[1])
+    if masks is None:
+        return None
+    gone = Gone(masks, ids, rows, job.decoding.vocabulary)
+    if gone.most >= min(MOST, job.decoding.vocabulary):
+        return None
+    values, tokens, (_, total) = job.decoding.best(x, 1 + gone.most)
+    first = gone.among(tokens).argmin(axis=1)[:, None]
+    if not np.isfinite(total).all() or np.isneginf(np.take_along_axis(values, first, axis=1)).any():
+        return None
+    found: Array = np.take_along_axis(tokens, first, axis=1)[:, 0]
+    return found
+
+
 def _sample(job: Job) -> Iterator[Array]:
     """Greedy search and sampling: the tokens of each step (rows,); the whole is in job.sequences."""
     o, decoding, each = job.options, job.decoding, job.beams
@@ -100,25 +116,26 @@ def _sample(job: Job) -> Iterator[Array]:
     ids, job.sequences = (Columns(np.repeat(prompts, each, axis=0)) for prompts in (job.ids, job.shown))
     ahead = None
     try:
-        logits = decoding.logits(decoding.start(job.rows))
+        x = decoding.start(job.rows)
         if each > 1:
             decoding.select(rows // each)
-            logits = take(logits, rows // each)
-        filters = None if in_host_memory(logits) else job.filters  # not None: tokens alone come from the GPU
+            x = take(x, rows // each)
+        here = in_host_memory(x)
+        filters = None if here else job.filters  # not None: tokens alone come from the GPU
         if filters is not None and isinstance(decoding, CachedRows):
             from .ahead import Ahead
 
-            ahead = Ahead(decoding, logits, streams, filters, not job.strings and o.max_time is None)
+            ahead = Ahead(decoding, x, streams, filters, not job.strings and o.max_time is None)
         following: list[int] = []
         while True:
             drawing = [streams[row] for row in rows.tolist()] if o.do_sample else []
-            scores = logits
+            scores = x
             if ahead is not None:
                 tokens = ahead.tokens(following, rows, ids.length + 1 < job.max_length)
             elif filters is not None:
-                tokens = draw_there(logits, drawing, filters) if o.do_sample else largest_there(logits)
-            else:
-                scores = logits = host(logits)
+                tokens = draw_there(x, drawing, filters) if o.do_sample else largest_there(x)
+            elif o.do_sample or not here or (tokens := _likeliest(job, x, ids.all, rows)) is None:
+                scores = logits = host(decoding.logits(x))
                 if job.steps:  # the logits may be changed, unless they are wanted too
                     scores = job.process(ids.all, logits.copy() if "output_logits" in job.record else logits, rows)
                 if job.record:
@@ -144,6 +161,6 @@ def _sample(job: Job) -> Iterator[Array]:
             if not rows.size:
                 return
             if ahead is None:
-                logits = decoding.logits(decoding.step(following))
+                x = decoding.step(following)
     finally:
         job.close()

@@ -13,7 +13,7 @@ from .. import ops
 from ..layers import Array
 from ..placement import host
 from .call import Job
-from .logits import MOST, NOTHING, Mask, draw_several, largest, masks_alone
+from .logits import MOST, Gone, Mask, draw_several, largest, masks_alone
 from .options import Options
 from .rows import Decoding
 
@@ -71,8 +71,8 @@ def _best_seen(
 ) -> tuple[Array, Array] | None:
     """`_best_sums` of rows row_of of x, seeing no more of them than each beam's best; None if these are not enough."""
     vocabulary = decoding.vocabulary
-    row, token = (np.concatenate(x) for x in zip(NOTHING, *(m.gone(ids, rows, vocabulary) for m in masks), strict=True))
-    most = k + SPARE + int(np.bincount(row).max(initial=0))  # some of the best may be gone
+    gone = Gone(masks, ids, rows, vocabulary)
+    most = k + SPARE + gone.most
     if most > MOST or most >= vocabulary:
         return None
     values, tokens, (top, total) = decoding.best(x, most)
@@ -80,10 +80,7 @@ def _best_seen(
         scores = ((values - top) - total)[row_of]
     tokens = tokens[row_of]
     rest = scores[:, -1].reshape(running.shape).copy()
-    if len(row):
-        gone = np.sort(row * vocabulary + token)
-        places = np.arange(len(row_of))[:, None] * vocabulary + tokens
-        scores[gone[np.searchsorted(gone[:-1], places)] == places] = -np.inf
+    scores[gone.among(tokens)] = -np.inf
     scores, tokens = (v.reshape(*running.shape, most) for v in (scores, tokens))
     return _best_of(scores, tokens, rest, running, k, vocabulary)
 

@@ -53,6 +53,28 @@ def masks_alone(steps: Sequence[Processor], length: int) -> list[Mask] | None:
     return masks if len(masks) == len(steps) else None
 
 
+NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+
+class Gone:
+    """What masks take away from rows of the best logits, (n, m). most: from one of them."""
+
+    def __init__(self, masks: Sequence[Mask], ids: Array, rows: Array, vocabulary: int):
+        found = [mask.gone(ids, rows, vocabulary) for mask in masks]
+        row, token = (np.concatenate(x) for x in zip(NOTHING, *found, strict=True))
+        self.most = int(np.bincount(row).max(initial=0))
+        self.vocabulary = vocabulary
+        self.places = np.sort(row * vocabulary + token)
+
+    def among(self, tokens: Array) -> Array:
+        """Which of tokens (n, m) are gone."""
+        places = np.arange(len(tokens))[:, None] * self.vocabulary + tokens
+        if not len(self.places):
+            return np.zeros(places.shape, bool)
+        found: Array = self.places[np.searchsorted(self.places[:-1], places)] == places
+        return found
+
+
 def _known(tokens: Iterable[int], vocabulary: int) -> list[int]:
     """Those that the head can make; others count for nothing."""
     return [token for token in tokens if 0 <= token < vocabulary]
@@ -62,9 +84,6 @@ def _without(scores: Array, gone: Array) -> Array:
     """-inf where gone (n, V) is true."""
     scores[gone] = -np.inf
     return scores
-
-
-NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
 def _from_all(count: int, tokens: Iterable[int], vocabulary: int) -> tuple[Array, Array]:
