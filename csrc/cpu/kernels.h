@@ -292,8 +292,8 @@ struct TopKArgs {
 
 // Columns of rows, from `first` on: those of them that are among the k largest so far take their place there.
 struct KeepBestArgs {
-  const float* x;  // (rows, n)
-  int64_t rows, n, first, k;
+  const float* x;  // (rows, n), rows ldx apart
+  int64_t rows, n, ldx, first, k;
   uint64_t* keys;  // (rows, k), descending, as key_of has them; 0: nothing yet
 };
 

@@ -17,7 +17,11 @@ constexpr int64_t kColumns = 1024, kRows = 64;  // 256 KB of floats
 
 int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
-Rows floats(float* x, int64_t rows, int64_t n) { return {reinterpret_cast<char*>(x), DType::f32, n, 1, rows, 1, {rows}, {n}}; }
+Rows floats(float* x, int64_t rows, int64_t n, int64_t ld) {
+  return {reinterpret_cast<char*>(x), DType::f32, n, 1, rows, 1, {rows}, {ld}};
+}
+// Of c: rows a power of two apart would share few sets of the cache.
+int64_t row_of_c(int64_t n) { return n + kPanel; }
 
 PackedView columns_of(const PackedView& w, int64_t first, int64_t n) {
   const int64_t panel = first / kPanel, groups = panel * groups_of(w) * kPanel;
@@ -37,10 +41,10 @@ PackedView columns_of(const PackedView& w, int64_t first, int64_t n) {
 template <class Args>
 Args product(const LinearTopKArgs& a, int64_t row, int64_t m, int64_t first, int64_t n, float* c) {
   Args g{};
-  g.c = floats(c, m, n);
+  g.c = floats(c, m, n, row_of_c(n));
   g.bias = a.bias ? a.bias + first : nullptr;
   g.m = m;
-  g.a = floats(const_cast<float*>(a.x) + row * a.w.k, m, a.w.k);
+  g.a = floats(const_cast<float*>(a.x) + row * a.w.k, m, a.w.k, a.w.k);
   g.threads = 1;
   return g;
 }
@@ -73,7 +77,7 @@ struct Layout {
         cuts((a.w.n + kColumns - 1) / kColumns) {
     const auto lines = [](int64_t bytes) { return static_cast<size_t>(round_up(bytes, 64)); };
     parts = lines(cuts * m * 16);
-    c = lines(m * n * 4);
+    c = lines(m * row_of_c(n) * 4);
     keys = lines(m * a.k * 8);
     if (plain) {
       x = 0;
@@ -113,9 +117,9 @@ struct Work {
       g.scratch = scratch;
       kernels.gemm_quantized(g);
     }
-    const Rows z = floats(c, m, n);
+    const Rows z = floats(c, m, n, row_of_c(n));
     kernels.softmax({z, z, true, false, false, parts_of(cut), totals_of(cut), nullptr, 1});
-    kernels.keep_best({c, m, n, first, a.k, keys_of(thread)});
+    kernels.keep_best({c, m, n, row_of_c(n), first, a.k, keys_of(thread)});
   }
 
   // What the threads and the cuts have of row r.

@@ -106,9 +106,11 @@ static float floor_of_lanes(const float* x, int64_t n, int64_t k, uint64_t* keys
 void keep_best(const KeepBestArgs& a) {
   const int64_t k = a.k;
   for (int64_t r = 0; r < a.rows; ++r) {
-    const float* const x = a.x + r * a.n;
+    const float* const x = a.x + r * a.ldx;
     uint64_t* const keys = a.keys + r * k;
-    float least = keys[k - 1] != 0 ? value_of(keys[k - 1]) : keys[0] == 0 ? floor_of_lanes(x, a.n, k, keys) : -__builtin_inff();
+    const float least = keys[k - 1] != 0 ? value_of(keys[k - 1])
+                        : keys[0] == 0   ? floor_of_lanes(x, a.n, k, keys)
+                                         : -__builtin_inff();
     // Where there is nothing to compare with, or that is NaN, elements go one by one.
     const int64_t by_blocks = least > -__builtin_inff() ? a.n / kBlock * kBlock : 0;
     Vec below = just_below(least);
@@ -118,14 +120,14 @@ void keep_best(const KeepBestArgs& a) {
       QKV_UNROLL(16)
       for (int64_t j = 0; j < kBlock; j += kLanes) top = max(load(x + i + j, Full{}), top);  // past NaN
       if (!any(lt(below, top))) continue;
-      for (int64_t j = i; j < i + kBlock; j += kLanes)
-        if (any(lt(below, load(x + j, Full{}))))
-          for (int64_t l = j; l < j + kLanes; ++l)
-            if (x[l] >= least) keep(keys, k, key_of(x[l], a.first + l));
-      if (keys[k - 1] != 0) {
-        least = value_of(keys[k - 1]);
-        below = just_below(least);
+      uint64_t found = 0;
+      QKV_UNROLL(16)
+      for (int64_t j = 0; j < kBlock; j += kLanes) found |= bits(lt(below, load(x + i + j, Full{}))) << j;
+      for (; found != 0; found &= found - 1) {
+        const int64_t at = i + __builtin_ctzll(found);
+        keep(keys, k, key_of(x[at], a.first + at));
       }
+      if (keys[k - 1] != 0) below = just_below(value_of(keys[k - 1]));
     }
     for (; i < a.n; ++i) keep(keys, k, key_of(x[i], a.first + i));
   }

@@ -14,7 +14,7 @@
 //   copysign(a, b)            |a| with b's sign
 //   lt(a, b), eq(a, b)        Mask, false where either is NaN; select(m, a, b); first(n): lanes below n
 //   by_sign(x, a, b)          a where x's sign bit is set, else b; zero_where(m, a)
-//   load_mask(p, count)       bytes: true where non-zero; any(m): true in some lane
+//   load_mask(p, count)       bytes: true where non-zero; any(m): true in some lane; bits(m): bit i for lane i
 //   scale2(v, n)              v * 2^n for integral n in [-252, 252], graceful into denormals and infinity
 //   power2(t)                 2^n for t = kShift + n, n in [-126, 127]; kShift + x rounds x to an integer
 //   power2_sixteenths(t)      2^(m/16) for t = kShift16 + m, m in [-2016, 2047]; AVX-512 alone, which looks 2^(j/16) up

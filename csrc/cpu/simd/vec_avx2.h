@@ -83,7 +83,8 @@ QKV_INLINE Vec round(Vec a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
-QKV_INLINE bool any(Mask m) { return _mm256_movemask_ps(m.m) != 0; }
+QKV_INLINE uint64_t bits(Mask m) { return (uint64_t)_mm256_movemask_ps(m.m); }
+QKV_INLINE bool any(Mask m) { return bits(m) != 0; }
 QKV_INLINE Mask first(int64_t n) { return {_mm256_castsi256_ps(lanes_below(n < 0 ? 0 : n))}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, m.m)}; }
 QKV_INLINE Vec by_sign(Vec x, Vec a, Vec b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }

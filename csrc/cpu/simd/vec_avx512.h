@@ -71,6 +71,7 @@ QKV_INLINE Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NE
 
 QKV_INLINE Mask lt(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+QKV_INLINE uint64_t bits(Mask m) { return m.m; }
 QKV_INLINE bool any(Mask m) { return m.m != 0; }
 QKV_INLINE Mask first(int64_t n) { return {n <= 0 ? (__mmask16)0 : lanes_below(n)}; }
 QKV_INLINE Vec select(Mask m, Vec a, Vec b) { return {_mm512_mask_blend_ps(m.m, b.v, a.v)}; }

@@ -74,6 +74,7 @@ QKV_INLINE Vec fnma(Vec a, Vec b, Vec c) { return {c.v - a.v * b.v}; }
 QKV_INLINE Mask lt(Vec a, Vec b) { return {a.v < b.v}; }
 QKV_INLINE Mask gt(Vec a, Vec b) { return {a.v > b.v}; }
 QKV_INLINE Mask eq(Vec a, Vec b) { return {a.v == b.v}; }
+QKV_INLINE uint64_t bits(Mask m) { return (uint64_t)((m.m[0] & 1) | (m.m[1] & 2) | (m.m[2] & 4) | (m.m[3] & 8)); }
 QKV_INLINE bool any(Mask m) { return (m.m[0] | m.m[1] | m.m[2] | m.m[3]) != 0; }
 QKV_INLINE Mask first(int64_t n) {
   const int32_t k = (int32_t)(n > kLanes ? kLanes : n);
