@@ -32,14 +32,14 @@ def rows_of(model: Any, *, captured: bool) -> CachedRows:
 def logits(rows: CachedRows, count: int) -> Iterator[np.ndarray]:
     """Of a batch whose rows are forked, change places and leave."""
     x = rows.start(PROMPTS)
-    yield x
+    yield rows.logits(x)
     for step in range(count):
         if step == 3:
             rows.select([1, 1, 0])
         if step == 5:
             rows.select([2, 0])
         x = rows.step([4 + (7 * step + 3 * i) % 30 for i in range(len(rows.sequences))])
-        yield x
+        yield rows.logits(x)
     rows.close()
 
 

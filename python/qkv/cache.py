@@ -41,9 +41,9 @@ class CachedSequence:
 
     __slots__ = ("_blocks", "_cache", "_count", "_length", "frozen", "unplaced")
 
-    def __init__(self, cache: PagedCache) -> None:
+    def __init__(self, cache: PagedCache, blocks: npt.NDArray[np.int32] | None = None) -> None:
         self._cache: PagedCache | None = cache  # None: freed
-        self._blocks = np.empty(4, np.int32)  # the first _count of them
+        self._blocks = np.empty(4, np.int32) if blocks is None else blocks  # the first _count of them
         self._count = self._length = 0
         self.frozen = False
         self.unplaced: tuple[int, ...] = ()
@@ -262,9 +262,8 @@ class PagedCache:
         if not 0 <= length <= len(sequence):
             raise ValueError(f"PagedCache: cannot fork at {length} of {len(sequence)} tokens")
         self.changes += 1
-        twin = CachedSequence(self)
+        twin = CachedSequence(self, sequence._blocks.copy())
         twin._length, twin._count = length, -(-length // self.block_size)
-        twin._blocks = np.concatenate([sequence._blocks[: twin._count], np.empty(2, np.int32)])
         twin.frozen = sequence.frozen
         twin.unplaced = tuple(i for i in sequence.unplaced if i < length)
         for block in twin._blocks[: twin._count].tolist():
@@ -276,7 +275,7 @@ class PagedCache:
         chosen = [int(p) for p in parents]
         self._distinct(sequences)
         own = [self._own(s) for s in sequences]
-        if any(not 0 <= p < len(own) for p in chosen):
+        if chosen and not 0 <= min(chosen) <= max(chosen) < len(own):
             raise ValueError(f"PagedCache: parents must lie in 0 to {len(own) - 1}, got {chosen}")
         taken: set[int] = set()
         result = []

@@ -35,7 +35,7 @@ def _over(scores: Array, length: int, penalty: float) -> Array:
     return divided
 
 
-SPARE = 8  # candidates beyond those wanted, as sums of neighbours may be equal
+SPARE = 3  # candidates beyond those wanted, as sums of neighbours may be equal
 
 
 def _best_of(

@@ -86,7 +86,8 @@ def _without(scores: Array, gone: Array) -> Array:
     return scores
 
 
-def _from_all(count: int, tokens: Iterable[int], vocabulary: int) -> tuple[Array, Array]:
+@functools.lru_cache(16)
+def _from_all(count: int, tokens: tuple[int, ...], vocabulary: int) -> tuple[Array, Array]:
     """These tokens, of each of so many rows."""
     known = np.array(_known(tokens, vocabulary), np.int64)
     return np.repeat(np.arange(count), len(known)), np.tile(known, count)
@@ -148,6 +149,8 @@ class SequenceBias(Mask):
         return np.concatenate(places), np.concatenate(biases)
 
     def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
+        if not self.longer and self.largest < vocabulary:
+            return _from_all(len(ids), tuple(self.single[0].tolist()), vocabulary)
         return np.divmod(self._found(ids, vocabulary)[0], vocabulary)
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
@@ -268,7 +271,7 @@ class LeastLength(Mask):
     eos: Sequence[int]
 
     def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
-        return _from_all(len(ids), self.eos, vocabulary) if ids.shape[1] < self.length else NOTHING
+        return _from_all(len(ids), tuple(self.eos), vocabulary) if ids.shape[1] < self.length else NOTHING
 
 
 @dataclass
@@ -369,7 +372,7 @@ class Suppressed(Mask):
     at: int | None = None
 
     def gone(self, ids: Array, rows: Array, vocabulary: int) -> tuple[Array, Array]:
-        return _from_all(len(ids), self.tokens, vocabulary) if self.at in (None, ids.shape[1]) else NOTHING
+        return _from_all(len(ids), tuple(self.tokens), vocabulary) if self.at in (None, ids.shape[1]) else NOTHING
 
 
 # ---- for sampling: filters of the distribution. keep: that many of the likeliest always stay -------------------------

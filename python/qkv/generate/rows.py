@@ -94,7 +94,7 @@ class CachedRows:
     memory: what a decoder of two stacks looks at, a row of it for each prompt; its keys are made once, whatever becomes
     of the rows. tokens: how many the cache has room for at first; what is recorded is of no use once it grows."""
 
-    def __init__(self, model: Any, memory: Memory | None = None, seen: Seen | None = None, tokens: int = 0):
+    def __init__(self, model: Any, memory: Memory | None = None, seen: Seen | None = None, tokens: int = 256):
         self.model = model
         self.vocabulary = model.head.vocabulary
         self.memory = memory
