@@ -3,6 +3,7 @@ nobody has checked, keys split over blocks, and the names of flash-attn over all
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -157,6 +158,69 @@ def test_keys_dealt_out_to_blocks_that_know_no_borders(D: int, options: Any, rng
     given = qkv.cuda.array(cache.tables), qkv.cuda.array(cache.lengths)
     there = {name: qkv.cuda.array(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
     assert close(cache.attend(q, *given, **there).numpy(), cache.expected(q, **options))
+
+
+@pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="counts the emulator's multiprocessors")
+@pytest.mark.parametrize("invariant", [False, True])
+def test_the_workspace_has_room_for_the_rows_of_parts(invariant: bool, rng: np.random.Generator) -> None:
+    """A row of a part is D sums and 16 bytes. Each of eight workers, two on a multiprocessor, leaves two parts at most,
+    with as many rows as a sequence has, or all if the host does not know; or each 1024 keys that a table has room for
+    leave one of all rows."""
+    D, heads = 128, 4 * HKV
+    cache = Cache(rng, [2100, 30, 1500], 16, D=D)
+    given = qkv.cuda.array(cache.tables), qkv.cuda.array(cache.lengths)
+    chunks = -(-cache.tables.shape[1] * 16 // 1024)
+    qkv.cuda.set_batch_invariant(invariant)
+    try:
+        for counts, known, queries in (([1, 1, 1], True, 1), ([1, 1, 1], False, 3), ([2, 0, 5], True, 5)):
+            q = qkv.cuda.array(rng.standard_normal((sum(counts), heads, D)).astype(BF16))
+            starts: Any = np.cumsum([0, *counts]).astype(np.int32)
+            starts = starts if known else qkv.cuda.array(starts)
+            gc.collect()
+            qkv.cuda.synchronize()
+            qkv.cuda.trim()
+            out = cache.attend(q, *given, cu_seqlens_q=starts)
+            found = qkv.cuda.memory_info()["cached_bytes"]  # what was a workspace, and `starts` on the device
+            rows = chunks * sum(counts) * heads if invariant else 2 * 8 * 4 * queries
+            assert 0 <= found - rows * (4 * D + 16) <= 2 * 512, (counts, known)
+            del out
+    finally:
+        qkv.cuda.set_batch_invariant(False)
+
+
+SEVERAL_TILES: list[dict[str, Any]] = [
+    {"causal": True},
+    {"causal": True, "window": (100, 0)},
+    {"causal": "top_left", "window": (70, None)},
+    {"window": (90, 37)},
+    {},
+]
+
+
+@pytest.mark.parametrize("options", SEVERAL_TILES, ids=str)
+@pytest.mark.parametrize("group, D", [(1, 64), (3, 32), (2, 256)])
+@pytest.mark.parametrize("invariant", [False, True])
+def test_prompts_of_several_tiles_are_dealt_out(
+    invariant: bool, group: int, D: int, options: Any, rng: np.random.Generator
+) -> None:
+    """Each tile of rows counts for the keys that it sees: on a diagonal, in a band, all; fewer keys than queries."""
+    counts, lengths = [1, 150, 1, 0, 70, *[1] * 10], [1100, 400, 90, 33, 40, *range(20, 30)]
+    cache, starts = Cache(rng, lengths, 16, D=D), np.cumsum([0, *counts])
+    q = rng.standard_normal((starts[-1], HKV * group, D)).astype(BF16)
+    given = qkv.cuda.array(cache.tables), qkv.cuda.array(cache.lengths)
+    there = qkv.cuda.array(starts.astype(np.int32))
+    wide = [x.astype(np.float64) for x in (q, cache.k, cache.v)]
+    ref, ref_lse = qkv.reference.attention_varlen(*wide, starts, cache.starts, return_lse=True, **options)
+    qkv.cuda.set_batch_invariant(invariant)
+    try:
+        out, lse = cache.attend(q, *given, cu_seqlens_q=there, return_lse=True, **options)
+        assert close(out.numpy(), ref)
+        np.testing.assert_allclose(lse.numpy(), ref_lse, atol=1e-3)
+        # slots as large as the parts, since the host knows how many queries there are
+        same = cache.attend(q, *given, cu_seqlens_q=starts, **options)
+        assert same_bits(same.numpy(), out.numpy())
+    finally:
+        qkv.cuda.set_batch_invariant(False)
 
 
 @pytest.mark.parametrize("many", [False, True])

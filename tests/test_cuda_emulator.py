@@ -101,9 +101,10 @@ def test_uninitialised_global_memory(device):
 
 
 def test_what_only_atomics_wrote_is_written(device):
-    y = ints(device)
+    y = ints(device, 96)
     fails(device, "uninitialised", "read of global memory, at", "run_atomics_alone", y, 1)
     passes(device, "run_atomics_alone", y, 0)
+    passes(device, "run_atomics_alone", y, 3)
     assert (device.download(y, 32, np.int32) == 3).all()
     fails(device, "uninitialised", "read of shared memory", "run_atomics_alone", y, 2)  # by an exchange
 
@@ -297,8 +298,15 @@ def test_registers_of_wgmma_are_fenced(device):
     y = ints(device, 128)
     for right in (0, 1):
         passes(device, "run_multiplies_twice", y, right)
-    for fault in (2, 3, 4):
+    for fault in (2, 3, 4, 5):
         fails(device, "missing_fences", "something else touched its registers", "run_multiplies_twice", y, fault)
+    passes(device, "run_multiplies_in_two_shapes", y, 1)
+    fails(device, "missing_fences", "another shape used its registers", "run_multiplies_in_two_shapes", y, 0)
+
+
+@pytest.mark.parametrize("fault", [6, 7, 8])
+def test_registers_of_wgmma_are_waited_for(device, fault):
+    fails(device, "unfinished_copies", "before the wait for it", "run_multiplies_twice", ints(device, 128), fault)
 
 
 def test_trap(device):

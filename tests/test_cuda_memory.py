@@ -15,6 +15,8 @@ import pytest
 import qkv
 from checks import run_python, same_bits
 from emulated import configured
+from qkv.cache import PagedCache
+from qkv.placement import Place
 
 device = pytest.mark.skipif(not qkv.cuda.is_available(), reason=qkv.cuda.why_not())
 emulated = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="QKV_CUDA=emulated runs this")
@@ -77,6 +79,18 @@ def test_an_error_names_what_was_asked_and_what_is_there(room: Any, rng: np.rand
     del kept
     assert same_bits(qkv.relu(there).numpy(), np.maximum(x, 0))
     assert same_bits(qkv.cuda.record(lambda: qkv.relu(there))[0].numpy(), np.maximum(x, 0))
+
+
+@emulated
+def test_an_error_names_the_cache(room: Any) -> None:
+    room(5 * MIB // 2)
+    cache = PagedCache(2, 4, 32, dtype="float16", place=Place.named("cuda"))
+    a = cache.sequence()
+    cache.extend([a], [1024])  # 1 MiB
+    size = r"a KV cache of 128 blocks of 16 tokens, 2\.00 MiB in all"
+    with pytest.raises(qkv.CudaError, match=rf"^out of GPU memory: 512\.00 KiB asked for by {size}; 0\.\d\d MiB of "):
+        cache.extend([a], [1])
+    assert cache.blocks == 64 and len(a) == 1024
 
 
 @emulated

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -177,6 +178,25 @@ def test_what_is_fetched_is_not_waited_for_at_the_end(streams: tuple[Any, Any], 
     a.synchronize()
     assert emulator.report()["launches"] == 1
     assert same_bits(last.numpy(), np.maximum(values[1], 0))
+
+
+def test_what_one_thread_fetches_no_other_does(rng: np.random.Generator) -> None:
+    x = drawn(rng, 192, 192)
+    y = qkv.matmul(qkv.cuda.array(x), qkv.cuda.array(x))  # done, and not at once, when it is read
+    stream = qkv.cuda.current_stream()
+    box = qkv.cuda.module().Fetched(y)
+    box.start(stream)
+    with ThreadPoolExecutor(1) as pool:
+        reader, said = pool.submit(box.numpy), ""
+        while "another thread is reading it" not in said:
+            with pytest.raises(RuntimeError, match=r"^Fetched: ") as error:
+                box.start(stream)
+            said = str(error.value)
+        with pytest.raises(RuntimeError, match="Fetched: another thread is reading it"):
+            box.numpy()
+        np.testing.assert_allclose(reader.result(), x.astype(np.float64) @ x, atol=1e-3)
+    box.start(stream)
+    assert same_bits(box.numpy(), y.numpy())
 
 
 def test_what_is_fetched_is_waited_for(streams: tuple[Any, Any], rng: np.random.Generator) -> None:

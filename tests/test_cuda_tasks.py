@@ -98,7 +98,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     here, there = (printed("embed", path, *texts, "--device", device, "--similarity") for device in ("cpu", "cuda"))
     assert here == there
     assert cli.main(["embed", path, *texts, "--device", "cuda:99"]) == 2
-    assert "device 'cuda:99' is not available; there are " in capsys.readouterr().err
+    assert "device 'cuda:99' is not available; there " in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not cuda.is_emulated(), reason="QKV_CUDA=emulated runs this")

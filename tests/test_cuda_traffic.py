@@ -272,12 +272,37 @@ def test_decoding_is_dealt_out_evenly_whatever_the_lengths(heads: int, lengths: 
     """No block moves more than its share, where to begin a sequence counts as two tiles of keys, and what comes beside
     keys and values. The host has not seen the lengths: the grid is the same for all."""
     q, tables, there, caches, _ = paged_arguments(heads, lengths, BF16)
-    kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there))
+    kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there), "cc=90")
     (kernel,) = (c for name, c in kernels.items() if name.startswith("attention_mma"))
     tile = 64 * 2 * 256 / SECTOR
     tiles = 2 * sum(-(-n // 64) + 2 for n in lengths)
     assert kernel["blocks"] == 8  # two on each multiprocessor, of which the emulator has four
     assert kernel["busiest"] <= (-(-tiles // 8) + 2) * tile
+
+
+def test_a_prompt_among_single_tokens_counts_for_the_keys_that_it_sees(emulator: Emulator) -> None:
+    """Of its tiles of rows causality lets the first see one tile of keys, and the last all."""
+    queries, keys = [1] * 8 + [1024] + [1] * 8, [64] * 8 + [1024] + [64] * 8
+    _, tables, there, caches, _ = paged_arguments(2, keys, BF16)
+    starts = qkv.cuda.array(np.cumsum([0, *queries]).astype(np.int32))
+    q = drawn(sum(queries), 2, 128)
+    options: dict[str, Any] = {"cu_seqlens_q": starts, "causal": True}
+    kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there, **options), "cc=90")
+    (kernel,) = (c for name, c in kernels.items() if name.startswith("attention_mma"))
+    tiles = 2 * (16 * (1 + 2) + sum(n + 2 for n in range(1, 17)))
+    assert kernel["blocks"] == 8
+    assert kernel["busiest"] <= (-(-tiles // 8) + 2) * (64 * 2 * 256 / SECTOR)
+
+
+@pytest.mark.parametrize("device, blocks", [("cc=90", [3, 2, 2]), ("cc=80", [3, 1, 1]), ("cc=86", [2, 1, 1])])
+def test_a_grid_of_as_many_blocks_as_there_is_room_for(device: str, blocks: list[int], emulator: Emulator) -> None:
+    """A multiprocessor has 228, 164 and 100 KB of shared memory; tiles of 64 queries and two stages of keys and values
+    take 45, 85 and 101 KB (heads of 256: of 32 keys). The emulator has four."""
+    for D, each in zip((64, 128, 256), blocks, strict=True):
+        q, tables, there, caches, _ = paged_arguments(4, [4000, 100], BF16, D=D)
+        kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there), device)  # noqa: B023
+        (kernel,) = (c for name, c in kernels.items() if name.startswith("attention_mma"))
+        assert kernel["blocks"] == 4 * each, D
 
 
 # ---- work

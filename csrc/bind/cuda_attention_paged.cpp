@@ -76,10 +76,12 @@ py::object attention_paged(py::handle q_in, py::handle k_in, py::handle v_in, py
   of.tables = read_device_ints(&call, "block_tables", tables_in, true);
   if (of.packed) {
     of.cu_q = read_device_ints(&call, "cu_seqlens_q", cu_q_in);
-    if (of.cu_q.on_host)
+    if (of.cu_q.on_host) {
       check_cu_seqlens(op, "cu_seqlens_q", of.cu_q.host, of.cu_q.shape, total);
-    else if (of.cu_q.shape.size() != 1 || of.cu_q.shape[0] < 1)
+      for (size_t i = 0; i + 1 < of.cu_q.host.size(); ++i) a.most_s = std::max(a.most_s, of.queries_of(i));
+    } else if (of.cu_q.shape.size() != 1 || of.cu_q.shape[0] < 1) {
       fail_value(std::string(op) + ": cu_seqlens_q must be (B + 1,), got " + shape_text(of.cu_q.shape));
+    }
     of.batch = of.cu_q.shape[0] - 1;
     a.s = total;
     a.cu_q = of.cu_q.ints;

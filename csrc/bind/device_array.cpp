@@ -588,12 +588,15 @@ void bind_device_array(py::module_& m) {
                ", device=" + std::to_string(a.storage->device) + ")";
       });
   m.def("array", [](const py::array& from, std::uintptr_t stream) { return upload(from, stream_of(stream)); });
-  m.def("empty", [](const std::vector<int64_t>& shape, const py::dtype& dtype, std::uintptr_t stream) {
-    for (const int64_t d : shape)
-      if (d < 0) fail_value("empty: shape must not be negative, got " + shape_text(shape));
-    check_storable("empty", dtype);
-    return new_device_array("empty", dtype, shape, stream_of(stream));
-  });
+  m.def(
+      "empty",
+      [](const std::vector<int64_t>& shape, const py::dtype& dtype, std::uintptr_t stream, const std::string& purpose) {
+        for (const int64_t d : shape)
+          if (d < 0) fail_value("empty: shape must not be negative, got " + shape_text(shape));
+        check_storable("empty", dtype);
+        return new_device_array(purpose.c_str(), dtype, shape, stream_of(stream));
+      },
+      py::arg("shape"), py::arg("dtype"), py::arg("stream"), py::arg("purpose") = "empty");
   m.def("from_dlpack", from_dlpack, py::arg("capsule"), py::arg("stream"));
 }
 

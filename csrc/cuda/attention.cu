@@ -95,12 +95,13 @@ bool chunks_aligned(const Strided4& x, int64_t b, int64_t h, int64_t s, int item
   return reinterpret_cast<uintptr_t>(x.data) % (item == 1 ? 8 : 16) == 0 && whole(b, x.b) && whole(h, x.h) && whole(s, x.s);
 }
 
-// Blocks that a large GPU's multiprocessor holds: by shared memory, of which it has some 200 KB, and registers.
+// Blocks that a multiprocessor holds.
 int64_t blocks_at_once(const Plan& plan, int width) {
   if (plan.hopper) return 1;
   if (!plan.mma) return 2;
-  const int64_t keys = width <= 128 ? 64 : 32, bytes = (plan.p.tile_rows + 4 * keys) * width * 2;
-  return bytes <= 200 * 1024 / 3 ? 3 : 2;
+  const int there = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  const int each = mma_bytes(plan.p.tile_rows, width) + device_attribute(cudaDevAttrReservedSharedMemoryPerBlock);
+  return std::clamp(there / each, 1, mma_blocks(plan.p.tile_rows, width));
 }
 
 // What attention_sm90.cuh can do; its head says who does the rest.
@@ -199,7 +200,7 @@ Plan plan_of(const AttentionArgs& a) {
   if (plan.blocks > INT32_MAX) throw Error(cudaErrorInvalidValue, "attention: more than 2^31 tiles of queries in a call");
 
   const int64_t room = multiprocessors * blocks_at_once(plan, width), part_row = p.rows * (p.sum_width * 4 + sizeof(RowState));
-  const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : width <= 128 ? 64 : 32;  // of a tile
+  const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : mma_keys(width);  // of a tile
   // Few rows each: how long sequences are, which the host does not know, decides how their keys are dealt out. Of very many
   // blocks a long one ends with the others anyway; there each worker's look at all lengths and the merge would be the cost.
   const bool deal = paged && plan.mma && usual_rows <= p.tile_rows && plan.blocks < 16 * room;
@@ -221,7 +222,7 @@ Plan plan_of(const AttentionArgs& a) {
     p.tile_keys = static_cast<int>(keys);
     plan.start_bytes = static_cast<size_t>(a.batch + 1) * sizeof(*p.starts);
     if (!p.chunks) {
-      p.slot_rows = static_cast<int>(std::min(head_rows, int64_t{p.tile_rows}));
+      p.slot_rows = static_cast<int>(std::min((a.most_s > 0 ? a.most_s : a.s) * p.group, int64_t{p.tile_rows}));
       plan.part_bytes = static_cast<size_t>(2 * p.workers * p.slot_rows) * (p.sum_width * 4 + sizeof(RowState));
     }
   }

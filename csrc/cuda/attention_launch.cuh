@@ -13,6 +13,12 @@ constexpr int mma_width(int64_t most) { return most <= 32 ? 32 : most <= 64 ? 64
 // Rows of attention_mma's tiles. The large one is for many rows and plain problems: nothing adjusted, everything aligned.
 constexpr int kMmaRows = 64;
 constexpr int mma_rows(bool large, int width) { return large && width <= 128 ? 128 : kMmaRows; }
+constexpr int mma_keys(int width) { return width <= 128 ? 64 : 32; }
+// Of a block: blocks on a multiprocessor, by registers; bytes of shared memory, or a few more.
+constexpr int mma_blocks(int rows, int width) { return width <= 64 && rows == kMmaRows ? 3 : 2; }
+constexpr int mma_bytes(int rows, int width) {
+  return (rows + 4 * mma_keys(width)) * width * 2 + rows * 20 + mma_keys(width) * 48 + 256;
+}
 
 constexpr int kSimtRows = 64;
 

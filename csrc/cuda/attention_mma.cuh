@@ -25,7 +25,7 @@ template <int kWidth_, int kWarps, int kFragments_>
 struct MmaShape {
   static constexpr int kWidth = kWidth_, kFragments = kFragments_;
   static constexpr int kThreads = 32 * kWarps, kWarpRows = 16 * kFragments, kRows = kWarps * kWarpRows;
-  static constexpr int kKeys = kWidth <= 128 ? 64 : 32;
+  static constexpr int kKeys = mma_keys(kWidth);
   static constexpr int kTile = kKeys * kWidth * 2;                  // bytes of a tile of keys or values
   static constexpr int kStages = kRows * kWidth * 2;                // offsets in shared memory: queries, then two stages
   static constexpr int kRowTable = kStages + 4 * kTile;             // Row (kRows)
@@ -37,8 +37,8 @@ struct MmaShape {
   static constexpr int kPiece = kShare + sizeof(Share);
   static constexpr int kSharedBytes = kWork + sizeof(Work);
   static constexpr int kPagedBytes = kPiece + sizeof(Piece);
-  // Blocks that a multiprocessor should hold, which limits registers.
-  static constexpr int kBlocks = kWidth <= 64 && kFragments == 1 ? 3 : 2;
+  static constexpr int kBlocks = mma_blocks(kRows, kWidth);  // that a multiprocessor should hold, which limits registers
+  static_assert(kPagedBytes <= mma_bytes(kRows, kWidth));
 };
 
 // One tile of keys for one warp: scores of its rows, softmax, values.

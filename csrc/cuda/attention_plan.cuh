@@ -17,21 +17,39 @@ constexpr int kMostSplits = 128;
 constexpr int kTilesToBegin = 2;  // what beginning and ending a tile of rows costs, in tiles of keys
 constexpr int kLeastShare = 2;    // tiles; below, a worker more does not make the others faster
 
-// The part of the line that belongs to an entry: for each key head its tiles of rows, and for each of those kTilesToBegin without
-// a key, then all tiles of keys that some row of the entry sees. (A tile of rows that sees fewer than others leaves those out.)
-struct Stretch {
-  TileRange keys;
-  int row_tiles, each;  // tiles of rows of a key head; length of one
-};
-
-QKV_DEVICE Stretch stretch_of(const Problem& p, const Entry& e) {
-  const int rows = e.s * p.group;
-  Stretch s = {{0, 0}, (rows + p.tile_rows - 1) / p.tile_rows, 0};
-  if (rows > 0) s.keys = tiles_seen(row_of(p, e, 0, 0), row_of(p, e, 0, rows - 1), p.tile_keys);
-  s.each = kTilesToBegin + s.keys.end - s.keys.begin;
-  return s;
+// Tiles of keys that tile `tile` of an entry's rows sees.
+QKV_DEVICE TileRange keys_of(const Problem& p, const Entry& e, int tile) {
+  const int row0 = tile * p.tile_rows, rows = e.s * p.group;
+  if (row0 >= rows) return {0, 0};
+  return tiles_seen(row_of(p, e, 0, row0), row_of(p, e, 0, min(row0 + p.tile_rows, rows) - 1), p.tile_keys);
 }
-QKV_DEVICE int64_t length_of(const Problem& p, const Stretch& s) { return p.a.kv_heads * s.row_tiles * s.each; }
+QKV_DEVICE int row_tiles_of(const Problem& p, const Entry& e) { return (e.s * p.group + p.tile_rows - 1) / p.tile_rows; }
+
+// The sum of min(i / group, most) over i < n, which are positive.
+QKV_DEVICE int64_t ramp(const Problem& p, int64_t n, int64_t most) {
+  const int64_t slope = min(max(n, int64_t{0}), most * p.group), whole = slope / p.group;
+  return p.group * (whole * (whole - 1) / 2) + whole * (slope - whole * p.group) + max(n - slope, int64_t{0}) * most;
+}
+
+// The part of the line that belongs to an entry: for each key head its tiles of rows, and for each of those kTilesToBegin without
+// a key, then the tiles of keys that it sees. Here: how long the first `count` tiles of rows of a key head are. Where there are
+// several, keys count by R, the rows of a tile: of those units tile t sees floor((t + a) / G) to floor((t + b) / G), cut at the
+// first and the last, which is a sum in closed form, and what keys_of says or a tile of keys more.
+QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e, int count) {
+  if (count == 0) return 0;
+  if (count == 1) {
+    const TileRange first = keys_of(p, e, 0);
+    return kTilesToBegin + first.end - first.begin;
+  }
+  const int64_t r = p.tile_rows, g = p.group, most = (e.t + r - 1) / r;
+  const auto tile_at = [&](int64_t x) { return (x < 0 ? x - r + 1 : x) / r; };
+  const int64_t a = tile_at(g * (int64_t{e.shift} - p.left)), b = tile_at(g * (int64_t{e.shift} + p.right + r) + r - 1);
+  const int64_t seen = ramp(p, b + count, most) - ramp(p, b, most) - ramp(p, a + count, most) + ramp(p, a, most);
+  return count * kTilesToBegin + seen * (p.tile_rows / p.tile_keys);
+}
+QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e) {
+  return p.a.kv_heads * length_of(p, e, row_tiles_of(p, e));
+}
 
 // What of the line is left to a worker, and the entry in which that begins.
 struct Share {
@@ -57,9 +75,12 @@ QKV_DEVICE void find_share(const Problem& p, Share* share, int64_t* scratch) {
   int64_t own = 0;
   int most = 0;  // tiles of keys
   for (int64_t b = first; b < last; ++b) {
-    const Stretch s = stretch_of(p, entry_of(p, b));
-    own += length_of(p, s);
-    most = max(most, s.keys.end - s.keys.begin);
+    const Entry e = entry_of(p, b);
+    own += length_of(p, e);
+    if (e.s > 0) {
+      const TileRange all = tiles_seen(row_of(p, e, 0, 0), row_of(p, e, 0, e.s * p.group - 1), p.tile_keys);
+      most = max(most, all.end - all.begin);
+    }
   }
   int64_t up_to = own;
 #pragma unroll
@@ -92,7 +113,7 @@ QKV_DEVICE void find_share(const Problem& p, Share* share, int64_t* scratch) {
   int64_t start = up_to - own;
   if (blockIdx.x > 0 && (begin < start || begin >= up_to)) return;
   for (int64_t b = first; b < last; ++b) {
-    const int64_t next = start + length_of(p, stretch_of(p, entry_of(p, b)));
+    const int64_t next = start + length_of(p, entry_of(p, b));
     if (blockIdx.x == 0) p.starts[b] = start;
     if (start <= begin && begin < next) *share = {begin, min(begin + length, total), b, start};
     start = next;
@@ -105,32 +126,41 @@ QKV_DEVICE void next_piece(const Problem& p, Share* share, Work* w, Piece* piece
   piece->none = true;
   while (share->begin < share->end) {
     const Entry e = entry_of(p, share->b);
-    const Stretch s = stretch_of(p, e);
-    const int64_t at = share->begin - share->start;
-    if (at >= length_of(p, s)) {
-      share->start += length_of(p, s);
+    const int row_tiles = row_tiles_of(p, e);
+    const int64_t each = length_of(p, e, row_tiles), at = share->begin - share->start;
+    if (at >= p.a.kv_heads * each) {
+      share->start += p.a.kv_heads * each;
       ++share->b;
       continue;
     }
-    const int tile = static_cast<int>(at / s.each), from = static_cast<int>(at - static_cast<int64_t>(tile) * s.each);
-    const int to = static_cast<int>(min(int64_t{s.each}, from + share->end - share->begin));
+    const int kv_head = static_cast<int>(at / each);
+    const int64_t place = at - kv_head * each;
+    int tile = 0;
+    for (int end = row_tiles; end - tile > 1;) {
+      const int middle = (tile + end) / 2;
+      (length_of(p, e, middle) <= place ? tile : end) = middle;
+    }
+    const int64_t start = length_of(p, e, tile);
+    const int from = static_cast<int>(place - start);
+    const int to = static_cast<int>(min(length_of(p, e, tile + 1) - start, from + share->end - share->begin));
+    const TileRange seen = keys_of(p, e, tile);
     // The first key at or behind a place of the stretch. Pieces of one worker, and of the next, fit together, since each asks so.
     const auto key_at = [&](int place) {
-      const int key = s.keys.begin + max(place - kTilesToBegin, 0);
-      return place <= kTilesToBegin ? s.keys.begin : min((key + round - 1) / round * round, s.keys.end);
+      const int key = seen.begin + max(place - kTilesToBegin, 0);
+      return place <= kTilesToBegin ? seen.begin : min((key + round - 1) / round * round, seen.end);
     };
     TileRange keys = {key_at(from), key_at(to)};
     int done = to;
     if (p.chunks && keys.begin < keys.end) {
-      keys.end = min((keys.begin / round + 1) * round, s.keys.end);
-      done = keys.end - s.keys.begin + kTilesToBegin;
+      keys.end = min((keys.begin / round + 1) * round, seen.end);
+      done = keys.end - seen.begin + kTilesToBegin;
     }
     share->begin += done - from;
-    const bool nothing_seen = s.keys.begin == s.keys.end && from == 0;  // zeros are to be written
+    const bool nothing_seen = seen.begin == seen.end && from == 0;  // zeros are to be written
     if (keys.begin >= keys.end && !nothing_seen) continue;
-    const int kv_head = tile / s.row_tiles, row0 = (tile - kv_head * s.row_tiles) * p.tile_rows;
+    const int row0 = tile * p.tile_rows;
     *w = {e, kv_head, row0, min(e.s * p.group - row0, p.tile_rows), 0};
-    const bool begins = keys.begin == s.keys.begin, whole = begins && keys.end == s.keys.end;
+    const bool begins = keys.begin == seen.begin, whole = begins && keys.end == seen.end;
     *piece = {keys, whole ? kWhole : p.chunks ? keys.begin / round : static_cast<int>(2 * blockIdx.x) + begins, false};
     return;
   }
@@ -147,16 +177,17 @@ struct Parts {
 QKV_DEVICE Parts parts_of(const Problem& p, const Entry& e, int kv_head, int r, int index) {
   const int rows = static_cast<int>(p.rows);
   if (!p.workers) return {p.splits, index, index, rows};
-  const Stretch s = stretch_of(p, e);
-  if (s.keys.begin == s.keys.end) return {0, 0, 0, 0};
+  const int tile = r / p.tile_rows;
+  const TileRange seen = keys_of(p, e, tile);
+  if (seen.begin == seen.end) return {0, 0, 0, 0};
   if (p.chunks) {
-    const int round = kChunkKeys / p.tile_keys, chunk = s.keys.begin / round, first = chunk * rows + index;
-    return {(s.keys.end + round - 1) / round - chunk, first, first, rows};
+    const int round = kChunkKeys / p.tile_keys, chunk = seen.begin / round, first = chunk * rows + index;
+    return {(seen.end + round - 1) / round - chunk, first, first, rows};
   }
-  const int64_t length = p.starts[p.a.batch], tile = static_cast<int64_t>(kv_head) * s.row_tiles + r / p.tile_rows;
-  const int64_t place = p.starts[e.b] + tile * s.each;
-  const int first = static_cast<int>((place + kTilesToBegin) / length), row = r % p.tile_rows;  // first: a worker
-  const int last = static_cast<int>((place + s.each - 1) / length);
+  const int64_t length = p.starts[p.a.batch];
+  const int64_t keys = p.starts[e.b] + kv_head * length_of(p, e, row_tiles_of(p, e)) + length_of(p, e, tile) + kTilesToBegin;
+  const int first = static_cast<int>(keys / length), row = r - tile * p.tile_rows;  // first: a worker
+  const int last = static_cast<int>((keys + seen.end - seen.begin - 1) / length);
   return {last - first + 1, (2 * first + 1) * p.slot_rows + row, 2 * first * p.slot_rows + row, 2 * p.slot_rows};
 }
 

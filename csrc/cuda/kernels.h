@@ -144,6 +144,7 @@ struct AttentionArgs {
   int64_t batch, heads, kv_heads, d, dv;
   int64_t s, t;           // dense lengths; packed: tokens in all, total_q and total_k
   Ints cu_q, cu_k;        // (B + 1)
+  int64_t most_s;         // packed: queries of a sequence, at most; 0: nobody knows
   Ints kv_lengths;        // (B)
   Strided4 q, k, v, out;  // d strides 1, one dtype
   float scale, softcap;   // softcap 0: none

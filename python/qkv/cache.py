@@ -67,7 +67,7 @@ class Step:
     """What one step of a batch needs in every layer, worked out once: see `PagedCache.extend`.
 
     slots (total,), tables (B, N), lengths (B,) with the new tokens, cu_seqlens_q (B + 1,); in host memory, or on the
-    cache's GPU in a step that is recorded.
+    cache's GPU in a step that is recorded. one_each: every sequence has one new token.
     """
 
     def __init__(
@@ -78,9 +78,11 @@ class Step:
         tables: Array,
         lengths: Ints,
         cu_seqlens_q: Ints,
+        one_each: bool,
     ) -> None:
         self.cache, self.sequences = cache, sequences
         self.slots, self.tables, self.lengths, self.cu_seqlens_q = slots, tables, lengths, cu_seqlens_q
+        self.one_each = one_each
         self.changes = cache.changes
         self.copies = Copies()
         self.room = min((-s._length % cache.block_size for s in sequences), default=0)
@@ -110,7 +112,7 @@ class Step:
             c.v[layer],
             self.copies.near(q, self.tables),
             self.copies.near(q, self.lengths),
-            cu_seqlens_q=self.copies.near(q, self.cu_seqlens_q),
+            cu_seqlens_q=None if self.one_each else self.copies.near(q, self.cu_seqlens_q),
             **c.scales(layer),
             **options,
         )
@@ -166,6 +168,9 @@ class PagedCache:
         if dtype == "bfloat16":
             from ml_dtypes import bfloat16 as stored
         widths = (head_dim, head_dim if value_dim is None else value_dim)
+
+        scales = 2 * 4 if dtype == "int8" else 0
+        self._block_bytes = layers * block_size * kv_heads * (sum(widths) * np.dtype(stored).itemsize + scales)
 
         def arrays(kind: Any, *tail: int) -> list[Array]:
             return [self._room((blocks, block_size, kv_heads, *tail), kind) for _ in range(layers)]
@@ -315,7 +320,10 @@ class PagedCache:
 
     def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Memory for tokens. On a GPU of zeros: blocks are copied in one call, each as far as the fullest is filled."""
-        return self.place.empty(shape, dtype) if self.place.number is None else self.place.zeros(shape, dtype)
+        if self.place.number is None:
+            return self.place.empty(shape, dtype)
+        size = f"{shape[0] * self._block_bytes / 2**20:.2f} MiB in all"
+        return self.place.zeros(shape, dtype, f"a KV cache of {shape[0]} blocks of {self.block_size} tokens, {size}")
 
     def _groups(self) -> tuple[list[Array], ...]:
         return self.k, self.v, self.k_scale, self.v_scale
@@ -337,7 +345,8 @@ class PagedCache:
 
     def _step(self, sequences: Sequence_[CachedSequence], slots: Ints, queries: list[int]) -> Step:
         starts = np.array([0, *accumulate(queries)], np.int64)
-        return Step(self, list(sequences), slots, self.tables(sequences), self.lengths(sequences), starts)
+        tables, lengths, one_each = self.tables(sequences), self.lengths(sequences), all(n == 1 for n in queries)
+        return Step(self, list(sequences), slots, tables, lengths, starts, one_each)
 
     def _release(self, blocks: list[int]) -> None:
         for block in reversed(blocks):

@@ -106,7 +106,9 @@ class _CapturedStep:
         starts = step.cu_seqlens_q.copy()
         self.packed = self._like(packed, *self.numbers.here[:2])
         there = self.packed if place.number is None else self._like(packed, ids, positions)
-        self.step = Step(step.cache, step.sequences, slots, self.tables.there, lengths, place.put(starts))
+        self.step = Step(
+            step.cache, step.sequences, slots, self.tables.there, lengths, place.put(starts), step.one_each
+        )
         self.memory = run.memory.copy() if isinstance(run.memory, MemoryRows) else run.memory
         self.of_memory: tuple[_Buffer, ...] = ()
         if isinstance(self.memory, MemoryRows):

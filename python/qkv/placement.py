@@ -48,8 +48,9 @@ class Place:
         if missing := _cuda().why_not():
             raise _cuda().CudaError(f"device {device!r} is not available: {missing}")
         chosen = int(number) if number else _cuda().current_device()
-        if chosen >= _cuda().device_count():
-            raise ValueError(f"device {device!r} is not available; there are {_cuda().device_count()} devices")
+        if chosen >= (count := _cuda().device_count()):
+            there = "is 1 device" if count == 1 else f"are {count} devices"
+            raise ValueError(f"device {device!r} is not available; there {there}")
         return cls(chosen)
 
     @classmethod
@@ -82,11 +83,14 @@ class Place:
         with self.current():
             return _cuda().empty(shape, dtype)
 
-    def zeros(self, shape: tuple[int, ...], dtype: Any) -> Array:
+    def zeros(self, shape: tuple[int, ...], dtype: Any, purpose: str = "zeros") -> Array:
+        """purpose: who asks, in words for the error that memory is short."""
         if self.number is None:
             return np.zeros(shape, dtype)
         with self.current():
-            return _cuda().zeros(shape, dtype)
+            made = _cuda().module().empty(shape, np.dtype(dtype), _cuda().current_stream(), purpose)
+            made.fill(0)
+        return made
 
 
 HOST = Place()

@@ -317,7 +317,8 @@ __global__ void copy_with_tail(float* y, const float* x, int tail) {
                : "memory");
   y[threadIdx.x] = s[threadIdx.x].x;
 }
-// What was there counts for an addition, and for an exchange (kind 2) whose result is used, not for another (kind 0).
+// What was there counts for an addition, and for an exchange (kind 2) whose result is used, not for another (kind 0), be its
+// register written twice (kind 3).
 template <int kKind>
 __global__ void atomics_alone(int* y) {
   __shared__ int s[32];
@@ -327,6 +328,10 @@ __global__ void atomics_alone(int* y) {
     atomicExch(y + threadIdx.x, 1);
   const int before = atomicExch(s + threadIdx.x, 2);
   if (kKind == 2) y[32 + threadIdx.x] = before;
+  if (kKind == 3)
+    asm volatile(
+        "{\n.reg .b32 t;\natom.global.exch.b32 t, [%0], 1;\natom.global.exch.b32 t, [%0], 1;\n}" ::"l"(y + 64 + threadIdx.x)
+        : "memory");
   y[threadIdx.x] += s[threadIdx.x];
 }
 __global__ void global_stride(float* y, const float* x, int stride) { y[threadIdx.x] = x[threadIdx.x * stride]; }
@@ -347,6 +352,7 @@ void run_atomics_alone(int* y, int kind) {
   if (kind == 0) atomics_alone<0><<<1, 32>>>(y);
   if (kind == 1) atomics_alone<1><<<1, 32>>>(y);
   if (kind == 2) atomics_alone<2><<<1, 32>>>(y);
+  if (kind == 3) atomics_alone<3><<<1, 32>>>(y);
 }
 void run_shared_out_of_bounds(int* y, int n) { shared_out_of_bounds<<<1, 32>>>(y, n); }
 void run_dynamic_out_of_bounds(int* y, int n) { dynamic_out_of_bounds<<<1, 32, 32 * sizeof(int)>>>(y, n); }

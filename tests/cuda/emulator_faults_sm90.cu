@@ -94,7 +94,8 @@ __global__ void writes_and_loads(float* y, float* z) {
 }
 
 // Two products in turn, of zeros. 0, 1: right, where nothing else touches the registers, or a fence follows what does; then
-// without that fence 2: sums are read; 3: sums are written; 4: a fragment of a is written
+// without that fence 2: sums are read; 3: sums are written; 4: a fragment of a is written, 5: two registers of it at once; and
+// without a wait 6: sums are read; 7: sums are written; 8: a fragment of a is written
 template <int kFault>
 __global__ void multiplies_twice(float* y) {
   __shared__ alignas(128) uint32_t b[64];
@@ -109,16 +110,41 @@ __global__ void multiplies_twice(float* y) {
   wgmma_fence();
   wgmma<__nv_bfloat16, 8>(d, a, descriptor, 1);
   wgmma_commit();
-  wgmma_wait<0>();
-  if (kFault == 1 || kFault == 2) asm volatile("st.global.f32 [%0], %1;" ::"l"(y + threadIdx.x), "f"(d[0]) : "memory");
-  if (kFault == 1 || kFault == 3) asm volatile("add.f32 %0, %0, %0;" : "+f"(d[1])::"memory");
-  if (kFault == 1 || kFault == 4) asm volatile("add.u32 %0, %0, 1;" : "+r"(a[1])::"memory");
+  if (kFault < 6) wgmma_wait<0>();
+  if (kFault == 1 || kFault == 2 || kFault == 6)
+    asm volatile("st.global.f32 [%0], %1;" ::"l"(y + threadIdx.x), "f"(d[0]) : "memory");
+  if (kFault == 1 || kFault == 3 || kFault == 7) asm volatile("add.f32 %0, %0, %0;" : "+f"(d[1])::"memory");
+  if (kFault == 1 || kFault == 4 || kFault == 8) asm volatile("add.u32 %0, %0, 1;" : "+r"(a[1])::"memory");
+  if (kFault == 5) asm volatile("mov.b64 {%0, %1}, %2;" : "=r"(a[0]), "=r"(a[1]) : "l"(descriptor) : "memory");
   if (kFault == 1) wgmma_fence();
   wgmma<__nv_bfloat16, 8>(d, a, descriptor, 1);
   wgmma_commit();
   wgmma_wait<0>();
   wgmma_hold(d);
   y[threadIdx.x] = d[0] + d[1];
+}
+
+// The first four sums of one product are four of eight of the next, with a fence between them or without.
+template <bool kFence>
+__global__ void multiplies_in_two_shapes(float* y) {
+  __shared__ alignas(256) uint32_t b[128];
+  b[threadIdx.x] = 0;
+  fence_async_shared();
+  __syncthreads();
+  float d[8] = {};
+  const uint32_t a[4] = {};
+  const uint64_t descriptor = wgmma_k_major<32>(shared_address(b));
+  wgmma_hold(d);
+  wgmma_fence();
+  wgmma<__nv_bfloat16, 8>(reinterpret_cast<float (&)[4]>(d), a, descriptor, 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  if (kFence) wgmma_fence();
+  wgmma<__nv_bfloat16, 16>(d, a, descriptor, 1);
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_hold(d);
+  y[threadIdx.x] = d[0];
 }
 
 }  // namespace
@@ -137,6 +163,13 @@ void run_multiplies_twice(float* y, int fault) {
   if (fault == 2) multiplies_twice<2><<<1, 128>>>(y);
   if (fault == 3) multiplies_twice<3><<<1, 128>>>(y);
   if (fault == 4) multiplies_twice<4><<<1, 128>>>(y);
+  if (fault == 5) multiplies_twice<5><<<1, 128>>>(y);
+  if (fault == 6) multiplies_twice<6><<<1, 128>>>(y);
+  if (fault == 7) multiplies_twice<7><<<1, 128>>>(y);
+  if (fault == 8) multiplies_twice<8><<<1, 128>>>(y);
+}
+void run_multiplies_in_two_shapes(float* y, int fence) {
+  fence ? multiplies_in_two_shapes<true><<<1, 128>>>(y) : multiplies_in_two_shapes<false><<<1, 128>>>(y);
 }
 void run_reuses_mbarrier(int* y, int fault) {
   if (fault == 0) reuses_mbarrier<0><<<1, 64>>>(y);

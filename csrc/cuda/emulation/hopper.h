@@ -75,13 +75,20 @@ struct Wgmma {
   int sign_a, sign_b;               // 1 or -1
   bool accumulate;
 };
-// d (64, n) = a (64, 16) b (16, n) [+ d]: d has n / 2 registers, a four or, nullptr, a descriptor of shared memory.
-void wgmma(int site, const Wgmma&, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor);
+// d (64, n) = a (64, 16) b (16, n) [+ d]: d has n / 2 registers, a four or, nullptr, a descriptor of shared memory. Returns the
+// number of this wgmma of the thread.
+uint32_t wgmma(int site, const Wgmma&, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor);
 bool wgmma_fence(int site);  // false: left out
 // Before it: behind how many fences each register of d and a was last read or written by another instruction, of how many.
 void wgmma_registers(int site, std::initializer_list<uint32_t> touched, uint32_t fences);
+// For registers that are d of one n and of another, or a (n = 0): of which n they were last, and behind how many fences.
+void wgmma_shapes(int site, std::initializer_list<uint64_t*> shapes, int n, uint32_t fences);
+// Another instruction reads or writes a register of wgmma under way: those with numbers above the last that was waited for, which
+// wgmma_done and wgmma_wait return. Numbers of wgmma are larger than numbers of fences.
+[[noreturn]] uint32_t wgmma_touched(int site);
+uint32_t wgmma_done();
 void wgmma_commit(int site);
-void wgmma_wait(int site, unsigned pending_groups);
+uint32_t wgmma_wait(int site, unsigned pending_groups);
 
 void wgmma_start_blocks();
 void wgmma_retire(const Thread&);

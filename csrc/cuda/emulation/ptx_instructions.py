@@ -98,7 +98,7 @@ def mov(f, name, a):
     if a[0].startswith("{"):
         names = f.vector(a[0])
         temporaries = []
-        declare = ""
+        declare = touches = ""
         for n in names:
             if f.is_sink(n):
                 bits = SIZES[t] * 8 // len(names)
@@ -107,8 +107,9 @@ def mov(f, name, a):
                 temporaries.append(temporary)
             else:
                 temporaries.append(f.register(n))
+                touches += f" {f.touch(n)};" if n in f.wgmma_registers else ""
         whole = f.value(a[1], "u64" if t == "f64" else unsigned(t))
-        return f"{{ {declare}unpack({whole}, {', '.join(temporaries)}); }}"
+        return f"{{ {declare}unpack({whole}, {', '.join(temporaries)});{touches} }}"
     if a[1].startswith("{"):
         parts = f.vector(a[1])
         packed = f"pack({f.values(parts, f'b{SIZES[t] * 8 // len(parts)}')})"
@@ -258,10 +259,12 @@ def atom(f, name, a):
         new = f"({c})(({u})old + ({u})value)"
     other = f"const {c} other = {f.value(values[1], t)}; " if operation == "cas" else ""
     address, update = generic_address(f, name, operand), f"[&]({c} old) -> {c} {{ return {new}; }}"
-    # what an exchange replaces counts only if somebody looks at it: PTX has no exchange without a result
-    alone = operation == "exch" and not f.is_read(destination)
-    function, last = ("exchange", "value") if alone else ("update", update)
-    call = f"atomic_{function}<{c}>({f.site()}, {address}, {acquires}, {releases}, {last})"
+    arguments = f"{f.site()}, {address}, {acquires}, {releases}"
+    call = f"atomic_update<{c}>({arguments}, {update})"
+    if (
+        operation == "exch"
+    ):  # what it replaces counts only if somebody looks at it: PTX has no exchange without a result
+        call = f"{f.is_read(destination)} ? {call} : atomic_exchange<{c}>({arguments}, value)"
     return f"{{ const {c} value = {f.value(values[0], t)}; {other}{f.store(destination, call)} }}"
 
 

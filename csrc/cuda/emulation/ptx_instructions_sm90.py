@@ -141,6 +141,10 @@ def wgmma(f, name, a):
     registers = f.temporary()
     fragment = f.vector(a[1]) if in_registers else []
     code = f"{{ wgmma_registers({f.site()}, {{{', '.join(map(f.touched, d + fragment))}}}, fences); "
+    for shaped, n_or_0 in (f.shaped(d), n), (f.shaped(fragment), 0):
+        if shaped:
+            shapes = ", ".join(f"&{f.shape(r)}" for r in shaped)
+            code += f"wgmma_shapes({f.site()}, {{{shapes}}}, {n_or_0}, fences); "
     code += f"float {registers}[{n // 2}] = {{{', '.join(f.untouched(r, 'f32') for r in d)}}}; "
     if in_registers:
         rows = f.temporary()
@@ -157,8 +161,10 @@ def wgmma(f, name, a):
         sign_b,
         f.value(accumulate, "pred"),
     ]
-    code += f"wgmma({f.site()}, {{{', '.join(map(str, fields))}}}, {registers}, {operands}, {f.value(a[2], 'u64')});"
-    return code + "".join(f" {f.assigned(r, f'{registers}[{i}]')}" for i, r in enumerate(d)) + " }"
+    issued, operands = f.temporary(), f"{registers}, {operands}, {f.value(a[2], 'u64')}"
+    code += f"const uint32_t {issued} = wgmma({f.site()}, {{{', '.join(map(str, fields))}}}, {operands});"
+    code += "".join(f" {f.assigned(r, f'{registers}[{i}]')}" for i, r in enumerate(d))
+    return code + "".join(f" {f.touched(r)} = {issued};" for r in d + fragment) + " }"
 
 
 @instruction("wgmma.fence")
@@ -173,7 +179,7 @@ def wgmma_commit(f, name, a):
 
 @instruction("wgmma.wait_group")
 def wgmma_wait(f, name, a):
-    return f"wgmma_wait({f.site()}, {f.value(a[0], 'u32')});"
+    return f"{'done = ' if f.wgmma_registers else ''}wgmma_wait({f.site()}, {f.value(a[0], 'u32')});"
 
 
 @instruction("setmaxnreg")

@@ -11,7 +11,6 @@ parameters and shared memory, and writes the tables of registry.h.
 import os
 import re
 import sys
-from collections import Counter
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # not there with PYTHONSAFEPATH
 
@@ -127,13 +126,14 @@ class Function:
         self.parameters, self.results, self.body = parameters, results, body
         self.statements = statements(body, first_line)
         self.registers = {}  # name -> PTX type
-        self.wgmma_registers = set()  # sums and fragments of a: when each was last touched is kept beside it
+        # Sums and fragments of a, beside which stands when they were last touched -> n of their products, 0: those of a
+        self.wgmma_registers = {}
         self.locals = {}  # .local and .param variables -> C++ expression of their address
         self.shared = {}  # name -> offset
         self.shared_arrays, self.shared_end, self.dynamic_alignment = [], SHARED_START, 0  # of a kernel: all it uses
         self.out = []
         self.temporaries = 0
-        self.mentions = None  # how often a word stands in instructions
+        self.reads, self.asked = set(), set()  # registers that instructions read; those for which is_read was asked
         self.branch_targets = {}
         self.location = ("", 0)
         self.callers = {}  # place that was inlined -> place of the call, as .loc says
@@ -148,11 +148,11 @@ class Function:
         return name == "_"
 
     def is_read(self, name):
-        """Whether the register in which an instruction leaves its result is named anywhere else."""
-        if self.mentions is None:
-            texts = (s.text for s in self.statements if not s.text.startswith("."))
-            self.mentions = Counter(word for text in texts for word in re.findall(r"[%\w$]+", text))
-        return not self.is_sink(name) and self.mentions[name] > 1
+        """Whether any instruction reads a register, as C++: known when all have been translated."""
+        if self.is_sink(name):
+            return "false"
+        self.asked.add(name)
+        return f"{self.register(name)}_is_read"
 
     def immediate(self, text, ptx_type):
         c = c_type(ptx_type)
@@ -190,9 +190,10 @@ class Function:
         if constant is not None:
             return constant
         if text in self.registers:
+            self.reads.add(text)
             register = self.register(text)
             if text in self.wgmma_registers:
-                register = f"({self.touched(text)} = fences, {register})"
+                register = f"({self.touch(text)}, {register})"
             return self.converted(register, self.registers[text], ptx_type)
         special = ptx_instructions.special_register(text)
         if special:
@@ -272,7 +273,7 @@ class Function:
         if self.is_sink(destination):
             return f"(void)({expression});"
         if destination in self.wgmma_registers:
-            return f"{self.assigned(destination, expression, ptx_type)} {self.touched(destination)} = fences;"
+            return f"{self.assigned(destination, expression, ptx_type)} {self.touch(destination)};"
         return self.assigned(destination, expression, ptx_type)
 
     def assigned(self, destination, expression, ptx_type=None):
@@ -283,11 +284,25 @@ class Function:
         return f"set({self.register(destination)}, {expression});"
 
     def touched(self, register):
-        """The variable that says behind how many wgmma.fence something else than wgmma read or wrote a register."""
+        """The variable that says behind how many wgmma.fence another instruction last read or wrote a register, or the
+        number of the wgmma that did."""
         return f"W_{c_name(register)}"
+
+    def touch(self, register):
+        """An expression: another instruction than wgmma reads or writes the register."""
+        touched = self.touched(register)
+        return f"({touched} > done ? wgmma_touched({self.site()}) : ({touched} = fences))"
+
+    def shape(self, register):
+        """The variable that says of what shape the last wgmma was, where it may be one of several."""
+        return f"N_{c_name(register)}"
+
+    def shaped(self, registers):
+        return [r for r in registers if len(self.wgmma_registers[r]) > 1]
 
     def untouched(self, register, ptx_type):
         """A register's value, for wgmma itself."""
+        self.reads.add(register)
         return self.converted(self.register(register), self.registers[register], ptx_type)
 
     def temporary(self):
@@ -330,7 +345,9 @@ class Function:
             self.registers[name] = m[1]
         if names:
             self.out.append(f"{c_type(m[1])} " + ", ".join(self.register(n) for n in names) + ";")
-        self.out += [f"uint32_t {self.touched(n)} = 0;" for n in names if n in self.wgmma_registers]
+        used = [n for n in names if n in self.wgmma_registers]
+        self.out += [f"uint32_t {self.touched(n)} = 0;" for n in used]
+        self.out += [f"uint64_t {self.shape(n)} = 0;" for n in self.shaped(used)]
 
     def declare_shared(self, text):
         alignment, _, name, size, _ = parse_variable(text)
@@ -405,10 +422,12 @@ class Function:
         self.out.append("bool carry = false;")
         for s in self.statements:
             if "wgmma.mma_async" in s.text:
-                d, a = split_operands(s.text[s.text.index("{") :])[:2]
-                self.wgmma_registers.update(self.vector(d) + (self.vector(a) if a.startswith("{") else []))
+                d, a = (self.vector(x) for x in split_operands(s.text[s.text.index("{") :])[:2])
+                for registers, n in (d, 2 * len(d)), (a if len(a) > 1 else [], 0):
+                    for r in registers:
+                        self.wgmma_registers.setdefault(r, set()).add(n)
         if self.wgmma_registers:
-            self.out.append("uint32_t fences = 1;")
+            self.out.append("uint32_t fences = 1, done = wgmma_done();")
         for i, s in enumerate(self.statements):  # branch targets may stand behind their use
             m = re.match(r"\.branchtargets\s+(.*)$", s.text, re.S)
             if m:
@@ -430,6 +449,8 @@ class Function:
                 self.module.errors.append(
                     f"{self.module.path}:{s.line}: cannot translate '{s.text}': {error!r} (in {self.name})"
                 )
+        for name in self.asked:
+            self.out.insert(0, f"constexpr bool {self.is_read(name)} = {str(name in self.reads).lower()};")
 
     def signature(self):
         if self.is_kernel:

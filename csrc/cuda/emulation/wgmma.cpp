@@ -1,8 +1,7 @@
 // wgmma: 128 threads multiply matrices of which one or both lie in shared memory.
 //
-// The product is computed as soon as the last thread comes, and is in the registers of d then; what the hardware would leave
-// undefined until the wait is not seen here (ptxas tells about it: C7510 and its neighbours). Shared memory, though, counts as
-// being read until the wait: whoever writes there before is reported.
+// The product is computed as soon as the last thread comes, and is in the registers of d then. Until the wait shared memory
+// counts as being read, and registers as being used: whoever writes there before, or touches those, is reported.
 #include <cstring>
 #include <deque>
 
@@ -16,6 +15,7 @@ namespace qkv::emulation {
 namespace {
 
 constexpr int kM = 64, kK = 16, kMaxN = 256;
+constexpr uint32_t kWgmma = 1u << 31;  // added to a wgmma's number, for the registers' sake
 
 struct Issued {  // by one thread
   Wgmma w;
@@ -157,13 +157,14 @@ void wgmma_retire(const Thread& t) {
   if (s.waited < s.issued) fail(FaultKind::unfinished_copy, "the thread returned with wgmma it never waited for");
 }
 
-void wgmma(int site, const Wgmma& w, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor) {
+uint32_t wgmma(int site, const Wgmma& w, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor) {
   ThreadState& s = threads[current->agent];
   current->site = site;
   if (!s.fenced) fail(FaultKind::missing_fence, "wgmma without a wgmma.fence before it");
-  ++s.issued;
+  const uint32_t number = ++s.issued;
   Issued issued{w, d, a, a_descriptor, b_descriptor};
   meet_group(site, &issued, &multiply);
+  return kWgmma + number;
 }
 
 void wgmma_registers(int site, std::initializer_list<uint32_t> touched, uint32_t fences) {
@@ -171,6 +172,23 @@ void wgmma_registers(int site, std::initializer_list<uint32_t> touched, uint32_t
   for (const uint32_t at : touched)
     if (at == fences) fail(FaultKind::missing_fence, "wgmma without a wgmma.fence since something else touched its registers");
 }
+
+void wgmma_shapes(int site, std::initializer_list<uint64_t*> shapes, int n, uint32_t fences) {
+  current->site = site;
+  const uint64_t now = uint64_t{fences} << 32 | static_cast<uint32_t>(n);
+  for (uint64_t* shape : shapes) {
+    if (*shape >> 32 == fences && *shape != now)
+      fail(FaultKind::missing_fence, "wgmma without a wgmma.fence since one of another shape used its registers");
+    *shape = now;
+  }
+}
+
+uint32_t wgmma_touched(int site) {
+  current->site = site;
+  fail(FaultKind::unfinished_copy, "a register of wgmma is read or written before the wait for it");
+}
+
+uint32_t wgmma_done() { return kWgmma + threads[current->agent].waited; }
 
 bool wgmma_fence(int site) {
   if (left_out(site)) return false;
@@ -187,22 +205,23 @@ void wgmma_commit(int site) {
   s.groups.push_back(s.committed);
 }
 
-void wgmma_wait(int site, unsigned pending_groups) {
-  if (left_out(site)) return;
-  current->site = site;
+uint32_t wgmma_wait(int site, unsigned pending_groups) {
   ThreadState& s = threads[current->agent];
+  if (left_out(site)) return kWgmma + s.waited;
+  current->site = site;
   const uint32_t before = s.waited;
   while (s.groups.size() > pending_groups) {
     s.waited = s.groups.front();
     s.groups.pop_front();
   }
-  if (s.waited == before || !config.check) return;
+  if (s.waited == before || !config.check) return kWgmma + s.waited;
   GroupState& g = group_of(*current);
   if (g.known_number != s.waited) {
     g.known_number = s.waited;
     g.known = knowledge_of(warpgroup_stamp(current->block->rank, current->linear / 128, s.waited));
   }
   learn(*current, g.known);
+  return kWgmma + s.waited;
 }
 
 }  // namespace qkv::emulation

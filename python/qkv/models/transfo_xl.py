@@ -216,6 +216,7 @@ class TransfoXL(Model):
         self.mem_len = mem_len
         self.farthest = farthest
         self.head = head
+        self.sinusoids: Array | None = None
 
     def run(self, given: Mapping[str, Any], *, attentions: bool, hidden_states: bool) -> ModelOutput:
         mems = given["mems"]
@@ -303,7 +304,15 @@ class TransfoXL(Model):
         return tuple(kept)
 
     def _sinusoids(self, count: int) -> Array:
-        """(count, C) of the distances count - 1 ... 0, by float32 angles as the published model was trained with."""
+        """(count, C) of the distances count - 1 ... 0, where the model is: the last rows of those that are there."""
+        table = self.sinusoids  # another thread may put a shorter one there
+        if table is None or count > len(table):
+            rows = max(count, 0 if table is None else 2 * len(table))
+            self.sinusoids = table = self.place.activation(self._sinusoids_of(rows))
+        return table[len(table) - count :]
+
+    def _sinusoids_of(self, count: int) -> Array:
+        """(count, C) by float32 angles as the published model was trained with."""
         distances = np.arange(count, dtype=np.float32)[::-1]
         if self.farthest is not None:
             distances = np.minimum(distances, np.float32(self.farthest))
