@@ -143,7 +143,9 @@ def test_rows_have_their_own(rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_it_does_not_matter_how_many_blocks_share_a_row(name: str, dtype: np.dtype[Any], rng: np.random.Generator) -> None:
+def test_it_does_not_matter_how_many_blocks_share_a_row(
+    name: str, dtype: np.dtype[Any], rng: np.random.Generator
+) -> None:
     """One block before Hopper, and where rows abound; clusters of two, four or eight where they do not."""
     x, u, options = normal(rng, (9, 34_000), dtype, scale=3.0), rng.random(9), FILTERS[name]
 

@@ -164,7 +164,7 @@ struct Share {
   // f(key) for the chunks from, from + step ... before to.
   template <class F>
   QKV_DEVICE void each(int from, int to, int step, F&& f) const {
-#pragma unroll 2
+#pragma unroll(8 / kLanes<T>)
     for (int i = from; i < to; i += step) {
       uint32_t key[kLanes<T>];
       read(i, key);
