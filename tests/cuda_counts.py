@@ -5,7 +5,8 @@ moved: sectors of global memory, counted in emulation, over the bytes that must 
 wavefronts: of shared memory, counted likewise, over the fewest possible.
 threads: of the blocks that fit a multiprocessor, by registers, shared memory and the launch.
 in flight: what a thread, and all of them, ask global memory for before the first load is waited for, by the order of
-loads in the machine code. At most: weights and a residual, which a call may do without, are counted too.
+loads in the machine code. At most: weights and a residual, which a call may do without, are counted too; but no more
+than the blocks load in all.
 """
 
 from __future__ import annotations
@@ -102,13 +103,14 @@ class Line(NamedTuple):
     blocks: int  # of a multiprocessor
     threads: int  # of a block
     ahead: int  # bytes of a thread
+    loaded: float  # bytes of a block, from its beginning to its end
     moved: float
     wavefronts: float | None
 
     @property
     def in_flight(self) -> int:
         """Bytes of a multiprocessor."""
-        return self.ahead * self.blocks * self.threads
+        return int(min(self.ahead * self.threads, self.loaded)) * self.blocks
 
     def cells(self) -> list[str]:
         return [
@@ -137,6 +139,7 @@ def count(case: Case, emulator: Emulator) -> Line:
         blocks_at_once(kernel, c["threads"], c["dynamic_shared"]),
         c["threads"],
         bytes_ahead(kernel),
+        c["global_load"][1] * SECTOR / c["blocks"],
         moved / case.least,
         waves[0] / waves[1] if waves[1] else None,
     )

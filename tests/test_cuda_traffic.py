@@ -188,6 +188,15 @@ def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulato
             assert wavefronts <= 1.05 * ideal, (filters, kind)
 
 
+@pytest.mark.parametrize("rows, blocks", [(1, 8), (4, 32)])
+def test_few_rows_are_sampled_by_many_multiprocessors(rows: int, blocks: int, emulator: Emulator) -> None:
+    """An eighth of a row each, which is read by as many at once."""
+    x, u = drawn(rows, 50_304, dtype=F32), np.full(rows, 0.5)
+    (kernel,) = counters(emulator, lambda: cuda_ops.sample(x, u, top_k=50, top_p=0.9), "cc=90,sms=132").values()
+    assert kernel["blocks"] == blocks
+    assert x.nbytes / SECTOR <= kernel["global_load"][1] <= x.nbytes / SECTOR + 16 * blocks  # each warp reads u
+
+
 def test_sampling_reads_again_what_there_is_no_room_for(emulator: Emulator) -> None:
     """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read for each digit, at most four a filter,
     for the weight of what is left, and a sixteenth of it for the token."""
