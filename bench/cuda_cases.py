@@ -273,17 +273,27 @@ def tokens(table: Table) -> None:
     )
     batch = n_(64, 2)
     logits = table.randn(batch, vocabulary, dtype="float32")
-    u = qkv.cuda.array(np.random.default_rng(0).random(batch))
     table.line(
         f"argmax {batch}x{vocabulary}",
         lambda i: cuda_ops.argmax(logits),
         {"torch": lambda i: logits.argmax(1)},
         nbytes=4 * batch * vocabulary,
     )
-    for name, options in {"sample": {}, "sample, top-k 50": {"top_k": 50}, "sample, top-p 0.9": {"top_p": 0.9}}.items():
-        table.line(
-            f"{name} {batch}x{vocabulary}",
-            lambda i: cuda_ops.sample(logits, u, **options),
-            {"torch, no filter": lambda i: torch.multinomial(torch.softmax(logits, -1), 1)},
-            nbytes=4 * batch * vocabulary,
-        )
+    for rows in (batch, n_(4, 1)):
+        x, u = table.randn(rows, vocabulary, dtype="float32"), qkv.cuda.array(np.random.default_rng(0).random(rows))
+        for options in ({}, {"top_k": 50}, {"top_p": 0.9}, {"top_k": 50, "top_p": 0.9}):
+            table.line(
+                " ".join(["sample", *(f"{name} {value}" for name, value in options.items()), f"{rows}x{vocabulary}"]),
+                lambda i: cuda_ops.sample(x, u, **options),
+                {"torch": lambda i: sampled(x, **options)},
+                nbytes=4 * rows * vocabulary,
+            )
+
+
+def sampled(logits: Any, top_k: int | None = None, top_p: float = 1.0) -> Any:
+    """What qkv's sample does, by torch."""
+    if top_k is None and top_p == 1:
+        return torch.multinomial(torch.softmax(logits, -1), 1)
+    scores, places = logits.topk(top_k) if top_k else logits.sort(descending=True)
+    p = torch.softmax(scores, -1)
+    return places.gather(1, torch.multinomial(p.masked_fill(p.cumsum(-1) - p >= top_p, 0), 1))

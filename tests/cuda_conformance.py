@@ -349,6 +349,8 @@ def tma(rng: np.random.Generator) -> list[Case]:
     image[place] = tensor
     want = np.concatenate([image, image, np.array([0, 1], np.uint32)])
     cases.append(Case("cluster", True, tensor, zeros(2050), want))
+    given = counting(64)
+    cases.append(Case("cluster_words", True, given, zeros(64), given[::-1]))
     return cases
 
 

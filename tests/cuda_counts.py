@@ -5,7 +5,8 @@ moved: sectors of global memory, counted in emulation, over the bytes that must 
 wavefronts: of shared memory, counted likewise, over the fewest possible.
 threads: of the blocks that fit a multiprocessor, by registers, shared memory and the launch.
 in flight: what a thread, and all of them, ask global memory for before the first load is waited for, by the order of
-loads in the machine code. At most: weights and a residual, which a call may do without, are counted too.
+loads in the machine code. At most: weights and a residual, which a call may do without, are counted too; but no more
+than the blocks load in all.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-os.environ.setdefault("QKV_CUDA", "emulated")
+if __name__ == "__main__":
+    os.environ.setdefault("QKV_CUDA", "emulated")
 
 import ml_dtypes
 import numpy as np
 import qkv
+from cuda_machine_code import Kernel, read
 from emulated import Emulator, drawn
 from qkv import cuda_ops
-from test_cuda_static import Kernel, cuobjdump, short
 
 BF16, F32 = ml_dtypes.bfloat16, np.float32
 SECTOR, WARP = 32, 32  # bytes, threads
@@ -94,34 +96,53 @@ def bytes_ahead(kernel: Kernel) -> int:
     return most
 
 
-def machine_code(mangled: str) -> Kernel:
-    of = ("-arch", "sm_90a", "-fun", mangled)
-    usage = re.findall(r"([A-Z]+):(\d+)", cuobjdump("--dump-resource-usage", *of).split(mangled)[1])
-    code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", cuobjdump("--dump-sass", *of))
-    return Kernel(short(mangled), "sm_90a", {k: int(v) for k, v in usage}, [(int(a, 16), t) for a, t in code])
+class Line(NamedTuple):
+    family: str
+    registers: int
+    shared: int  # bytes of a block
+    blocks: int  # of a multiprocessor
+    threads: int  # of a block
+    ahead: int  # bytes of a thread
+    loaded: float  # bytes of a block, from its beginning to its end
+    moved: float
+    wavefronts: float | None
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes of a multiprocessor."""
+        return int(min(self.ahead * self.threads, self.loaded)) * self.blocks
+
+    def cells(self) -> list[str]:
+        return [
+            self.family,
+            str(self.registers),
+            f"{self.shared / 1024:.1f}",
+            f"{self.blocks} x {self.threads}",
+            f"{self.ahead} B, {self.in_flight / 1024:.0f} KB",
+            f"{self.moved:.2f}",
+            f"{self.wavefronts:.2f}" if self.wavefronts else "-",
+        ]
 
 
-def line(name: str, case: Case, emulator: Emulator) -> str:
+def count(case: Case, emulator: Emulator) -> Line:
     out, report = emulator.run(case.call, "count=1,check=0,cc=90")
     assert out is not None, report["first"]
     counted = report["kernels"]
     main = max(counted, key=lambda k: counted[k]["global_load"][1])
-    kernel, c = machine_code(main), counted[main]
+    (kernel,), c = read("sm_90a", "-fun", main), counted[main]
     moved = sum(c[kind][1] for c in counted.values() for kind in ("global_load", "global_store")) * SECTOR
     waves = [sum(c[kind][i] for kind in ("shared_load", "shared_store")) for i in (1, 2)]
-    blocks = blocks_at_once(kernel, c["threads"], c["dynamic_shared"])
-    ahead = bytes_ahead(kernel)
-    cells = [
-        name,
+    return Line(
         kernel.family,
-        str(kernel.usage["REG"]),
-        f"{(kernel.usage['SHARED'] + c['dynamic_shared']) / 1024:.1f}",
-        f"{blocks} x {c['threads']}",
-        f"{ahead} B, {ahead * blocks * c['threads'] / 1024:.0f} KB",
-        f"{moved / case.least:.2f}",
-        f"{waves[0] / waves[1]:.2f}" if waves[1] else "-",
-    ]
-    return "| " + " | ".join(cells) + " |"
+        kernel.usage["REG"],
+        kernel.usage["SHARED"] + c["dynamic_shared"],
+        blocks_at_once(kernel, c["threads"], c["dynamic_shared"]),
+        c["threads"],
+        bytes_ahead(kernel),
+        c["global_load"][1] * SECTOR / c["blocks"],
+        moved / case.least,
+        waves[0] / waves[1] if waves[1] else None,
+    )
 
 
 def main() -> None:
@@ -129,7 +150,7 @@ def main() -> None:
     print("| op | kernel | registers | shared, KB | threads | in flight | moved | wavefronts |")
     print("|---|---|---|---|---|---|---|---|")
     for name, case in cases().items():
-        print(line(name, case, emulator), flush=True)
+        print(f"| {' | '.join([name, *count(case, emulator).cells()])} |", flush=True)
 
 
 if __name__ == "__main__":

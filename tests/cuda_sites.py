@@ -10,6 +10,7 @@ from typing import NamedTuple
 ORDERING = (
     "bar.sync",
     "bar.warp.sync",
+    "barrier.cluster.wait",
     "cp.async.wait",
     "cp.async.bulk.commit_group",
     "cp.async.bulk.wait_group",

@@ -95,6 +95,9 @@ HOPPER: dict[str, Callable[[], Any]] = {
         lambda: qkv.linear(drawn(300, 80), drawn(1001, 80), residual=drawn(300, 1008)[:, :1001]),
     ),
     "wgmma_split": by("wgmma_small", lambda: qkv.linear(drawn(70, 1024), drawn(136, 1024)), splits=2),
+    # a row by two blocks
+    "sample_cluster": lambda: cuda_ops.sample(drawn(1, 8200, dtype=F32), U[:1]),
+    "sample_cluster_filtered": lambda: cuda_ops.sample(drawn(1, 8200, dtype=F32), U[:1], top_k=300, top_p=0.7),
     # More tiles of rows than multiprocessors; lengths whose last tile is worked on in shared memory.
     "attention_hopper": on_path(
         "hopper",

@@ -9,6 +9,7 @@ import on_device
 import pytest
 import qkv
 from checks import BFLOAT16, FLOAT32, normal
+from emulated import configured, on_path
 from qkv import cuda_ops
 from qkv.generate import logits as cpu
 
@@ -139,6 +140,35 @@ def test_rows_have_their_own(rng: np.random.Generator) -> None:
     out = qkv.cuda.array(np.zeros(9, np.int64))
     assert cuda_ops.sample(qkv.cuda.array(x), u, out=out, **options).pointer == out.pointer
     np.testing.assert_array_equal(out.numpy(), together)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_it_does_not_matter_how_many_blocks_share_a_row(
+    name: str, dtype: np.dtype[Any], rng: np.random.Generator
+) -> None:
+    """One block before Hopper, and where rows abound; clusters of two, four or eight where they do not."""
+    x, u, options = normal(rng, (9, 34_000), dtype, scale=3.0), rng.random(9), FILTERS[name]
+
+    def tokens(rows: slice) -> list[int]:
+        chosen: list[int] = cuda_ops.sample(qkv.cuda.array(x[rows]), u[rows], **options).numpy().tolist()
+        return chosen
+
+    want = on_path("portable", lambda: tokens(slice(0, 9)))()
+    assert tokens(slice(0, 9)) == want
+    for rows in (slice(0, 1), slice(1, 3), slice(3, 6)):
+        assert tokens(rows) == want[rows], rows
+
+
+@pytest.mark.parametrize("device, n", [("cc=80", 60_000), ("cc=90", 450_000)])
+@pytest.mark.parametrize("name", ["none", "together"])
+def test_rows_that_no_shared_memory_has_room_for(device: str, n: int, name: str, rng: np.random.Generator) -> None:
+    x, options = normal(rng, n, scale=3.0), FILTERS[name]
+    scores, u = filtered(x, options), 0.4
+    with configured(device):
+        (token,) = cuda_ops.sample(qkv.cuda.array(x[None]), np.array([u]), **options).numpy().tolist()
+    cumulative = np.cumsum(np.exp(scores.astype(np.float64) - scores.max()))
+    cumulative /= cumulative[-1]
+    assert cumulative[token - 1] - BORDER <= u < cumulative[token] + BORDER and np.isfinite(scores[token])
 
 
 def test_frequencies_are_the_probabilities(rng: np.random.Generator) -> None:

@@ -1,104 +1,25 @@
-"""What nvcc made of the kernels, read off the machine code in qkv._cuda: registers, spills, which units are used, how
-wide memory is accessed. Needs cuobjdump and nvdisasm, on the PATH or of the packages nvidia-cuda-cuobjdump and
-nvidia-cuda-nvdisasm."""
+"""What nvcc made of the kernels (cuda_machine_code.py): registers, spills, which units are used, how wide memory is
+accessed."""
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
 import re
-import shutil
 import subprocess
-import sysconfig
 from collections import Counter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cuda_build
+import cuda_machine_code
 import pytest
+from cuda_machine_code import ARCHES, Kernel, all_kernels
 
 CUDA = cuda_build.CSRC / "cuda"
-ARCHES = ("sm_80", "sm_90a")
-
-
-def tools() -> Path | None:
-    """The folder of cuobjdump and nvdisasm."""
-    for folder in [
-        os.path.dirname(shutil.which("cuobjdump") or ""),
-        *Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"),
-    ]:
-        if folder and all((Path(folder) / tool).exists() for tool in ("cuobjdump", "nvdisasm")):
-            return Path(folder)
-    return None
-
-
-MODULE = importlib.util.find_spec("qkv._cuda")
-TOOLS = tools()
-pytestmark = [
-    pytest.mark.skipif(MODULE is None, reason="no qkv._cuda in this build"),
-    pytest.mark.skipif(TOOLS is None, reason="cuobjdump and nvdisasm are not here"),
-]
-
-
-def cuobjdump(*options: str) -> str:
-    assert TOOLS is not None and MODULE is not None and MODULE.origin is not None
-    done = subprocess.run(
-        [TOOLS / "cuobjdump", *options, MODULE.origin],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"},
-    )
-    return done.stdout
-
-
-class Kernel(NamedTuple):
-    name: str  # without namespaces and arguments, template arguments mangled
-    arch: str
-    usage: dict[str, int]  # REG, STACK, LOCAL ...
-    code: list[tuple[int, str]]  # address, instruction without its predicate
-
-    @property
-    def family(self) -> str:
-        return re.split(r"I[0-9NfL]", self.name)[0]
-
-    def count(self, pattern: str) -> int:
-        return sum(bool(re.match(pattern, text)) for _, text in self.code)
-
-
-def short(mangled: str) -> str:
-    """`gemm_tileI13__nv_bfloat16...` of `_ZN3qkv4cuda<a namespace without a name>9gemm_tileI13__nv_bfloat16...`."""
-    rest = re.sub(r"^_ZN3qkv4cuda(\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8})?", "", mangled)
-    length = re.match(r"\d+", rest)
-    assert length, mangled
-    return rest[length.end() :]
-
-
-@functools.cache
-def kernels() -> list[Kernel]:
-    usage: dict[tuple[str, str], dict[str, int]] = {}
-    arch = ""
-    name = ""
-    for line in cuobjdump("--dump-resource-usage").splitlines():
-        if found := re.match(r"arch = (\w+)", line):
-            arch = found[1]
-        elif found := re.match(r"\s*Function (\S+):", line):
-            name = found[1]
-        elif "REG:" in line:
-            usage[arch, name] = {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", line)}
-    found_kernels = []
-    for arch in ARCHES:
-        text = cuobjdump("--dump-sass", "-arch", arch)
-        for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", text, re.DOTALL):
-            code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", body)
-            found_kernels.append(Kernel(short(name), arch, usage[arch, name], [(int(a, 16), t) for a, t in code]))
-    assert len(found_kernels) > 200
-    return found_kernels
+pytestmark = cuda_machine_code.needed
 
 
 def of(*families: str, arches: tuple[str, ...] = ARCHES) -> list[Kernel]:
-    chosen = [k for k in kernels() if k.family in families]
+    chosen = [k for k in all_kernels() if k.family in families]
     assert {k.family for k in chosen} == set(families) and {k.arch for k in chosen} == set(arches)
     return chosen
 
@@ -130,7 +51,7 @@ SPILLS = {("attention_mma", "sm_80"): 8, ("attention_mma", "sm_90a"): 8, ("atten
 
 
 def test_nothing_lives_in_local_memory() -> None:
-    for k in kernels():
+    for k in all_kernels():
         assert k.usage["LOCAL"] == 0, (k.name, k.arch)
         assert k.usage["STACK"] <= SPILLS.get((k.family, k.arch), 0), (k.name, k.arch, k.usage["STACK"])
 
@@ -146,7 +67,8 @@ REGISTERS = {
     "gather": 40,
     "gemm_tile": 255,
     "norm_held": 64,
-    "rotate": 51,
+    "rotate": 64,
+    "sample_rows": 64,
     "softmax_held": 64,
     "softmax_pieces": 64,
     "sum_pieces": 64,
@@ -155,8 +77,8 @@ REGISTERS = {
 }
 
 
-# Of a block with two warpgroups and a warp: as many as three warpgroups can have, by how many blocks there are.
-REGISTERS_OF_HOPPER = {"gemm_wgmma": {"ELi1EE": 168, "ELi2EE": 96}}
+# By how many blocks there are; gemm_wgmma's have two warpgroups and a warp: as many as three warpgroups can have.
+REGISTERS_OF_HOPPER = {"gemm_wgmma": {"ELi1EE": 168, "ELi2EE": 96}, "sample_clusters": {"": 64}}
 
 
 @pytest.mark.parametrize("family, most", REGISTERS.items())
@@ -218,7 +140,7 @@ def test_ptxas_has_nothing_to_say_about_wgmma(path: Path, tmp_path: Path) -> Non
 
 
 def test_float32_is_never_rounded_to_less() -> None:
-    for k in kernels():
+    for k in all_kernels():
         if not halves([k]):
             assert k.count("HMMA") == 0, (k.name, k.arch)
         assert k.count(r".*\bTF32\b") == 0, (k.name, k.arch)

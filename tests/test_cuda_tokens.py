@@ -149,6 +149,21 @@ def test_where_it_lies_in_the_fused_product(
             assert_close(out.numpy(), *by_angles(part, np.broadcast_to(angles, (tokens, heads, D // 2)), 1.25))
 
 
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("n, dim", [(5001, 3000), (9000, 64)])
+def test_what_is_not_turned_passes_through(
+    n: int, dim: int, interleaved: bool, dtype: np.dtype[Any], rng: np.random.Generator
+) -> None:
+    """As it is, and also where it is more than a block fetches at once."""
+    x, angles = normal(rng, (2, 3, n), dtype), normal(rng, (2, 1, dim // 2), F32, 100)
+    out = qkv.cuda.module().rotary(there(x), there(angles), 1.25, dim, interleaved, 0).numpy()
+    assert_close(
+        np.ascontiguousarray(out[..., :dim]),
+        *by_angles(x[..., :dim], np.broadcast_to(angles, (2, 3, dim // 2)), 1.25, interleaved),
+    )
+    assert same_bits(np.ascontiguousarray(out[..., dim:]), np.ascontiguousarray(x[..., dim:]))
+
+
 def test_any_angle(rng: np.random.Generator) -> None:
     """Cosine and sine come out as rows (cos, sin) of x = (1, 0); the float's own value counts, however large."""
     special = [

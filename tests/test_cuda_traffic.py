@@ -169,14 +169,44 @@ def test_the_largest_of_a_row_is_found_in_one_read(dtype: Any, emulator: Emulato
     assert second[1] <= 0.01 * sectors
 
 
+FILTERS: list[dict[str, Any]] = [{}, {"min_p": 0.1}, {"top_k": 50}, {"top_p": 0.9}]
+
+
+@pytest.mark.parametrize("device, blocks", [("cc=80", 2), ("cc=90", 4)])
 @pytest.mark.parametrize("dtype", [BF16, F32])
-def test_sampling_reads_a_row_twice(dtype: Any, emulator: Emulator) -> None:
-    """For its largest, for its sum, and 1/32 of it for the token; a filter reads it at most four times more."""
+def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulator: Emulator) -> None:
+    """Whatever the filters: its scores stay in shared memory, which is read without conflicts. On Hopper a row has as
+    many blocks as there are multiprocessors for (here four)."""
     x, u = drawn(2, 30_000, dtype=dtype), np.array([0.2, 0.8])
     sectors = x.nbytes // SECTOR
-    for filters, reads in [({}, 2), ({"min_p": 0.1}, 2), ({"top_k": 50}, 6), ({"top_p": 0.9}, 6)]:
+    for filters in FILTERS:
+        (kernel,) = counters(emulator, lambda filters=filters: cuda_ops.sample(x, u, **filters), device).values()
+        assert kernel["blocks"] == blocks
+        assert sectors <= kernel["global_load"][1] <= 1.01 * sectors + 64
+        for kind in ("shared_load", "shared_store"):
+            _, wavefronts, ideal = kernel[kind]
+            assert wavefronts <= 1.05 * ideal, (filters, kind)
+
+
+@pytest.mark.parametrize("rows, blocks", [(1, 8), (4, 32)])
+def test_few_rows_are_sampled_by_many_multiprocessors(rows: int, blocks: int, emulator: Emulator) -> None:
+    """An eighth of a row each, which is read by as many at once."""
+    x, u = drawn(rows, 50_304, dtype=F32), np.full(rows, 0.5)
+    (kernel,) = counters(emulator, lambda: cuda_ops.sample(x, u, top_k=50, top_p=0.9), "cc=90,sms=132").values()
+    assert kernel["blocks"] == blocks
+    assert x.nbytes / SECTOR <= kernel["global_load"][1] <= x.nbytes / SECTOR + 16 * blocks  # each warp reads u
+
+
+def test_sampling_reads_again_what_there_is_no_room_for(emulator: Emulator) -> None:
+    """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read for each digit, at most four a filter,
+    for the weight of what is left, and a sixteenth of it for the token."""
+    x, u = drawn(1, 60_000, dtype=F32), np.array([0.2])
+    for filters, reads in zip(FILTERS, (1, 1, 5, 5), strict=True):
         (kernel,) = counters(emulator, lambda filters=filters: cuda_ops.sample(x, u, **filters)).values()
-        assert 2 * sectors <= kernel["global_load"][1] <= 1.01 * (reads + 1 / 32) * sectors + 64
+        rest = x.nbytes - kernel["dynamic_shared"] + (25 * 1024 if reads > 1 else 0)
+        assert 0.3 * x.nbytes < rest < 0.45 * x.nbytes
+        moved = kernel["global_load"][1] * SECTOR
+        assert x.nbytes + rest <= moved <= 1.01 * (x.nbytes + (reads + 1 / 16) * rest) + 2048
 
 
 # ---- products and attention: every kind of access against its own ideal

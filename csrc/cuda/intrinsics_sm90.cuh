@@ -389,6 +389,12 @@ QKV_DEVICE uint32_t cluster_address(uint32_t shared, uint32_t rank) {
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared), "r"(rank));
   return address;
 }
+// A word at such an address.
+QKV_DEVICE uint32_t cluster_load(uint32_t address) {
+  uint32_t word;
+  asm volatile("ld.shared::cluster.u32 %0, [%1];" : "=r"(word) : "r"(address) : "memory");
+  return word;
+}
 QKV_DEVICE void mbarrier_arrive_cluster(uint32_t cluster_barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(cluster_barrier) : "memory");
 }

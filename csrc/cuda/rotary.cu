@@ -10,9 +10,13 @@ namespace qkv::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kSlice = 1024;      // pairs of a row that a block has cosines for, at most
-constexpr int64_t kMostItems = 1024;  // of a block, where there are others
+constexpr int64_t kSlice = 1024;  // pairs of a row that a block has cosines for, at most
 constexpr size_t kTableBytes = 16 * 1024;
+
+// Of a multiprocessor, which then has 64 KB in flight where each of a thread's pieces is one or two of 16 bytes.
+constexpr int kBlocks = 4;
+template <int kCount, bool kInterleaved>
+constexpr int kUnroll = kInterleaved || kCount == 1 ? 4 : 2;
 
 // ---- cosine and sine -------------------------------------------------------------------------------------------------------
 
@@ -83,8 +87,8 @@ struct Place {
   int64_t x, y, angles;
 };
 
-QKV_DEVICE Place place_of(const Grid& g, int64_t i) {
-  Place p{};
+// Of i, counted from p.
+QKV_DEVICE Place place_of(const Grid& g, int64_t i, Place p = {}) {
 #pragma unroll 1
   for (int d = g.rank - 1; d >= 0; --d) {
     int64_t at = i;
@@ -169,9 +173,10 @@ QKV_DEVICE void turn(float& x1, float& x2, float cosine, float sine) {
 
 // A block has some tokens, a slice of their pairs, and some of the heads.
 template <class T, int kCount, bool kInterleaved>
-__global__ void __launch_bounds__(kThreads) rotate(const __grid_constant__ Problem p) {
+__global__ void __launch_bounds__(kThreads, kBlocks) rotate(const __grid_constant__ Problem p) {
   using Table = Table<kCount, kInterleaved>;
-  constexpr int kPairs = Table::kPairs;
+  constexpr int kPairs = Table::kPairs, kPieces = kUnroll<kCount, kInterleaved>;
+  constexpr bool kNeighbours = kInterleaved && kCount > 1;  // both of a pair are in one piece
   __shared__ __align__(16) float table[kTableBytes / sizeof(float)];
   int64_t block = blockIdx.x;
   const auto chunk = static_cast<int>(block % p.head_chunks);
@@ -183,45 +188,62 @@ __global__ void __launch_bounds__(kThreads) rotate(const __grid_constant__ Probl
   const int pair0 = slice * static_cast<int>(kSlice), pairs = min(p.half - pair0, static_cast<int>(kSlice));
   const int floats = 2 * Table::kPlanes * Table::kUnit * p.pitch;
 
-  for (int i = threadIdx.x; i < tokens * pairs; i += kThreads) {
-    const int token = i / pairs, pair = i - token * pairs;
-    const float2 both = cosine_and_sine(p.angles[place_of(p.tokens, token0 + token).angles + pair0 + pair]);
-    Table::write(table + token * floats, p.pitch, pair, make_float2(both.x * p.factor, both.y * p.factor));
-  }
-  __syncthreads();
-
-  const int turned = pairs / kPairs, items = turned + (slice == 0 ? (p.n - p.dim) / kCount : 0);
-  for (int i = threadIdx.x; i < tokens * heads * items; i += kThreads) {
-    const int row = i / items, item = i - row * items, token = row / heads;
-    const Place of_token = place_of(p.tokens, token0 + token), of_head = place_of(p.heads, head0 + row - token * heads);
-    const T* const x = reinterpret_cast<const T*>(p.x) + of_token.x + of_head.x;
-    T* const y = reinterpret_cast<T*>(p.y) + of_token.y + of_head.y;
-    if (item >= turned) {
-      const int at = p.dim + (item - turned) * kCount;
-      put<T, kCount>(y, at, p.y_step, fetch<T, kCount>(x, at, p.x_step));
-      continue;
+  const int turned = pairs / kPairs, items = turned + (slice == 0 ? (p.n - p.dim) / kCount : 0), total = tokens * heads * items;
+  // The first element of an item's piece, or of the first of its two; what is not turned comes last.
+  const int to_second = kInterleaved ? 1 : p.half;
+  const auto place = [&](int item) {
+    const int pair = pair0 + item * kPairs;
+    return item < turned ? (kInterleaved ? 2 * pair : pair) : p.dim + (item - turned) * kCount;
+  };
+  for (int first = 0; first < total; first += kPieces * kThreads) {
+    Raw<T, kCount> raw[kPieces][kNeighbours ? 1 : 2];
+    T* y[kPieces];
+#pragma unroll
+    for (int u = 0; u < kPieces; ++u) {
+      const int i = first + u * kThreads + threadIdx.x;
+      if (i >= total) break;
+      const int row = i / items, item = i - row * items, token = row / heads;
+      const Place of_row = place_of(p.heads, head0 + row - token * heads, place_of(p.tokens, token0 + token));
+      const T* const x = reinterpret_cast<const T*>(p.x) + of_row.x;
+      y[u] = reinterpret_cast<T*>(p.y) + of_row.y;
+      const int at = place(item);
+      raw[u][0] = fetch<T, kCount>(x, at, p.x_step);
+      if constexpr (!kNeighbours)
+        if (item < turned) raw[u][1] = fetch<T, kCount>(x, at + to_second, p.x_step);
     }
-    float cosine[kPairs], sine[kPairs];
-    if constexpr (kInterleaved && kCount > 1) {
-      const int at = (pair0 + item * kPairs) * 2;
-      float v[kCount];
-      widen<T>(fetch<T, kCount>(x, at, 1), v);
-      Table::read(table + token * floats, p.pitch, item, cosine, sine);
+
+    // While the first are on their way.
+    if (first == 0) {
+      for (int i = threadIdx.x; i < tokens * pairs; i += kThreads) {
+        const int token = i / pairs, pair = i - token * pairs;
+        const float2 both = cosine_and_sine(p.angles[place_of(p.tokens, token0 + token).angles + pair0 + pair]);
+        Table::write(table + token * floats, p.pitch, pair, make_float2(both.x * p.factor, both.y * p.factor));
+      }
+      __syncthreads();
+    }
+
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) turn(v[2 * j], v[2 * j + 1], cosine[j], sine[j]);
-      put<T, kCount>(y, at, 1, narrow<T, kCount>(v));
-    } else {
-      const int pair = pair0 + item * kPairs;
-      const int first = kInterleaved ? 2 * pair : pair, second = kInterleaved ? first + 1 : first + p.half;
-      const Raw<T, kCount> raw1 = fetch<T, kCount>(x, first, p.x_step), raw2 = fetch<T, kCount>(x, second, p.x_step);
-      float x1[kCount], x2[kCount];
-      widen<T>(raw1, x1);
-      widen<T>(raw2, x2);
-      Table::read(table + token * floats, p.pitch, item, cosine, sine);
+    for (int u = 0; u < kPieces; ++u) {
+      const int i = first + u * kThreads + threadIdx.x;
+      if (i >= total) break;
+      const int row = i / items, item = i - row * items, at = place(item);
+      if (item < turned) {
+        float cosine[kPairs], sine[kPairs];
+        Table::read(table + row / heads * floats, p.pitch, item, cosine, sine);
+        float x1[kCount], x2[kCount];
+        widen<T>(raw[u][0], x1);
+        if constexpr (kNeighbours) {
 #pragma unroll
-      for (int j = 0; j < kPairs; ++j) turn(x1[j], x2[j], cosine[j], sine[j]);
-      put<T, kCount>(y, first, p.y_step, narrow<T, kCount>(x1));
-      put<T, kCount>(y, second, p.y_step, narrow<T, kCount>(x2));
+          for (int j = 0; j < kPairs; ++j) turn(x1[2 * j], x1[2 * j + 1], cosine[j], sine[j]);
+        } else {
+          widen<T>(raw[u][1], x2);
+#pragma unroll
+          for (int j = 0; j < kPairs; ++j) turn(x1[j], x2[j], cosine[j], sine[j]);
+          put<T, kCount>(y[u], at + to_second, p.y_step, narrow<T, kCount>(x2));
+        }
+        raw[u][0] = narrow<T, kCount>(x1);
+      }
+      put<T, kCount>(y[u], at, p.y_step, raw[u][0]);
     }
   }
 }
@@ -233,11 +255,13 @@ void launch(Problem p, cudaStream_t stream) {
   const int pieces = std::min(p.half, static_cast<int>(kSlice)) / Table::kPairs;
   p.pitch = std::max(Table::pitch(pieces), 1);
   const int64_t items = std::max<int64_t>(pieces + (p.n - p.dim) / kCount, 1);
-  const int64_t most = std::max<int64_t>(kMostItems / items, 1);
-  p.heads_each = static_cast<int>(std::min(p.heads.count, most));
+  // Of a block: no more at once than its threads can fetch at once, and blocks for all multiprocessors come first.
+  const int64_t share = p.tokens.count * p.heads.count * items / device_attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t most = std::clamp<int64_t>(share, kThreads, kUnroll<kCount, kInterleaved> * kThreads);
+  p.heads_each = static_cast<int>(std::min(p.heads.count, std::max<int64_t>(most / items, 1)));
   p.head_chunks = static_cast<int>(ceil_div<int64_t>(p.heads.count, p.heads_each));
   const auto fit = static_cast<int64_t>(kTableBytes / sizeof(float)) / Table::floats(p.pitch);
-  p.tokens_each = static_cast<int>(std::max<int64_t>(std::min({kThreads / (items * p.heads_each), fit, p.tokens.count}), 1));
+  p.tokens_each = static_cast<int>(std::max<int64_t>(std::min({most / (items * p.heads_each), fit, p.tokens.count}), 1));
   const int64_t blocks = ceil_div<int64_t>(p.tokens.count, p.tokens_each) * p.slices * p.head_chunks;
   rotate<T, kCount, kInterleaved><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
 }

@@ -283,6 +283,24 @@ extern "C" int run_cluster(const void* in, int64_t in_bytes, void* out, int64_t 
   }
 }
 
+namespace {
+
+// Each block reads what the other has written.
+__global__ void __cluster_dims__(2, 1, 1) cluster_words_kernel(const uint32_t* in, uint32_t* out) {
+  const int mine = 32 * cluster_rank() + threadIdx.x;
+  words[threadIdx.x] = in[mine];
+  cluster_sync();
+  out[mine] = cluster_load(cluster_address(shared_address(words + 31 - threadIdx.x), cluster_rank() ^ 1));
+  cluster_sync();
+}
+
+}  // namespace
+
+extern "C" int run_cluster_words(const void* in, int64_t in_bytes, void* out, int64_t out_bytes) {
+  return conformance::run(in, in_bytes, out, out_bytes,
+                          [&](const uint32_t* from, uint32_t* to) { cluster_words_kernel<<<2, 32, 128>>>(from, to); });
+}
+
 // ---- wgmma: shared memory as it comes, a at 0 and b at 8192; d starts with small numbers
 
 namespace {

@@ -1,0 +1,95 @@
+"""What nvcc made of the kernels, read off the machine code in qkv._cuda. Needs cuobjdump and nvdisasm, on the PATH or
+of the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ARCHES = ("sm_80", "sm_90a")
+
+
+def tools() -> Path | None:
+    """The folder of cuobjdump and nvdisasm."""
+    for folder in [
+        os.path.dirname(shutil.which("cuobjdump") or ""),
+        *Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin"),
+    ]:
+        if folder and all((Path(folder) / tool).exists() for tool in ("cuobjdump", "nvdisasm")):
+            return Path(folder)
+    return None
+
+
+MODULE = importlib.util.find_spec("qkv._cuda")
+TOOLS = tools()
+needed = [
+    pytest.mark.skipif(MODULE is None, reason="no qkv._cuda in this build"),
+    pytest.mark.skipif(TOOLS is None, reason="cuobjdump and nvdisasm are not here"),
+]
+
+
+def cuobjdump(*options: str) -> str:
+    assert TOOLS is not None and MODULE is not None and MODULE.origin is not None
+    done = subprocess.run(
+        [TOOLS / "cuobjdump", *options, MODULE.origin],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"},
+    )
+    return done.stdout
+
+
+class Kernel(NamedTuple):
+    name: str  # without namespaces and arguments, template arguments mangled
+    arch: str
+    usage: dict[str, int]  # REG, STACK, LOCAL ...
+    code: list[tuple[int, str]]  # address, instruction without its predicate
+
+    @property
+    def family(self) -> str:
+        return re.split(r"I[0-9NfL]", self.name)[0]
+
+    def count(self, pattern: str) -> int:
+        return sum(bool(re.match(pattern, text)) for _, text in self.code)
+
+
+def short(mangled: str) -> str:
+    """`gemm_tileI13__nv_bfloat16...` of `_ZN3qkv4cuda<a namespace without a name>9gemm_tileI13__nv_bfloat16...`."""
+    rest = re.sub(r"^_ZN3qkv4cuda(\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8})?", "", mangled)
+    length = re.match(r"\d+", rest)
+    assert length, mangled
+    return rest[length.end() :]
+
+
+def read(arch: str, *options: str) -> list[Kernel]:
+    """Those of an architecture; "-fun", a mangled name: only this one."""
+    usage: dict[str, dict[str, int]] = {}
+    name = ""
+    for line in cuobjdump("--dump-resource-usage", "-arch", arch, *options).splitlines():
+        if found := re.match(r"\s*Function (\S+):", line):
+            name = found[1]
+        elif "REG:" in line:
+            usage[name] = {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", line)}
+    text = cuobjdump("--dump-sass", "-arch", arch, *options)
+    kernels = []
+    for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", text, re.DOTALL):
+        code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", body)
+        kernels.append(Kernel(short(name), arch, usage[name], [(int(a, 16), t) for a, t in code]))
+    return kernels
+
+
+@functools.cache
+def all_kernels() -> list[Kernel]:
+    kernels = [kernel for arch in ARCHES for kernel in read(arch)]
+    assert len(kernels) > 200
+    return kernels
