@@ -7,9 +7,10 @@ partly filled block moves the writer to a copy of its own. Blocks are taken from
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,12 @@ class CachedSequence:
     """Tokens in a `PagedCache`; made by its methods. `len()` counts them, `frozen` ones take no more. `unplaced`: the
     numbers of those that take no position, for models that leave some out when they count (RoBERTa)."""
 
-    __slots__ = ("_blocks", "_cache", "_count", "_length", "frozen", "unplaced")
+    __slots__ = ("_blocks", "_cache", "_length", "frozen", "unplaced")
 
-    def __init__(self, cache: PagedCache, blocks: npt.NDArray[np.int32] | None = None) -> None:
+    def __init__(self, cache: PagedCache, blocks: array[int] | None = None) -> None:
         self._cache: PagedCache | None = cache  # None: freed
-        self._blocks = np.empty(4, np.int32) if blocks is None else blocks  # the first _count of them
-        self._count = self._length = 0
+        self._blocks = array("i") if blocks is None else blocks  # beams copy many short ones: NumPy takes too long
+        self._length = 0
         self.frozen = False
         self.unplaced: tuple[int, ...] = ()
 
@@ -54,13 +55,7 @@ class CachedSequence:
     @property
     def blocks(self) -> npt.NDArray[np.int32]:
         """Its block numbers in order, a copy."""
-        return self._blocks[: self._count].copy()
-
-    def _append(self, block: int) -> None:
-        if self._count == len(self._blocks):
-            self._blocks = np.concatenate([self._blocks, np.empty_like(self._blocks)])
-        self._blocks[self._count] = block
-        self._count += 1
+        return np.array(self._blocks, np.int32)
 
 
 class Step:
@@ -220,13 +215,11 @@ class PagedCache:
 
     def tables(self, sequences: Iterable[CachedSequence]) -> npt.NDArray[np.int32]:
         """(B, N): their blocks, -1 beyond the last."""
-        own = [self._own(s) for s in sequences]
-        if len(own) == 1:
-            return own[0].blocks[None]
-        tables = np.full((len(own), max((s._count for s in own), default=0)), -1, np.int32)
-        for row, s in zip(tables, own, strict=True):
-            row[: s._count] = s._blocks[: s._count]
-        return tables
+        own = [self._own(s)._blocks for s in sequences]
+        longest = max(map(len, own), default=0)
+        missing = (array("i", [-1]) * (longest - len(blocks)) for blocks in own)
+        joined = b"".join(chain.from_iterable(zip(own, missing, strict=True)))
+        return np.frombuffer(bytearray(joined), np.int32).reshape(len(own), longest)
 
     def lengths(self, sequences: Iterable[CachedSequence]) -> Ints:
         """(B,): their numbers of tokens."""
@@ -267,11 +260,10 @@ class PagedCache:
         if not 0 <= length <= len(sequence):
             raise ValueError(f"PagedCache: cannot fork at {length} of {len(sequence)} tokens")
         self.changes += 1
-        twin = CachedSequence(self, sequence._blocks.copy())
-        twin._length, twin._count = length, -(-length // self.block_size)
-        twin.frozen = sequence.frozen
+        twin = CachedSequence(self, sequence._blocks[: -(-length // self.block_size)])
+        twin._length, twin.frozen = length, sequence.frozen
         twin.unplaced = tuple(i for i in sequence.unplaced if i < length)
-        for block in twin._blocks[: twin._count].tolist():
+        for block in twin._blocks:
             self._references[block] += 1
         return twin
 
@@ -298,8 +290,9 @@ class PagedCache:
         if not 0 <= length <= len(sequence):
             raise ValueError(f"PagedCache: cannot truncate {len(sequence)} tokens to {length}")
         keep = -(-length // self.block_size)
-        self._release(sequence._blocks[keep : sequence._count].tolist())
-        sequence._count, sequence._length = keep, length
+        self._release(sequence._blocks[keep:])
+        del sequence._blocks[keep:]
+        sequence._length = length
         sequence.unplaced = tuple(i for i in sequence.unplaced if i < length)
         self.changes += 1
 
@@ -312,8 +305,8 @@ class PagedCache:
         """Gives its blocks back; the sequence is of no further use."""
         self._own(sequence)
         self.changes += 1
-        self._release(sequence._blocks[: sequence._count].tolist())
-        sequence._count = sequence._length = 0
+        self._release(sequence._blocks)
+        sequence._blocks, sequence._length = array("i"), 0
         sequence._cache = None
 
     # ---- inside -----------------------------------------------------------------------------------
@@ -348,7 +341,7 @@ class PagedCache:
         tables, lengths, one_each = self.tables(sequences), self.lengths(sequences), all(n == 1 for n in queries)
         return Step(self, list(sequences), slots, tables, lengths, starts, one_each)
 
-    def _release(self, blocks: list[int]) -> None:
+    def _release(self, blocks: Sequence_[int]) -> None:
         for block in reversed(blocks):
             self._references[block] -= 1
             if not self._references[block]:
@@ -364,10 +357,10 @@ class PagedCache:
             self._changeable(s)
             if n < 0:
                 raise ValueError(f"PagedCache: counts must not be negative, got {n}")
-            needed += -(-(s._length + n) // size) - s._count
+            needed += -(-(s._length + n) // size) - len(s._blocks)
             copy = False
             if n and s._length % size:  # the last block is written to
-                last = int(s._blocks[s._count - 1])
+                last = s._blocks[-1]
                 owners = left.get(last, self._references[last])
                 copy = owners > 1
                 needed += copy
@@ -381,19 +374,19 @@ class PagedCache:
         at = filled = 0
         for s, n, copy in zip(sequences, counts, copied, strict=True):
             if copy:
-                old.append(int(s._blocks[s._count - 1]))
+                old.append(s._blocks[-1])
                 new.append(self._take())
-                s._blocks[s._count - 1] = new[-1]
+                s._blocks[-1] = new[-1]
                 filled = max(filled, s._length % size)
             first = s._length
             s._length += n
-            while s._count * size < s._length:
-                s._append(self._take())
+            while len(s._blocks) * size < s._length:
+                s._blocks.append(self._take())
             if n == 1:
-                slots[at] = int(s._blocks[first // size]) * size + first % size
+                slots[at] = s._blocks[first // size] * size + first % size
             else:
                 token = np.arange(first, s._length)
-                slots[at : at + n] = s._blocks[token // size].astype(np.int64) * size + token % size
+                slots[at : at + n] = np.array(s._blocks, np.int64)[token // size] * size + token % size
             at += n
         if old:
             copy_blocks([x for group in self._groups() for x in group], old, new, filled)

@@ -47,8 +47,12 @@ def _best_of(
     count, beams = running.shape
     sums = (scores + running[:, :, None]).reshape(count, -1)
     places = (tokens + np.arange(beams)[:, None] * vocabulary).reshape(count, -1)
-    order = np.lexsort((places, -sums))[:, :k]
+    order = np.argsort(-sums, axis=1, kind="stable")[:, : k + 1]
     best = np.take_along_axis(sums, order, axis=1)
+    if (best[:, 1:] == best[:, :-1]).any():  # of equal ones the first token, which takes longer
+        order = np.lexsort((places, -sums))
+        best = np.take_along_axis(sums, order, axis=1)
+    best, order = best[:, :k], order[:, :k]
     unseen = (rest + running).max(axis=1)
     return (best, np.take_along_axis(places, order, axis=1)) if (best[:, -1] > unseen).all() else None
 

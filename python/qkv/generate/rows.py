@@ -106,6 +106,7 @@ class CachedRows:
         self.forward = _following(stack, None if self.apart else model.head.logits)
         self.captured: CapturedSteps | None = CapturedSteps(self.forward)
         self.sequences: list[Any] = []
+        self.of_memory: Array = None
         self._look_at(np.zeros(0, np.int64))
         # Phi-3 is not to go on from keys that were turned for short texts; what a row holds is then needed once more
         self.turns_anew_beyond: int | None = getattr(model, "turns_anew_beyond", None)
@@ -128,6 +129,8 @@ class CachedRows:
 
     def _look_at(self, rows: Array) -> None:
         """rows: of the memory, for each of ours"""
+        if self.of_memory is not None and np.array_equal(rows, self.of_memory):
+            return
         self.of_memory = rows
         self.looked_at = () if self.memory is None else (self.memory.rows(rows),)
 
