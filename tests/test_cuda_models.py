@@ -247,6 +247,19 @@ def test_sinusoids_stay_on_the_gpu(folder: str, limit: str, monkeypatch: pytest.
     np.testing.assert_array_equal(tokens, here.generate(**common))
 
 
+def test_sinusoids_of_distances_are_brought_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the longest text so far, or twice that of the one before."""
+    here, there = (qkv.load(GOLDEN / "transfo_xl_lm", device=device) for device in ("cpu", "cuda"))
+    before, width = here(np.array([[5]])).mems[0].shape[0], here.embeddings.width
+    sent: list[tuple[int, ...]] = []
+    bring = cuda.module().array
+    monkeypatch.setattr(cuda.module(), "array", lambda x, *stream: (sent.append(x.shape), bring(x, *stream))[1])
+    for count, rows in ((3, before + 3), (3, 0), (2, 0), (4, 2 * (before + 3)), (before + 6, 0), (1, 0)):
+        ids, place = np.arange(count)[None] % 40, len(sent)
+        np.testing.assert_allclose(there(ids).logits, here(ids).logits, rtol=0, atol=1e-4)
+        assert [s for s in sent[place:] if len(s) == 2 and s[1] == width] == [(rows, width)] * bool(rows), count
+
+
 @pytest.mark.parametrize("options", [{}, {"do_sample": True, "seed": 3}, {"max_time": 1000.0}])
 def test_prompts_that_leave_one_token_a_row(options: dict[str, Any]) -> None:
     """The first step after them is recorded before tokens are chosen on the device."""

@@ -203,7 +203,8 @@ Plan plan_of(const AttentionArgs& a) {
   const int64_t keys = plan.hopper ? hopper_keys(hopper_width(most)) : mma_keys(width);  // of a tile
   // Few rows each: how long sequences are, which the host does not know, decides how their keys are dealt out. Of very many
   // blocks a long one ends with the others anyway; there each worker's look at all lengths and the merge would be the cost.
-  const bool deal = paged && plan.mma && usual_rows <= p.tile_rows && plan.blocks < 16 * room;
+  const bool deal = paged && plan.mma && usual_rows <= p.tile_rows && plan.blocks < 16 * room &&
+                    (plan.blocks + p.group) * (ceil_div(a.t, keys) + kTilesToBegin + 1) <= INT32_MAX;
   p.splits = 1;
   if (a.batch_invariant) {
     const int64_t chunks = ceil_div(a.t, int64_t{kChunkKeys});

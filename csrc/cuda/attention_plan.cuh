@@ -3,13 +3,14 @@
 // The tiles of keys of all tiles of rows stand in a line, and each block of a grid that just fills the GPU, a worker, takes an
 // equal share of it, wherever that begins and ends: Stream-K (Osama et al. 2023, arXiv:2301.03598) for attention. So all
 // multiprocessors are busy whatever the lengths, with a grid that the host can fix, and a captured step stays right when they
-// change. At most the first and the last of a worker's pieces are parts of a tile of rows: those two go to slots of its own in
-// the workspace, and attention_merge, which finds them by the same arithmetic, adds them up in the order of the keys.
+// change. (The line is shorter than 2^31, or else there are no workers.) At most the first and the last of a worker's pieces are
+// parts of a tile of rows: those two go to slots of its own in the workspace, and attention_merge, which finds them by the same
+// arithmetic, adds them up in the order of the keys.
 //
 // Where the splits must not depend on the batch (Problem::chunks) a worker takes those chunks of kChunkKeys that begin in its
 // share, each for itself.
 #pragma once
-#include "cuda/attention_problem.cuh"
+#include "cuda/attention_launch.cuh"
 
 namespace qkv::cuda {
 
@@ -25,10 +26,11 @@ QKV_DEVICE TileRange keys_of(const Problem& p, const Entry& e, int tile) {
 }
 QKV_DEVICE int row_tiles_of(const Problem& p, const Entry& e) { return (e.s * p.group + p.tile_rows - 1) / p.tile_rows; }
 
-// The sum of min(i / group, most) over i < n, which are positive.
-QKV_DEVICE int64_t ramp(const Problem& p, int64_t n, int64_t most) {
-  const int64_t slope = min(max(n, int64_t{0}), most * p.group), whole = slope / p.group;
-  return p.group * (whole * (whole - 1) / 2) + whole * (slope - whole * p.group) + max(n - slope, int64_t{0}) * most;
+// The sum of min(i / group, most) over i < n, which are positive. A plan with workers has group * most < 2^31.
+QKV_DEVICE int64_t ramp(const Problem& p, int64_t n, int most) {
+  const int slope = static_cast<int>(min(max(n, int64_t{0}), int64_t{most} * p.group)), whole = slope / p.group;
+  return int64_t{p.group} * whole * (whole - 1) / 2 + int64_t{whole} * (slope - whole * p.group) +
+         max(n - slope, int64_t{0}) * most;
 }
 
 // The part of the line that belongs to an entry: for each key head its tiles of rows, and for each of those kTilesToBegin without
@@ -41,15 +43,15 @@ QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e, int count) {
     const TileRange first = keys_of(p, e, 0);
     return kTilesToBegin + first.end - first.begin;
   }
-  const int64_t r = p.tile_rows, g = p.group, most = (e.t + r - 1) / r;
-  const auto tile_at = [&](int64_t x) { return (x < 0 ? x - r + 1 : x) / r; };
-  const int64_t a = tile_at(g * (int64_t{e.shift} - p.left)), b = tile_at(g * (int64_t{e.shift} + p.right + r) + r - 1);
+  constexpr int kRows = kMmaRows;  // R
+  const auto tile_at = [](int64_t x) { return (x < 0 ? x - kRows + 1 : x) / kRows; };
+  const int64_t a = tile_at((int64_t{e.shift} - p.left) * p.group);
+  const int64_t b = tile_at((int64_t{e.shift} + p.right + kRows) * p.group + kRows - 1);
+  const int most = (e.t + kRows - 1) / kRows;
   const int64_t seen = ramp(p, b + count, most) - ramp(p, b, most) - ramp(p, a + count, most) + ramp(p, a, most);
-  return count * kTilesToBegin + seen * (p.tile_rows / p.tile_keys);
+  return count * kTilesToBegin + seen * (kRows / p.tile_keys);
 }
-QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e) {
-  return p.a.kv_heads * length_of(p, e, row_tiles_of(p, e));
-}
+QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e) { return p.a.kv_heads * length_of(p, e, row_tiles_of(p, e)); }
 
 // What of the line is left to a worker, and the entry in which that begins.
 struct Share {
@@ -184,10 +186,11 @@ QKV_DEVICE Parts parts_of(const Problem& p, const Entry& e, int kv_head, int r, 
     const int round = kChunkKeys / p.tile_keys, chunk = seen.begin / round, first = chunk * rows + index;
     return {(seen.end + round - 1) / round - chunk, first, first, rows};
   }
-  const int64_t length = p.starts[p.a.batch];
-  const int64_t keys = p.starts[e.b] + kv_head * length_of(p, e, row_tiles_of(p, e)) + length_of(p, e, tile) + kTilesToBegin;
-  const int first = static_cast<int>(keys / length), row = r - tile * p.tile_rows;  // first: a worker
-  const int last = static_cast<int>((keys + seen.end - seen.begin - 1) / length);
+  const int length = static_cast<int>(p.starts[p.a.batch]);
+  const int keys =
+      static_cast<int>(p.starts[e.b] + kv_head * length_of(p, e, row_tiles_of(p, e)) + length_of(p, e, tile)) + kTilesToBegin;
+  const int first = keys / length, row = r - tile * p.tile_rows;  // first: a worker
+  const int last = (keys + seen.end - seen.begin - 1) / length;
   return {last - first + 1, (2 * first + 1) * p.slot_rows + row, 2 * first * p.slot_rows + row, 2 * p.slot_rows};
 }
 
