@@ -822,7 +822,7 @@ def test_best_sums_of_many(kind: str, rng: np.random.Generator) -> None:
         np.testing.assert_array_equal(places, order)
         np.testing.assert_array_equal(best, np.take_along_axis(sums, order, axis=1))
 
-        seen = _best_seen(Outlook(scores[0]), np.arange(3), np.arange(3), [], EMPTY, np.arange(3), start, 8)
+        seen = _best_seen(Outlook(scores[0]), np.arange(3), np.arange(3), logits.Gone([], WIDE), start, 8)
         if seen is not None:  # else all are looked at
             np.testing.assert_array_equal(seen[1], order)
             np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
@@ -843,9 +843,6 @@ class Outlook:
         return qkv.ops.top_k_with_parts(self.given[x], k)
 
 
-EMPTY = np.zeros((3, 0), np.int64)
-
-
 @pytest.mark.parametrize("beams", [1, 3])
 def test_best_seen_without_what_masks_take(beams: int, rng: np.random.Generator) -> None:
     """Beams may share a row, and the best of them are gone."""
@@ -858,13 +855,14 @@ def test_best_seen_without_what_masks_take(beams: int, rng: np.random.Generator)
     log[:, :, banned.tokens] = -np.inf
     sums = (log + running[:, :, None]).reshape(2, -1)
     order = np.argsort(-sums, axis=1, kind="stable")[:, :8]
-    ids = np.zeros((2 * beams, 3), np.int64)
-    seen = _best_seen(Outlook(scores), np.arange(2), of, [banned], ids, np.arange(2 * beams), running, 8)
+    ids, rows = np.zeros((2 * beams, 3), np.int64), np.arange(2 * beams)
+    gone = logits.Gone([banned.gone(ids, rows, WIDE)], WIDE)
+    seen = _best_seen(Outlook(scores), np.arange(2), of, gone, running, 8)
     assert seen is not None
     np.testing.assert_array_equal(seen[1], order)
     np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
-    too_many = logits.Suppressed(range(300))
-    assert _best_seen(Outlook(scores), np.arange(2), of, [too_many], ids, np.arange(2 * beams), running, 8) is None
+    too_many = logits.Gone([logits.Suppressed(range(300)).gone(ids, rows, WIDE)], WIDE)
+    assert _best_seen(Outlook(scores), np.arange(2), of, too_many, running, 8) is None
 
 
 def test_what_a_stream_yields_is_the_callers() -> None:

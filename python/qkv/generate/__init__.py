@@ -19,7 +19,7 @@ from ..layers import Array
 from ..placement import host, in_host_memory, take
 from .beams import beam_search, group_search
 from .call import Columns, Job
-from .logits import MOST, Gone, draw, draw_there, largest_there, masks_alone
+from .logits import MOST, draw, draw_there, largest_there
 from .rows import CachedRows
 
 
@@ -89,11 +89,8 @@ def steps(job: Job) -> Iterator[Array]:
 
 def _likeliest(job: Job, x: Array, ids: Array, rows: Array) -> Array | None:
     """The token of each row's largest score, (n,), where seeing its best logits is enough to know it."""
-    masks = None if job.record or job.criteria else masks_alone(job.steps, ids.shape[1])
-    if masks is None:
-        return None
-    gone = Gone(masks, ids, rows, job.decoding.vocabulary)
-    if gone.most >= min(MOST, job.decoding.vocabulary):
+    gone = None if job.record or job.criteria else job.gone(ids, rows)
+    if gone is None or gone.most >= min(MOST, job.decoding.vocabulary):
         return None
     values, tokens, (_, total) = job.decoding.best(x, 1 + gone.most)
     first = gone.among(tokens).argmin(axis=1)[:, None]

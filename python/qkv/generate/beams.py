@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ from .. import ops
 from ..layers import Array
 from ..placement import host
 from .call import Job
-from .logits import MOST, Gone, Mask, draw_several, largest, masks_alone
+from .logits import MOST, Gone, draw_several, largest
 from .options import Options
 from .rows import Decoding
 
@@ -71,11 +70,10 @@ def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array]:
 
 
 def _best_seen(
-    decoding: Decoding, x: Array, row_of: Array, masks: Sequence[Mask], ids: Array, rows: Array, running: Array, k: int
+    decoding: Decoding, x: Array, row_of: Array, gone: Gone, running: Array, k: int
 ) -> tuple[Array, Array] | None:
     """`_best_sums` of rows row_of of x, seeing no more of them than each beam's best; None if these are not enough."""
     vocabulary = decoding.vocabulary
-    gone = Gone(masks, ids, rows, vocabulary)
     most = k + SPARE + gone.most
     if most > MOST or most >= vocabulary:
         return None
@@ -118,8 +116,8 @@ def beam_search(job: Job) -> Any:
         while True:
             count, length = len(texts), ids.shape[1] + 1
             rows = (texts[:, None] * beams + np.arange(beams)).reshape(-1)
-            masks = None if watched else masks_alone(job.steps, ids.shape[1])
-            seen = None if masks is None else _best_seen(decoding, x, row_of, masks, ids, rows, running, candidates)
+            gone = None if watched else job.gone(ids, rows)
+            seen = None if gone is None else _best_seen(decoding, x, row_of, gone, running, candidates)
             if seen is not None:
                 best, top = seen
                 scores = x  # nobody looks at them

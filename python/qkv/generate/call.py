@@ -18,7 +18,7 @@ from ..layers import Array
 from ..outputs import ModelOutput
 from ..packing import Packed, regular
 from ..placement import host
-from .logits import HammingDiversity, PrefixFunction, Processor, chain, filters_of, processors
+from .logits import Gone, HammingDiversity, PrefixFunction, Processor, chain, filters_of, masks_alone, processors
 from .options import DEFAULT_NEW_TOKENS, FILE, OUTPUTS, resolve
 from .rows import CachedRows, Decoding, RecurrentRows, Seen
 
@@ -132,6 +132,7 @@ class Job:
 
         self._read(input_ids, attention_mask, decoder_ids)
         self.max_length = self._length()
+        self.last_gone: Gone | None = None
         self.steps = self._steps([self._own(function) for function in own], prefix)
         self.strings = [(s, len(s.encode()) + 4) for s in o.stop_strings or []]
         if self.strings:
@@ -312,6 +313,17 @@ class Job:
     def process(self, ids: Array, scores: Array, rows: Array) -> Array:
         """New scores; the ones given may change."""
         return chain(self.steps, ids, scores, rows) if self.steps else scores
+
+    def gone(self, ids: Array, rows: Array) -> Gone | None:
+        """What `process` takes away from scores, if in this step that is all it does."""
+        masks = masks_alone(self.steps, ids.shape[1])
+        if masks is None:
+            return None
+        found = [mask.gone(ids, rows, self.decoding.vocabulary) for mask in masks]
+        last = self.last_gone
+        if last is None or any(a[0] is not b[0] for a, b in zip(found, last.found, strict=True)):  # mostly the same
+            last = self.last_gone = Gone(found, self.decoding.vocabulary)
+        return last
 
     def may_stop(self, tokens: Sequence[int], length: int) -> bool:
         """Whether `stops` has to look, with these as the last tokens of rows of that length."""

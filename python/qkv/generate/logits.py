@@ -57,10 +57,10 @@ NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
 class Gone:
-    """What masks take away from rows of the best logits, (n, m). most: from one of them."""
+    """What masks take away from rows of the best logits, (n, m), as they found it. most: from one of the rows."""
 
-    def __init__(self, masks: Sequence[Mask], ids: Array, rows: Array, vocabulary: int):
-        found = [mask.gone(ids, rows, vocabulary) for mask in masks]
+    def __init__(self, found: Sequence[tuple[Array, Array]], vocabulary: int):
+        self.found = found
         row, token = (np.concatenate(x) for x in zip(NOTHING, *found, strict=True))
         self.most = int(np.bincount(row).max(initial=0))
         self.vocabulary = vocabulary
