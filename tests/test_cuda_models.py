@@ -20,6 +20,7 @@ from golden_checks import GOLDEN, INPUTS, SMOL_BOUNDS, agree, checkpoint, expect
 from ml_dtypes import bfloat16
 from qkv import capture, cuda, placement
 from qkv.generate import beams
+from qkv.generate import rows as rows_of_cache
 from qkv.generate.ahead import Choice
 from qkv.generate.rows import CachedRows
 from qkv.gguf import read_gguf
@@ -178,7 +179,8 @@ def test_beams_bring_their_best_alone(options: dict[str, Any], monkeypatch: pyte
     common = {**prompts(here), "max_new_tokens": 6, "eos_token_id": 6, "num_beams": 3, "num_return_sequences": 3}
     brought: list[int] = []
     bring = placement.host
-    monkeypatch.setattr(beams, "host", lambda x: (brought.append(x.shape[1]), bring(x))[1])
+    for module in (beams, rows_of_cache):
+        monkeypatch.setattr(module, "host", lambda x: (brought.append(x.shape[1]), bring(x))[1])
     tokens = there.generate(**common, **options)
     assert len(brought) >= 6
     assert (max(brought) == here.config["vocab_size"]) == ("repetition_penalty" in options)
