@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from qkv.cache import CachedSequence, CacheFull, PagedCache
+from qkv.ops import _cpu, empty
 
 LAYERS, HKV, D, DV = 2, 2, 8, 4
 
@@ -179,6 +180,29 @@ def filled(
     for layer in range(LAYERS):
         step.write(layer, *(np.concatenate([w[i][layer] for w in written]) for i in range(2)))
     return cache, sequences, written
+
+
+def test_memory_that_was_used_before_holds_numbers_alone() -> None:
+    assert empty((2, 0, 3), np.float32).shape == (2, 0, 3)
+    with pytest.raises(TypeError, match="empty: dtype must hold numbers"):
+        empty((2,), object)
+    with pytest.raises(ValueError, match="empty: a dimension is negative"):
+        empty((2, -1), np.float32)
+
+
+def test_what_a_cache_grows_to_does_not_stay_in_the_pool_of_buffers() -> None:
+    qkv.trim()
+    cache = PagedCache(2, 4, 64, initial_tokens=256)
+    first, sequence = cache.nbytes, cache.sequence()
+    for _ in range(8):
+        cache.append(sequence, 4000)
+    assert cache.nbytes > 32 * first
+    del sequence, cache
+    cached = _cpu.buffer_stats()["cached_bytes"]
+    assert first <= cached < 2 * first
+    again = PagedCache(2, 4, 64, initial_tokens=256)
+    assert again.nbytes == first and _cpu.buffer_stats()["cached_bytes"] <= cached - first
+    qkv.trim()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "int8"])

@@ -22,6 +22,8 @@ from qkv import generate as generation
 from qkv.capture import CapturedSteps
 from qkv.generate import logits
 from qkv.generate.beams import _best_seen, _best_sums
+from qkv.generate.call import Job
+from qkv.generate.rows import CachedRows
 from qkv.packing import Packed
 from scipy import stats
 
@@ -69,6 +71,8 @@ def test_agrees_with_transformers(case: dict[str, Any], exact: dict[str, np.ndar
     assert out.sequences.dtype == np.int64
     if "sequences" in exact:
         np.testing.assert_array_equal(out.sequences, exact["sequences"])
+        # nobody sees scores: no more is looked at than the best of each row
+        np.testing.assert_array_equal(model.generate(ids, mask, **arguments), exact["sequences"])
     if "beam_indices" in exact:
         np.testing.assert_array_equal(out.beam_indices, exact["beam_indices"])
     real = np.ones(ids.shape, bool) if mask is None else mask == 1
@@ -863,6 +867,35 @@ def test_best_seen_without_what_masks_take(beams: int, rng: np.random.Generator)
     np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
     too_many = logits.Gone([logits.Suppressed(range(300)).gone(ids, rows, WIDE)], WIDE)
     assert _best_seen(Outlook(scores), np.arange(2), of, too_many, running, 8) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize("search", [{}, {"num_beams": 3, "num_return_sequences": 3, "no_repeat_ngram_size": 1}])
+def test_the_best_of_a_wide_vocabulary(search: dict[str, Any], dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens and the sums of their log-probabilities are those of a search that looks at all scores."""
+    config = {"model_type": "gpt2", "vocab_size": 3001, "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    rng = np.random.default_rng(4)
+    shapes = {"wte": (3001, 32), "wpe": (64, 32), "ln_f": (32,), "h.0.ln_1": (32,), "h.0.ln_2": (32,)}
+    dense = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
+    shapes |= {f"h.0.{name}": shape for name, shape in dense.items()}
+    weights = {f"transformer.{name}.weight": rng.standard_normal(shape) for name, shape in shapes.items()}
+    biased = {name: shape for name, shape in shapes.items() if name[0] != "w"}
+    weights |= {f"transformer.{name}.bias": rng.standard_normal(shape[-1]) for name, shape in biased.items()}
+    weights = {name: (0.3 * value).astype(np.float32) for name, value in weights.items()}
+    model = qkv.from_weights({**config, "architectures": ["GPT2LMHeadModel"]}, weights, dtype=dtype)
+    arguments = {"max_new_tokens": 12, "eos_token_id": list(range(0, 3001, 40)), "pad_token_id": 0, **search}
+    ids, mask = padded([rng.integers(1, 3000, n).tolist() for n in (5, 1, 9)])
+    seen: list[int] = []
+    best = CachedRows.best
+    monkeypatch.setattr(CachedRows, "best", lambda self, x, k: (seen.append(k), best(self, x, k))[1])
+    ours = model.generate(ids, mask, **arguments)
+    assert len(seen) > 3, "in vain"
+    whole = model.generate(ids, mask, return_dict_in_generate=True, output_scores=True, **arguments)
+    np.testing.assert_array_equal(ours, whole.sequences)
+    monkeypatch.setattr(Job, "gone", lambda *_: None)
+    before = len(seen)
+    np.testing.assert_array_equal(ours, model.generate(ids, mask, **arguments))
+    assert len(seen) == before
 
 
 def test_what_a_stream_yields_is_the_callers() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import qkv
 from checks import each_isa, normal, same_bits
-from qkv.ops import linear_top_k
+from qkv.ops import linear_top_k, log_softmax_parts, record
 
 CUT = 1024  # columns that are added up at once
 TYPES = [("float32", None), ("bfloat16", None), ("int8", None), ("int8", 32), ("int4", 32)]
@@ -29,6 +29,7 @@ def check(x: np.ndarray, weight: qkv.PackedWeight, bias: np.ndarray | None, k: i
             np.testing.assert_array_equal(top[:, 0], wide.max(axis=1))
             logarithm = np.log(np.exp(wide - wide.max(axis=1, keepdims=True)).sum(axis=1))
         np.testing.assert_allclose(total[:, 0], logarithm, rtol=1e-6, atol=1e-6)
+        assert same_bits(total, log_softmax_parts(z)[1])
 
 
 @pytest.mark.parametrize(("dtype", "group"), TYPES)
@@ -36,6 +37,25 @@ def check(x: np.ndarray, weight: qkv.PackedWeight, bias: np.ndarray | None, k: i
 def test_rows_and_types(rows: int, dtype: str, group: int | None, rng: np.random.Generator) -> None:
     weight = packed(normal(rng, (3 * CUT + 77, 64)), dtype, group)
     check(normal(rng, (rows, 64)), weight, normal(rng, weight.shape[0]), 17)
+
+
+@pytest.mark.parametrize(("dtype", "group"), TYPES)
+@pytest.mark.parametrize("k", [1, 3, 33, 65, 160])
+def test_features(k: int, dtype: str, group: int | None, rng: np.random.Generator) -> None:
+    weight = packed(normal(rng, (CUT + 33, k)), dtype, group)
+    check(normal(rng, (18, k)), weight, normal(rng, CUT + 33), 5)
+
+
+def test_again_after_x_has_changed(rng: np.random.Generator) -> None:
+    weight = packed(normal(rng, (2 * CUT, 32)), "int8", None)
+    x = normal(rng, (4, 32))
+    (values, places, (top, total)), recording = record(lambda: linear_top_k(x, weight, None, 3))
+    for _ in range(3):
+        x[...] = normal(rng, (4, 32))
+        recording.replay()
+        again = linear_top_k(x, weight, None, 3)
+        assert same_bits(values, again[0]) and (places == again[1]).all()
+        assert same_bits(top, again[2][0]) and same_bits(total, again[2][1])
 
 
 @pytest.mark.parametrize("width", [1, 15, 16, 17, 100, CUT - 1, CUT, CUT + 1, 2 * CUT + 16])
@@ -74,6 +94,12 @@ def test_infinities_and_nan(rng: np.random.Generator) -> None:
             np.testing.assert_array_equal(places, order)
             np.testing.assert_array_equal(values, np.take_along_axis(z, order, axis=1))
             assert np.isnan(total).all()
+    bad[:CUT], bad[5], bad[CUT:] = -np.inf, np.nan, 0  # where all others are left out
+    nothing = packed(np.zeros((3 * CUT, 16), np.float32), "float32", None)
+    for _ in each_isa():
+        assert np.isnan(linear_top_k(x, nothing, bad, 2)[2][1]).all()
+        z = np.full((6, 3 * CUT), -np.inf, np.float32)
+        assert same_bits(linear_top_k(x, nothing, z[0], 2)[2][1], log_softmax_parts(z)[1])
     x[1, 3] = np.nan  # of integers a row is NaN then
     weight = packed(normal(rng, (3 * CUT, 16)), "int8", None)
     values, places, (_, total) = linear_top_k(x, weight, None, 4)

@@ -126,7 +126,8 @@ py::tuple best_of_linear(py::handle x_in, py::handle weight, py::handle bias_in,
   if (x.is_double || x.dtype != DType::f32 || x.rank() != 2 || !(x.owner.flags() & py::array::c_style))
     fail_value(x.where + " must be contiguous float32 (rows, k)");
   check_linear(x, Array(), w->n, w->k, bias);
-  if (count < 1 || count > w->n || w->n > INT64_C(0xFFFFFFFF))
+  if (w->n > INT64_C(0xFFFFFFFF)) fail_value(std::string(op) + ": weight has more than 2^32 - 1 rows");
+  if (count < 1 || count > w->n)
     fail_value(std::string(op) + ": k must lie in 1 to " + std::to_string(w->n) + ", got " + std::to_string(count));
   const int64_t rows = x.shape[0];
   py::array values = new_array(op, float32_dtype(), {rows, count}),

@@ -71,7 +71,13 @@ void bind_runtime(py::module_& m) {
   m.def("cgroup_cpus", [](const std::string& root) { return cgroup_cpus(root.c_str()); }, py::arg("root"));
   m.def("trim", buffer_trim);
   m.def(
-      "empty", [](const std::vector<int64_t>& shape, const py::dtype& dtype) { return new_array("empty", dtype, shape); },
+      "empty",
+      [](const std::vector<int64_t>& shape, const py::dtype& dtype) {
+        if (dtype.attr("hasobject").cast<bool>()) fail_type("empty: dtype must hold numbers");
+        for (const int64_t n : shape)
+          if (n < 0) fail_value("empty: a dimension is negative");
+        return new_array("empty", dtype, shape);
+      },
       py::arg("shape"), py::arg("dtype"));
   m.def("buffer_stats", [] {
     const BufferStats s = buffer_stats();

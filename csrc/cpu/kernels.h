@@ -100,8 +100,9 @@ struct QuantizedGemmPlan {
   int64_t shared_bytes, scratch_bytes;  // m such rows; per thread: [a row as floats | sums | unpacked panels of a tile]
 };
 
-// c = act(a w^T + bias) * gate + residual, w bf16, int8 or int4: a is rounded to bf16 or quantised first.
 enum class Stage : uint8_t { both, rows, product };  // rows: no more than a; product: by what a call before has made of it
+
+// c = act(a w^T + bias) * gate + residual, w bf16, int8 or int4: a is rounded to bf16 or quantised first.
 struct QuantizedGemmArgs : Epilogue {
   Stage stage;
   int64_t m;
@@ -240,6 +241,8 @@ struct AdditiveAttentionArgs {
 };
 AttentionPlan plan_additive_attention(const AdditiveAttentionArgs&);
 
+constexpr int64_t kLogCut = 1024;  // numbers that log_softmax adds up at once
+
 struct SoftmaxArgs {
   Rows x, y;
   bool log;
@@ -247,7 +250,7 @@ struct SoftmaxArgs {
   bool across;
   bool past_caches;  // write y past the caches, which it would not fit into
   float* parts;      // (rows, 2): m and ln sum of log_softmax, instead of y; nullptr: y
-  double* totals;    // (rows): the sums beside m, instead of their logarithms; nullptr: those
+  double* totals;    // (rows): of rows that are a cut, the sums beside m instead of their logarithms; nullptr: those
   float* scratch;    // n floats per thread, 16 n with `across`
   int threads;
 };
@@ -304,6 +307,13 @@ static inline uint64_t key_of(float x, int64_t place) {
   __builtin_memcpy(&bits, &x, 4);
   const uint32_t order = x != x ? 0 : bits >> 31 ? ~bits : bits | 0x80000000u;
   return (uint64_t)order << 32 | (0xFFFFFFFFu - (uint32_t)place);
+}
+// Among the k largest, in descending order, if it is one of them.
+static inline void keep(uint64_t* keys, int64_t k, uint64_t key) {
+  if (key <= keys[k - 1]) return;
+  int64_t i = k - 1;
+  for (; i > 0 && keys[i - 1] < key; --i) keys[i] = keys[i - 1];
+  keys[i] = key;
 }
 static inline int64_t place_of(uint64_t key) { return 0xFFFFFFFFu - (uint32_t)key; }
 static inline float value_of(uint64_t key) {

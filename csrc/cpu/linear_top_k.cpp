@@ -13,7 +13,7 @@
 namespace qkv {
 namespace {
 
-constexpr int64_t kColumns = 1024, kRows = 64;  // 256 KB of floats
+constexpr int64_t kColumns = kLogCut, kRows = 64;  // 256 KB of floats
 
 int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -126,21 +126,15 @@ struct Work {
   void add_up(int64_t r) const {
     float top = -__builtin_inff();
     for (int64_t cut = 0; cut < layout.cuts; ++cut) top = fmaxf(top, parts_of(cut)[2 * r]);
-    double total = 0;
+    double total = 0;  // as total_of_cuts in softmax.cpp
     for (int64_t cut = 0; cut < layout.cuts; ++cut)
-      if (const float own = parts_of(cut)[2 * r]; own != -__builtin_inff())
-        total += totals_of(cut)[r] * exp(static_cast<double>(own) - top);
+      total += totals_of(cut)[r] * exp(static_cast<double>(parts_of(cut)[2 * r]) - top);
     float* const to = a.parts + 2 * (row + r);
     to[0] = top;
     to[1] = static_cast<float>(log(total));
-    // Descending ones of each thread: the best of the first that are left, k times.
     uint64_t* const keys = keys_of(0) + r * a.k;
     for (int t = 1; t < a.threads; ++t)
-      for (const uint64_t* key = keys_of(t) + r * a.k; key < keys_of(t) + (r + 1) * a.k && *key > keys[a.k - 1]; ++key) {
-        int64_t i = a.k - 1;
-        for (; i > 0 && keys[i - 1] < *key; --i) keys[i] = keys[i - 1];
-        keys[i] = *key;
-      }
+      for (int64_t i = 0; i < a.k; ++i) keep(keys, a.k, keys_of(t)[r * a.k + i]);
     for (int64_t i = 0; i < a.k; ++i) {
       a.values[(row + r) * a.k + i] = value_of(keys[i]);
       a.places[(row + r) * a.k + i] = place_of(keys[i]);

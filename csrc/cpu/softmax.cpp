@@ -32,11 +32,27 @@ static double total_of(const float* x, int64_t n, Vec m, float* e, bool keep, co
   return total;
 }
 
+// l of log_softmax without the logarithm: sums of cuts of kLogCut numbers, each by its own maximum, so that cuts can be made one
+// by one (linear_top_k). A cut of -inf counts as 0, unless all are.
+static double total_of_cut(const float* x, int64_t n, float top) {
+  return total_of(x, n, set(top == -__builtin_inff() ? 0 : top), (float*)nullptr, false, (const float*)nullptr);
+}
+static double total_of_cuts(const float* x, int64_t n, float top) {
+  double total = 0;
+  for (int64_t from = 0; from < n; from += kLogCut) {
+    const int64_t length = n - from < kLogCut ? n - from : kLogCut;
+    const float own = top_of(x + from, length);
+    total += total_of_cut(x + from, length, own) * ::exp((double)own - top);
+  }
+  return total;
+}
+
 // e: room for n floats that stay in the cache between the passes; x, e and y may be the same row.
 template <class T>
 static void softmax_row(const float* x, float* e, T* y, int64_t n, bool logarithm, bool past, const T* next) {
-  const Vec m = set(top_of(x, n));
-  const double total = total_of(x, n, m, e, !logarithm, next);
+  const float top = top_of(x, n);
+  const Vec m = set(top);
+  const double total = logarithm ? total_of_cuts(x, n, top) : total_of(x, n, m, e, true, next);
   if (logarithm) {
     const Vec ln = set((float)::log(total));
     write_each(y, n, past, [&](int64_t i, auto count) { return sub(sub(load(x + i, count), m), ln); });
@@ -82,11 +98,10 @@ void softmax(const SoftmaxArgs& a) {
       const float* x = a.parts ? (const float*)row_ptr(a.x, r) : read_row(a.x, r, buffer);  // contiguous floats
       if (a.parts) {
         a.parts[2 * r] = top_of(x, a.x.n);
-        const double total = total_of(x, a.x.n, set(a.parts[2 * r]), buffer, false, (const float*)nullptr);
         if (a.totals)
-          a.totals[r] = total;
+          a.totals[r] = total_of_cut(x, a.x.n, a.parts[2 * r]);
         else
-          a.parts[2 * r + 1] = (float)::log(total);
+          a.parts[2 * r + 1] = (float)::log(total_of_cuts(x, a.x.n, a.parts[2 * r]));
       } else if (a.y.step != 1) {
         softmax_row(x, buffer, buffer, a.x.n, a.log, false, (const float*)nullptr);
         finish_row(a.y, r, buffer);

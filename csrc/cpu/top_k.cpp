@@ -73,13 +73,6 @@ static Vec just_below(float x) {
   return set(x);
 }
 
-static void keep(uint64_t* keys, int64_t k, uint64_t key) {
-  if (key <= keys[k - 1]) return;
-  int64_t i = k - 1;
-  for (; i > 0 && keys[i - 1] < key; --i) keys[i] = keys[i - 1];
-  keys[i] = key;
-}
-
 // What at least k elements are no smaller than: the k-th of the maxima of more stretches and lanes than that. -inf for few
 // elements, or where one is not finite. keys: room for k, of zeros before and after.
 static float floor_of_lanes(const float* x, int64_t n, int64_t k, uint64_t* keys) {

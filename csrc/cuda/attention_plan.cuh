@@ -3,9 +3,10 @@
 // The tiles of keys of all tiles of rows stand in a line, and each block of a grid that just fills the GPU, a worker, takes an
 // equal share of it, wherever that begins and ends: Stream-K (Osama et al. 2023, arXiv:2301.03598) for attention. So all
 // multiprocessors are busy whatever the lengths, with a grid that the host can fix, and a captured step stays right when they
-// change. (The line is shorter than 2^31, or else there are no workers.) At most the first and the last of a worker's pieces are
-// parts of a tile of rows: those two go to slots of its own in the workspace, and attention_merge, which finds them by the same
-// arithmetic, adds them up in the order of the keys.
+// change. (The line is shorter than 2^31, or else the host asks for no workers; one that is longer all the same, by offsets on
+// the device that do not rise, is left alone.) At most the first and the last of a worker's pieces are parts of a tile of rows:
+// those two go to slots of its own in the workspace, and attention_merge, which finds them by the same arithmetic, adds them up
+// in the order of the keys.
 //
 // Where the splits must not depend on the batch (Problem::chunks) a worker takes those chunks of kChunkKeys that begin in its
 // share, each for itself.
@@ -105,13 +106,16 @@ QKV_DEVICE void find_share(const Problem& p, Share* share, int64_t* scratch) {
     longest = max(longest, scratch[kWarps + i]);
   }
   const auto shares = [](int64_t length, int64_t of) { return (length + of - 1) / of; };
-  const int64_t length = max(max(shares(total, p.workers), int64_t{kLeastShare}), shares(longest, kMostSplits - 1));
+  if (total > INT32_MAX) total = 0;
+  const int64_t length =
+      total == 0 ? 0 : max(max(shares(total, p.workers), int64_t{kLeastShare}), shares(longest, kMostSplits - 1));
   const int64_t begin = blockIdx.x * length;
   if (threadIdx.x == 0) {
     *share = {total, total, 0, 0};
     if (blockIdx.x == 0) p.starts[p.a.batch] = length;
   }
   __syncthreads();
+  if (total == 0) return;
   int64_t start = up_to - own;
   if (blockIdx.x > 0 && (begin < start || begin >= up_to)) return;
   for (int64_t b = first; b < last; ++b) {
@@ -187,6 +191,7 @@ QKV_DEVICE Parts parts_of(const Problem& p, const Entry& e, int kv_head, int r, 
     return {(seen.end + round - 1) / round - chunk, first, first, rows};
   }
   const int length = static_cast<int>(p.starts[p.a.batch]);
+  if (length == 0) return {0, 0, 0, 0};
   const int keys =
       static_cast<int>(p.starts[e.b] + kv_head * length_of(p, e, row_tiles_of(p, e)) + length_of(p, e, tile)) + kTilesToBegin;
   const int first = keys / length, row = r - tile * p.tile_rows;  // first: a worker

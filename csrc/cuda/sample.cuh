@@ -401,7 +401,7 @@ QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Te
   if (reach(kept, part, target, passed) != warp) return;
 
   // 32 chunks at a time, up to the lane that has it.
-  for (int i = first + lane;; i += 32) {
+  for (int i = first + lane; i - lane < end; i += 32) {  // beyond only if somebody writes the logits meanwhile
     uint32_t key[kLanes<T>] = {};
     part = {0, 0};
     if (i < end) share.read(i, key);

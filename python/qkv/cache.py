@@ -32,6 +32,11 @@ def _numbers(value: int | Sequence_[int], count: int) -> list[int]:
     return each * count if np.ndim(value) == 0 else each
 
 
+# Bytes of a cache up to which its first memory comes from the pool of buffers, as the next cache is likely to be as
+# large. What it grows to goes back to the system: in the pool it would stay, and serve nobody.
+RECURRING = 64 << 20
+
+
 class CacheFull(RuntimeError):
     """No block is left below the cache's maximum. Nothing was changed: free or truncate sequences and call again."""
 
@@ -168,7 +173,10 @@ class PagedCache:
         self._block_bytes = layers * block_size * kv_heads * (sum(widths) * np.dtype(stored).itemsize + scales)
 
         def arrays(kind: Any, *tail: int) -> list[Array]:
-            return [self._room((blocks, block_size, kv_heads, *tail), kind) for _ in range(layers)]
+            shape = (blocks, block_size, kv_heads, *tail)
+            if place.number is None and blocks * self._block_bytes <= RECURRING:
+                return [place.empty(shape, kind) for _ in range(layers)]
+            return [self._room(shape, kind) for _ in range(layers)]
 
         self.k, self.v = (arrays(stored, width) for width in widths)
         self.k_scale, self.v_scale = (arrays(np.float32) if dtype == "int8" else [] for _ in widths)
@@ -314,7 +322,7 @@ class PagedCache:
     def _room(self, shape: tuple[int, ...], dtype: Any) -> Array:
         """Memory for tokens. On a GPU of zeros: blocks are copied in one call, each as far as the fullest is filled."""
         if self.place.number is None:
-            return self.place.empty(shape, dtype)
+            return np.empty(shape, dtype)
         size = f"{shape[0] * self._block_bytes / 2**20:.2f} MiB in all"
         return self.place.zeros(shape, dtype, f"a KV cache of {shape[0]} blocks of {self.block_size} tokens, {size}")
 

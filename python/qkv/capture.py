@@ -134,11 +134,10 @@ class _CapturedStep:
             with place.current():
                 self._prepare(forward, there, place)
                 self.result, self.recording = cuda.record(work)
-        one_each = len(starts) == len(packed.ids) + 1 and bool((np.diff(starts) == 1).all())
         self.table = there.table
         # whether the next step differs by counting alone
         turned = all(rotary.counts for rotary in self.run.angles)
-        self.counts = self.recording.complete and one_each and turned and not self.derived
+        self.counts = self.recording.complete and step.one_each and turned and not self.derived
 
     @staticmethod
     def _like(packed: Packed, ids: Array, positions: Array) -> Packed:

@@ -399,8 +399,8 @@ def top_k_with_parts(x: Array, k: int) -> TopK:
 
 
 def linear_top_k(x: Array, weight: PackedWeight, bias: Array | None, k: int) -> TopK:
-    """The same of linear(x, weight, bias), which does not come to lie in memory, for contiguous float32 x (rows, n_in).
-    The second of the parts adds up in another order: it may differ by a rounding."""
+    """The same of linear(x, weight, bias), to the bit but for the sign of zeros, without that in memory, for contiguous
+    float32 x (rows, n_in)."""
     values, places, parts = _cpu.linear_top_k(x, weight, bias, k)
     return values, places, (parts[:, :1], parts[:, 1:])
 

@@ -138,11 +138,14 @@ class MaskedLMHead:
 
     def logits(self, x: Array) -> Array:
         """(n, C) -> (n, V)"""
-        return self.decoder(self.norm(self.dense(x, activation=self.activation)))
+        return self.decoder(self._transformed(x))
 
     def best(self, x: Array, k: int) -> ops.TopK:
-        """The k largest logits of each row."""
-        return ops.top_k_with_parts(self.logits(x), k)
+        """The k largest logits of each row, where x is in host memory."""
+        return ops.linear_top_k(self._transformed(x), self.decoder.weight, self.decoder.bias, k)
+
+    def _transformed(self, x: Array) -> Array:
+        return self.norm(self.dense(x, activation=self.activation))
 
     def __call__(self, x: Array, pooled: Array | None, packed: Packed) -> Fields:
         return {self.field: packed.pad(self.logits(x))}  # (B, S, V)
