@@ -246,7 +246,10 @@ def test_a_shared_prefix_is_stored_once(dtype: str, rng: np.random.Generator) ->
     assert cache.blocks_used == 4 + 9, "a boundary is shared: only new tokens take blocks"
     half = cache.fork(prompt, 40)
     assert len(half) == 40 and cache.blocks_used == 13
-    cache.append(half)  # writes into the third block, that is shared
+    step = cache.extend([half])  # writes into the third block, that is shared
+    k, v = tokens(rng, 1)
+    for layer in range(LAYERS):
+        step.write(layer, k[layer], v[layer])
     assert cache.blocks_used == 14 and half.blocks[:2].tolist() == prompt.blocks[:2].tolist()
     assert half.blocks[2] != prompt.blocks[2]
     for layer in range(LAYERS):
