@@ -208,7 +208,7 @@ struct Tile {
       for (int64_t i = (a.d + M::kWidth - 1) / M::kWidth; i < words<M>(); ++i) to[i] = 0;
     }
 #if defined(QKV_TILES)
-    if (!keys_as_they_lie()) return;
+    if (rows == 1 || !keys_as_they_lie()) return;
     memset(columns, 0, (size_t)(words<M>() * kPanelRowBytes));
     for (int64_t r = 0; r < rows; ++r)
       for (int64_t i = 0; i < words<M>(); ++i) columns[i * kPanel + r] = q[r * row_room(a.d) + i];
@@ -235,10 +235,13 @@ struct Tile {
   bool keys_as_they_lie() const { return rows <= kTileRows && a.d % kKeyUnit<DotBf16> == 0; }
   bool few() const { return rows <= kFewRows && keys_as_they_lie(); }
 
-  // q.k of up to R rows and the keys [first, last). Four panels at a time: a product takes 16 cycles, its result 52.
+  // q.k of up to R rows and the keys [first, last). Four panels at a time: a product takes 16 cycles, its result 52. One query is
+  // a column as it lies, and its scores a row.
   template <int R>
   void score_as_they_lie(int64_t first, int64_t last) const {
-    shape_tiles(kTileRows);
+    constexpr int kColumns = R == 1 ? 1 : kPanel;
+    shape_tiles(kTileRows, kTileRowBytes, kColumns, kLastOfKeys);
+    const float* const queries = R == 1 ? q : columns;
     for (int64_t key = first / kPanel * kPanel; key < last;) {
       const float* from[4];
       int64_t ld[4];
@@ -253,10 +256,14 @@ struct Tile {
         for (int64_t at = 0; at < kPanel * ld[p] && ld[p] == a.d / 2; at += 16)
           __builtin_prefetch(from[p] + n * kPanel * ld[p] + at);
       alignas(64) float sums[4][kPanel * kPanel];
-      with_panels<1, 4>(n, [&](auto, auto panels) { key_tiles<decltype(panels)::value>(sums, from, ld, columns, a.d / 2); });
+      with_panels<1, 4>(
+          n, [&](auto, auto panels) { key_tiles<decltype(panels)::value, kColumns>(sums, from, ld, queries, a.d / 2); });
       for (int p = 0; p < n; ++p, key += kPanel) {
         Vec row[kLanes];
-        transpose(sums[p], kPanel, row);
+        if (R == 1)
+          row[0] = load(sums[p], Full{});
+        else
+          transpose(sums[p], kPanel, row);
         float* const to = scores_of(key) + key % kKeyBlock;
         QKV_UNROLL(16)
         for (int r = 0; r < R; ++r) store(to + r * kKeyBlock, row[r], Full{});
@@ -276,7 +283,7 @@ struct Tile {
   template <class M>
   void score(int64_t first, int64_t last) const {
 #if defined(QKV_TILES)
-    score_as_they_lie<kFewRows>(first, last);
+    rows == 1 ? score_as_they_lie<1>(first, last) : score_as_they_lie<kFewRows>(first, last);
 #else
     for (int64_t key = first / kPanel * kPanel; key < last; key += kPanel) {
       int64_t ld;
@@ -488,15 +495,21 @@ struct Tile {
   }
 };
 
-// Tile `index` of a key head, counted over the batch.
-static Tile make_tile(const AttentionArgs& a, int64_t kv_head, int64_t index, int thread) {
+// The entry of the batch whose tiles, of one key head, tile `index` is among.
+static int64_t entry_of_tile(const AttentionArgs& a, int64_t index) {
+  if (index < a.batch && a.tiles[index] == index && a.tiles[index + 1] > index) return index;  // one tile each
   int64_t low = 0, high = a.batch;  // tiles[low] <= index < tiles[high]
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;
     (a.tiles[middle] <= index ? low : high) = middle;
   }
-  const Entry e = entry_of(a, low);
-  const int64_t row = (index - a.tiles[low]) * a.plan.tile_rows, left = e.s * (a.heads / a.kv_heads) - row;
+  return low;
+}
+
+// Tile `index` of a key head, counted over the batch, in entry b.
+static Tile make_tile(const AttentionArgs& a, int64_t kv_head, int64_t b, int64_t index, int thread) {
+  const Entry e = entry_of(a, b);
+  const int64_t row = (index - a.tiles[b]) * a.plan.tile_rows, left = e.s * (a.heads / a.kv_heads) - row;
   return Tile(a, e, kv_head, row, left < a.plan.tile_rows ? left : a.plan.tile_rows, a.scratch + thread * a.plan.scratch_bytes);
 }
 
@@ -504,15 +517,16 @@ template <class M>
 static void attention_by(const AttentionArgs& a) {
   const int64_t per_head = a.tiles[a.batch], tiles = per_head * a.kv_heads, splits = a.plan.splits;
   if (splits == 1) {
-    const bool one_each = per_head == a.batch;
     parallel(tiles, a.plan.grain, a.threads, [&](int64_t begin, int64_t end, int thread) {
       // Tiles of one head are neighbours: their keys stay in cache. The last tile sees most keys under causality: it goes first.
-      // Where every sequence is one tile, its heads are neighbours: their keys lie side by side (Zen 4, 32 sequences of 16 to
-      // 1000 keys: 0.78 to 0.94 of the time; fetching the next head's keys meanwhile gained nothing).
-      for (int64_t item = begin; item < end; ++item)
-        (one_each ? make_tile(a, item % a.kv_heads, item / a.kv_heads, thread)
-                  : make_tile(a, item / per_head, per_head - 1 - item % per_head, thread))
-            .template all_splits<M>();
+      // Heads of one sequence are neighbours: their keys lie side by side (Zen 4, 32 sequences of 16 to 1000 keys, one tile each:
+      // 0.78 to 0.94 of the time; fetching the next head's keys, or on AMX the next sequence's, meanwhile gained nothing), and a
+      // thread that makes products of some rows finds them in its own cache.
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t b = entry_of_tile(a, item / a.kv_heads), first = a.tiles[b], n = a.tiles[b + 1] - first;
+        const int64_t at = item - first * a.kv_heads;
+        make_tile(a, at / n, b, first + n - 1 - at % n, thread).template all_splits<M>();
+      }
       leave<M>();
     });
     return;
@@ -523,16 +537,20 @@ static void attention_by(const AttentionArgs& a) {
     float* const sums = (float*)(a.scratch + a.threads * a.plan.scratch_bytes + item * a.plan.part_bytes);
     return FlashRows{a.dv, dv_padded, sums, sums + most * dv_padded, sums + most * (dv_padded + 1)};
   };
+  const auto tile_of = [&](int64_t tile, int thread) {
+    const int64_t index = tile % per_head;
+    return make_tile(a, tile / per_head, entry_of_tile(a, index), index, thread);
+  };
   parallel(tiles * splits, 1, a.threads, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t tile = item / splits;
-      make_tile(a, tile / per_head, tile % per_head, thread).template one_split<M>(part_of(item), item % splits);
+      tile_of(tile, thread).template one_split<M>(part_of(item), item % splits);
     }
     leave<M>();
   });
   parallel(tiles, 16, a.threads, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t tile = begin; tile < end; ++tile) {
-      const Tile t = make_tile(a, tile / per_head, tile % per_head, thread);
+      const Tile t = tile_of(tile, thread);
       t.start();
       for (int64_t split = 0; split < splits; ++split)
         for (int64_t r = 0; r < t.rows; ++r) flash_merge(t.whole, part_of(tile * splits + split), r);

@@ -30,22 +30,27 @@ static inline const float* piece(const Rows& x, int64_t row, int64_t column, int
   return copy;
 }
 
-// Sums of columns [column, column + n) of a row -> c, the start of that row. `sum` may be that place. n <= a chunk's width.
-static void finish(const Epilogue& e, int64_t row, int64_t column, int64_t n, const float* sum, char* c) {
-  float gate_copy[kChunkPanels * kPanel], residual_copy[kChunkPanels * kPanel];
-  const float* const gate = piece(e.gate, row, column, n, gate_copy);
-  const float* const residual = piece(e.residual, row, column, n, residual_copy);
+// Sums of columns [column, column + n) of some rows, ld apart, from `row` on -> c, whose row 0 starts at `base`. They may lie in
+// that place. n <= a chunk's width.
+static void finish(const Epilogue& e, int64_t row, int64_t rows, int64_t column, int64_t n, const float* sums, int64_t ld,
+                   char* base) {
   const float* const bias = e.bias ? e.bias + column : nullptr;
   with_activation(e.activation, [&](auto f) {
-    with_type(e.c.dtype, (void*)c, [&](auto* to) {
-      each_pair(n, [&](int64_t i, auto count) {
-        auto v = load(sum + i, count);
-        if (bias) v = add(v, load(bias + i, count));
-        v = f(v);
-        if (gate) v = mul(v, load(gate + i, count));
-        if (residual) v = add(v, load(residual + i, count));
-        store(to + column + i, v, count);
-      });
+    with_type(e.c.dtype, (void*)base, [&](auto* c) {
+      for (int64_t r = row; r < row + rows; ++r, sums += ld) {
+        float gate_copy[kChunkPanels * kPanel], residual_copy[kChunkPanels * kPanel];
+        const float* const gate = piece(e.gate, r, column, n, gate_copy);
+        const float* const residual = piece(e.residual, r, column, n, residual_copy);
+        auto* const to = c + row_offset(e.c, r) + column;
+        each_pair(n, [&](int64_t i, auto count) {
+          auto v = load(sums + i, count);
+          if (bias) v = add(v, load(bias + i, count));
+          v = f(v);
+          if (gate) v = mul(v, load(gate + i, count));
+          if (residual) v = add(v, load(residual + i, count));
+          store(to + i, v, count);
+        });
+      }
     });
   });
 }

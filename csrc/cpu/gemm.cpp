@@ -95,9 +95,7 @@ void gemm(const GemmArgs& g) {
         }
         if (g.k == 0) break;
       }
-      if (!fused)
-        for (int64_t r = 0; r < m; ++r)
-          finish(g, row + r, column, n, c + r * ldc, c_base + row_offset(g.c, row + r) * size_of(g.c.dtype));
+      if (!fused) finish(g, row, m, column, n, c, ldc, c_base);
     }
   });
 }

@@ -256,9 +256,7 @@ static void product(const QuantizedGemmArgs& g, const Operands& all, int64_t byt
         }
         if (k_all == 0) break;
       }
-      if (!fused)
-        for (int64_t r = 0; r < m; ++r)
-          finish(g, row + r, column, n, c + r * ldc, g.c.data + row_offset(g.c, row + r) * size_of(g.c.dtype));
+      if (!fused) finish(g, row, m, column, n, c, ldc, g.c.data);
     }
   });
 }

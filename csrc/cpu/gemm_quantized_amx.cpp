@@ -29,28 +29,19 @@ struct Lines {
   }
 };
 
-// kOnce: 17 to 32 rows, which stay in the first cache while panels, each needed once, go past it. (Of fewer rows four panels at a
-// time come from it; past it was not measured.) Where rows are more they are loaded past the first cache, so that it keeps the
-// panels: both together ask more of the second
-// cache than it gives, 48 bytes a cycle (1.15 times the speed).
-template <int R, bool kOnce, int T>
+// kPast: rows are loaded past the first cache, so that it keeps the panels: both together ask more of the second cache than it
+// gives, 48 bytes a cycle (1.15 times the speed). Up to 32 rows stay in the first.
+template <bool kPast, int T>
 QKV_INLINE void load_tile_of_rows(const char* a, int64_t lda) {
-  if constexpr (R == 2 && !kOnce)
+  if constexpr (kPast)
     stream_tile<T>(a, lda);
   else
     load_tile<T>(a, lda);
 }
-template <bool kOnce, int T>
-QKV_INLINE void load_tile_of_panel(const char* b) {
-  if constexpr (kOnce)
-    stream_tile<T>(b, kTileRowBytes);
-  else
-    load_tile<T>(b, kTileRowBytes);
-}
 
 // C tiles 0 .. 3, row by row; with two rows of tiles a in 4 and 5, b in 6 and 7; with one a in 4, b in 5 .. 7 in turn.
 // meanwhile(): what vectors do in each step.
-template <bool kBf16, int R, int P, bool kOnce, class Meanwhile>
+template <bool kBf16, int R, int P, bool kPast, class Meanwhile>
 QKV_INLINE void multiply_tiles(int64_t steps, const char* a0, const char* a1, int64_t lda, const char* b, int64_t b_panel,
                                const char* tail, float* sums, Lines& next, Meanwhile&& meanwhile) {
   static_assert(R * P <= kMostTiles && (R == 1 || P <= 2), "");
@@ -66,15 +57,15 @@ QKV_INLINE void multiply_tiles(int64_t steps, const char* a0, const char* a1, in
   for (int64_t s = 0; s < steps; ++s) {
     if (tail && s == steps - 1) b = tail, b_panel = kTileBytes;
     next.fetch();
-    load_tile_of_rows<R, kOnce, 4>(a0, lda);
-    load_tile_of_panel<kOnce, R == 2 ? 6 : 5>(b);
+    load_tile_of_rows<kPast, 4>(a0, lda);
+    load_tile<R == 2 ? 6 : 5>(b, kTileRowBytes);
     QKV_TILE(0, 0)
     if constexpr (P > 1) {
-      load_tile_of_panel<kOnce, R == 2 ? 7 : 6>(b + b_panel);
+      load_tile<R == 2 ? 7 : 6>(b + b_panel, kTileRowBytes);
       QKV_TILE(0, 1)
     }
     if constexpr (R == 2) {
-      load_tile_of_rows<R, kOnce, 5>(a1, lda);
+      load_tile_of_rows<kPast, 5>(a1, lda);
       QKV_TILE(1, 0)
       if constexpr (P > 1) {
         QKV_TILE(1, 1)
@@ -82,11 +73,11 @@ QKV_INLINE void multiply_tiles(int64_t steps, const char* a0, const char* a1, in
       a1 += kTileRowBytes;
     }
     if constexpr (P > 2) {
-      load_tile_of_panel<kOnce, 7>(b + 2 * b_panel);
+      load_tile<7>(b + 2 * b_panel, kTileRowBytes);
       QKV_TILE(0, 2)
     }
     if constexpr (P > 3) {
-      load_tile_of_panel<kOnce, 5>(b + 3 * b_panel);
+      load_tile<5>(b + 3 * b_panel, kTileRowBytes);
       QKV_TILE(0, 3)
     }
     a0 += kTileRowBytes;
@@ -112,34 +103,41 @@ struct TileOperands {
   int64_t stats_step;
 };
 
-// Integer sums of a row become floats.
-template <int P>
-QKV_INLINE void scale_sums(float* sums, const RowStats& s, const float* row_scale, const int32_t* row_sum) {
-  const IVec minus = iset(s.minus), shift = iset(s.shift);
-  const Vec scale = set(s.scale);
-  QKV_UNROLL(4)
-  for (int p = 0; p < P; ++p) {
-    const IVec x = iadd(iadd(iload(sums + p * kPanel), minus), imul(shift, iload(row_sum + p * kPanel)));
-    store(sums + p * kPanel, mul(mul(to_float(x), scale), load(row_scale + p * kPanel, Full{})), Full{});
-  }
-}
-
-// A row of c from sums of P panels from `column` on.
+// Rows of c, from `row` on, from sums (rows, P panels) of the columns from `column` on, which are overwritten.
 template <bool kBf16, int P>
-QKV_INLINE void write_row(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row, int64_t column, int64_t n, bool fused,
-                          float* sums) {
-  if constexpr (!kBf16)
-    scale_sums<P>(sums, *(const RowStats*)((const char*)o.stats + row * o.stats_step), g.w.row_scale + column,
-                  g.w.row_sum + column);
-  char* const c = g.c.data + row_offset(g.c, row) * size_of(g.c.dtype);
-  if (fused) {
+QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row, int64_t rows, int64_t column,
+                           int64_t n, bool fused, float* sums) {
+  Vec scale[P];
+  IVec total[P];
+  QKV_UNROLL(4)
+  for (int p = 0; p < P && !kBf16; ++p) {
+    scale[p] = load(g.w.row_scale + column + p * kPanel, Full{});
+    total[p] = iload(g.w.row_sum + column + p * kPanel);
+  }
+  const Addends more = addends_of(g, row, column);
+  const RowStats* s = (const RowStats*)((const char*)o.stats + row * o.stats_step);
+  float* c = (float*)g.c.data + row_offset(g.c, row) + column;
+  const int64_t ldc = g.c.rank ? g.c.strides[0] : 0;
+  for (int64_t r = 0; r < rows; ++r, s = (const RowStats*)((const char*)s + o.stats_step)) {
+    float* const from = sums + r * P * kPanel;
     Vec sum[1][P];
     QKV_UNROLL(4)
-    for (int p = 0; p < P; ++p) sum[0][p] = load(sums + p * kPanel, Full{});
-    store_sums(sum, (float*)c + column, 0, n, true, addends_of(g, row, column));
-  } else {
-    finish(g, row, column, n, sums, c);
+    for (int p = 0; p < P; ++p) {
+      if constexpr (kBf16)
+        sum[0][p] = load(from + p * kPanel, Full{});
+      else
+        sum[0][p] = mul(
+            mul(to_float(iadd(iadd(iload(from + p * kPanel), iset(s->minus)), imul(iset(s->shift), total[p]))), set(s->scale)),
+            scale[p]);
+    }
+    if (fused) {
+      store_sums(sum, c + r * ldc, 0, n, true, {more.bias, more.residual ? more.residual + r * more.ldr : nullptr, 0});
+    } else if (!kBf16) {
+      QKV_UNROLL(4)
+      for (int p = 0; p < P; ++p) store(from + p * kPanel, sum[0][p], Full{});
+    }
   }
+  if (!fused) finish(g, row, rows, column, n, sums, P * kPanel, g.c.data);
 }
 
 // Sums on their way to c: those of a product of tiles are written while the next one is made, some rows in each step. (What the
@@ -157,8 +155,13 @@ struct Unwritten {
   Unwritten(const QuantizedGemmArgs& args, const TileOperands& operands, bool only_sums)
       : g(args), o(operands), fused(only_sums) {}
   QKV_MEMBER void write(int end) {
-    for (end = end < rows ? end : rows; done < end; ++done)
-      write_row<kBf16, P>(g, o, row[done / kTileRows] + done % kTileRows, column, n, fused, sums[1 - made] + done * P * kPanel);
+    if (end > rows) end = rows;
+    while (done < end) {
+      const int tile = done / kTileRows, first = done % kTileRows, left = end - done, most = kTileRows - first;
+      const int count = left < most ? left : most;
+      write_rows<kBf16, P>(g, o, row[tile] + first, count, column, n, fused, sums[1 - made] + done * P * kPanel);
+      done += count;
+    }
   }
   QKV_MEMBER void begin() { each = (int)((rows + o.steps - 1) / (o.steps > 0 ? o.steps : 1)); }
   QKV_MEMBER void some() { write(done + each); }
@@ -176,12 +179,12 @@ struct Unwritten {
   }
 };
 
-template <bool kBf16, int R, int P, bool kOnce>
+template <bool kBf16, int R, int P, bool kPast>
 QKV_INLINE void rows_of_tiles(Unwritten<kBf16, P>& u, int64_t row0, int64_t row1, int64_t rows, int64_t panel, const char* tail,
                               Lines& next) {
   const TileOperands& o = u.o;
   u.begin();
-  multiply_tiles<kBf16, R, P, kOnce>(o.steps, o.a + row0 * o.lda, o.a + row1 * o.lda, o.lda, o.b + panel * o.b_panel, o.b_panel,
+  multiply_tiles<kBf16, R, P, kPast>(o.steps, o.a + row0 * o.lda, o.a + row1 * o.lda, o.lda, o.b + panel * o.b_panel, o.b_panel,
                                      tail, u.sums[u.made], next, [&]() QKV_ALWAYS { u.some(); });
   u.hand_over(row0, row1, rows, panel);
 }
@@ -192,11 +195,11 @@ static void rows_of_panels(Unwritten<kBf16, P>& u, int64_t row, int64_t m, int64
   if constexpr (P <= 2) {
     const int64_t last = row + m - kTileRows;
     if (m > kTileRows && m <= 2 * kTileRows)
-      return rows_of_tiles<kBf16, 2, P, true>(u, row, last, 2 * kTileRows, panel, tail, next);
+      return rows_of_tiles<kBf16, 2, P, false>(u, row, last, 2 * kTileRows, panel, tail, next);
     int64_t i = row;
     for (; i < last; i += 2 * kTileRows) {
       const int64_t second = i + kTileRows < last ? i + kTileRows : last;
-      rows_of_tiles<kBf16, 2, P, false>(u, i, second, 2 * kTileRows, panel, tail, next);
+      rows_of_tiles<kBf16, 2, P, true>(u, i, second, 2 * kTileRows, panel, tail, next);
     }
     if (m > kTileRows) {
       if (i < row + m) rows_of_tiles<kBf16, 1, P, false>(u, last, last, kTileRows, panel, tail, next);
@@ -207,23 +210,28 @@ static void rows_of_panels(Unwritten<kBf16, P>& u, int64_t row, int64_t m, int64
 }
 
 // How c is cut up: into chunks of all rows if their a stays in the second cache, so that panels, which come from farther away,
-// are read once. (The plan's chunks are nearer to squares.)
+// are read once. (The plan's chunks are nearer to squares.) But each thread keeps to its share of the rows where both reading all
+// panels costs less than what the threads would fetch of each other's c.
 struct Chunks {
   int64_t rows, panels, row_chunks, panel_chunks;
   Chunks(int64_t m, int64_t all_panels, int64_t lda, int threads) {
     constexpr int64_t kNear = 768 << 10;  // bytes of a
+    constexpr int64_t kLeast = 64 << 10;  // of panels, which few rows read at the speed of memory: below it loops cost more
     constexpr int64_t kUnit = 2 * kTileRows;
     const int64_t wanted = 8 * threads;
     const int64_t fit = kNear / lda / kUnit * kUnit, most = fit > kUnit ? fit : kUnit;
-    const int64_t least_chunks = (m + most - 1) / most;
+    int64_t least_chunks = (m + most - 1) / most;
+    if (least_chunks < threads && m >= 2 * kUnit * threads && 4 * m >= lda) least_chunks = threads;
     rows = least_chunks > 0 ? round_up((m + least_chunks - 1) / least_chunks, kUnit) : kUnit;
     panels = kChunkPanels;
+    int64_t least = m <= kUnit ? round_up(kLeast / (lda * kPanel), 2) : 2;
+    if (least < 2) least = 2;
     const auto count = [&] {
       row_chunks = (m + rows - 1) / rows;
       panel_chunks = (all_panels + panels - 1) / panels;
       return row_chunks * panel_chunks;
     };
-    while (count() < wanted && panels > 2) panels = panels > 4 ? panels - 4 : 2;
+    while (count() < wanted && panels > least) panels = panels - 4 > least ? panels - 4 : least;
     while (count() < wanted && rows > kUnit) rows = round_up(rows / 2, kUnit);
   }
 };
@@ -233,7 +241,7 @@ template <bool kBf16, int P>
 static void rows_and_panels(const QuantizedGemmArgs& g, const TileOperands& o, bool fused, int64_t row, int64_t m, int64_t first,
                             int64_t count) {
   const int64_t panels = panels_of(g.w.n), rest = panel_rows(g.w) % kTileRows;
-  const int64_t tiles = m <= kTileRows ? 0 : (m + 2 * kTileRows - 1) / (2 * kTileRows);
+  const int64_t tiles = m <= 2 * kTileRows ? 0 : (m + 2 * kTileRows - 1) / (2 * kTileRows);
   Unwritten<kBf16, P> u(g, o, fused);
   for (int64_t panel = first; panel < first + count; panel += P) {
     alignas(64) char last[P * kTileBytes];
@@ -350,11 +358,10 @@ static void product_of_groups(const QuantizedGemmArgs& g, const TileOperands& o,
                               kInt4 ? unpacked + i * bytes : o.b + (q + i) * o.b_panel, q + i, sums + i * kPanel, columns);
           const int64_t rows = last - r < kTileRows ? last - r : kTileRows, column = q * kPanel;
           const int64_t width = g.w.n - column < columns ? g.w.n - column : columns;
-          for (int64_t i = 0; i < rows; ++i)
-            if (n == 1)
-              write_row<true, 1>(g, o, r + i, column, width, fused, sums + i * columns);
-            else
-              write_row<true, 2>(g, o, r + i, column, width, fused, sums + i * columns);
+          if (n == 1)
+            write_rows<true, 1>(g, o, r, rows, column, width, fused, sums);
+          else
+            write_rows<true, 2>(g, o, r, rows, column, width, fused, sums);
         }
       }
     }

@@ -86,11 +86,11 @@ static inline void load_rows(float* to, int64_t ld, const KeySource& s, int64_t 
 }
 
 // The 16 keys of a panel as rows of words, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are
-// not read: zeros stand in for them.
+// worth nothing: zeros, or what a block that has room for them holds there.
 template <class M>
 static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t d, float* rows,
                                       int64_t* ld) {
-  if (begin <= 0 && end >= kPanel) {
+  if ((begin <= 0 && end >= kPanel) || (s.table && s.block_size % kPanel == 0 && (s.start + key) % kPanel == 0)) {
     *ld = s.row / M::kWidth;
     if (const float* in_place = rows_in_place<M>(s, key, kPanel, d)) return in_place;
   }

@@ -37,6 +37,42 @@ static float write_units(char* to, Units units, const float* x, int64_t n, Value
   return reduce_add(sum);
 }
 
+#if defined(QKV_AVX512_BF16_VNNI)
+// Writes clamp(round(x u) + z, 0, 255) - 128 for x[0 .. n), as bytes padded with zeros to whole vectors; z_128: z - 128. In
+// integers: narrowing them clamps. Returns the sum of what is stored.
+template <bool kUsual>
+static int64_t write_bytes(char* to, const float* x, int64_t n, const Rounding& u, int32_t z_128) {
+  constexpr int64_t kBytes = 4 * kLanes;
+  const IVec offset = iset(z_128), ones = iset(0x01010101);
+  IVec sum = izero();
+  const auto bytes = [&](const float* from) QKV_ALWAYS {
+    IVec q[4];
+    QKV_UNROLL(4)
+    for (int64_t i = 0; i < 4; ++i) {
+      const Vec v = load(from + i * kLanes, Full{});
+      q[i] = iadd(to_nearest(mul(kUsual ? v : mul(v, u.pre), u.inverse)), offset);
+    }
+    return narrow(q);
+  };
+  int64_t i = 0;
+  for (; i + kBytes <= n; i += kBytes) {
+    const IVec b = bytes(x + i);
+    sum = DotInt8::mac(sum, ones, b);
+    memcpy(to + i, &b.v, (size_t)kBytes);
+  }
+  if (i < n) {
+    alignas(64) float rest[kBytes] = {};
+    alignas(64) char some[kBytes] = {};
+    memcpy(rest, x + i, (size_t)(n - i) * 4);
+    const IVec b = bytes(rest);
+    memcpy(some, &b.v, (size_t)(n - i));
+    sum = DotInt8::mac(sum, ones, iload(some));
+    memcpy(to + i, some, (size_t)(round_up(n, kLanes) - i));
+  }
+  return (int64_t)reduce_add(to_float(sum));  // exact: below 2^24
+}
+#endif
+
 static void quantize_row(const float* x, int64_t k, char* to, RowStats* stats) {
   float low, high;
   const bool finite = range_of(x, k, &low, &high);
@@ -45,14 +81,19 @@ static void quantize_row(const float* x, int64_t k, char* to, RowStats* stats) {
   float zero_point[kLanes];
   store(zero_point, u(set(-low)), Full{});
   const float z = zero_point[0] < 255 ? zero_point[0] : 255, shift = DotInt8::units == Units::i8x4 ? 128 - z : 0;
-  const Vec offset = set(z), back = set(z + shift), bottom = zero(), top = set(255);
   if (!finite) {  // finite numbers for the integers' sake; the scale says the rest
     memset(to, 0, (size_t)(round_up(k, kLanes) * unit_bytes(DotInt8::units)));
     *stats = {__builtin_nanf(""), 0, 0};
     return;
   }
+#if defined(QKV_AVX512_BF16_VNNI)
+  const int64_t sum =
+      u.usual ? write_bytes<true>(to, x, k, u, (int32_t)z - 128) : write_bytes<false>(to, x, k, u, (int32_t)z - 128);
+#else
+  const Vec offset = set(z), back = set(z + shift), bottom = zero(), top = set(255);
   const float sum =
       write_units(to, DotInt8::units, x, k, [&](Vec v) { return sub(min(max(add(u(v), offset), bottom), top), back); });
+#endif
   *stats = {u.scale, (int32_t)(-128 * (int64_t)sum), (int32_t)shift};
 }
 

@@ -9,8 +9,10 @@ namespace QKV_ISA {
 struct Rounding {
   Vec pre, inverse;
   float scale;
+  bool usual;  // pre is 1
   Rounding(double top, double levels) {
     const double p = top < 0x1p-60 ? 0x1p64 : top > 0x1p60 ? 0x1p-64 : 1;
+    usual = p == 1;
     pre = set((float)p);
     inverse = set(top > 0 ? (float)(levels / (top * p)) : 0.0f);
     scale = (float)(top / levels);
@@ -20,16 +22,19 @@ struct Rounding {
 
 // True if all of x[0 .. n) is finite; lowest and highest value, 0 among them.
 static bool range_of(const float* x, int64_t n, float* low, float* high) {
-  Vec lowest = zero(), highest = zero(), check = zero();
-  each(n, [&](int64_t i, auto count) {
+  struct Range {
+    Vec low, high, check;
+  };
+  const auto both = [](Range a, Range b)
+                        QKV_ALWAYS { return Range{min(a.low, b.low), max(a.high, b.high), add(a.check, b.check)}; };
+  const auto with = [&](Range r, int64_t i, auto count) QKV_ALWAYS {
     const Vec v = load(x + i, count);
-    lowest = min(v, lowest);
-    highest = max(v, highest);
-    check = fma(v, zero(), check);  // 0 * infinity is NaN
-  });
-  *low = -reduce_max(neg(lowest));
-  *high = reduce_max(highest);
-  return reduce_add(check) == 0;
+    return Range{min(v, r.low), max(v, r.high), fma(v, zero(), r.check)};  // 0 * infinity is NaN
+  };
+  const Range r = fold(n, Range{zero(), zero(), zero()}, with, both);
+  *low = -reduce_max(neg(r.low));
+  *high = reduce_max(r.high);
+  return reduce_add(r.check) == 0;
 }
 
 // The largest size in that range; never -0, which would get into scales.

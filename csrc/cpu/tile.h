@@ -223,20 +223,21 @@ static void bf16_tiles(int64_t steps, const char* a, int64_t lda, const char* b,
   each_tile<P>([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(c + decltype(p)::value * kPanel, ldc); });
 }
 
-// sums = K Q for N panels of 16 keys, rows of `words` words, ld[p] apart, and queries that lie in columns.
-template <int N>
+// sums = K Q for N panels of 16 keys, rows of `words` words, ld[p] apart, and queries that lie in so many columns.
+constexpr int kLastOfKeys = 6;  // tile
+template <int N, int kColumns>
 static void key_tiles(float (*sums)[kPanel * kPanel], const float* const* keys, const int64_t* ld, const float* queries,
                       int64_t words) {
   each_tile<N>([&](auto p) QKV_ALWAYS { clear_tile<decltype(p)::value>(); });
   for (int64_t i = 0; i < words; i += kPanel) {
-    load_tile<7>(queries + i * kPanel, kTileRowBytes);
+    load_tile<kLastOfKeys + 1>(queries + i * kColumns, kColumns * 4);
     each_tile<N>([&](auto p) QKV_ALWAYS {
       constexpr int kP = decltype(p)::value;
       load_tile<4 + kP % 3>(keys[kP] + i, ld[kP] * 4);
-      multiply_bf16<kP, 4 + kP % 3, 7>();
+      multiply_bf16<kP, 4 + kP % 3, kLastOfKeys + 1>();
     });
   }
-  each_tile<N>([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(sums[decltype(p)::value], kTileRowBytes); });
+  each_tile<N>([&](auto p) QKV_ALWAYS { store_tile<decltype(p)::value>(sums[decltype(p)::value], kColumns * 4); });
 }
 
 // steps: rows of a panel, multiples of 16; all panels are whole.

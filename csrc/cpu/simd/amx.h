@@ -157,20 +157,21 @@ class FlushDenormals {
   uint32_t before_;
 };
 
-// Registers 0 .. 3, for C, and 4, for A, get so many rows, and A as many bytes in each; 5 .. 7, for B, the rows that this takes.
-// That costs 70 ns, so it is done only where they had other shapes.
+// Registers 0 .. 3, for C, and those for A, 4 .. last_a, get so many rows, and A as many bytes in each; the rest, for B, the rows
+// that this takes; C and B so many columns. That costs 70 ns, so it is done only where they had other shapes.
 static inline int& tile_shape() {
   static thread_local int shape = 0;
   return shape;
 }
-static inline void shape_tiles(int rows, int a_bytes = (int)kTileRowBytes) {
-  const int shape = rows << 8 | a_bytes;
+static inline void shape_tiles(int rows, int a_bytes = (int)kTileRowBytes, int columns = kTileRows, int last_a = 4) {
+  const int shape = rows << 24 | a_bytes << 16 | columns << 8 | last_a;
   if (tile_shape() == shape) return;
   tile_shape() = shape;
   TileShapes s;
   for (int t = 0; t < 8; ++t) {
-    s.row_bytes[t] = t == 4 ? (uint16_t)a_bytes : kTileRowBytes;
-    s.rows[t] = (uint8_t)(t < 5 ? rows : a_bytes / 4);
+    const bool a = t >= 4 && t <= last_a;
+    s.row_bytes[t] = (uint16_t)(a ? a_bytes : 4 * columns);
+    s.rows[t] = (uint8_t)(t < 4 || a ? rows : a_bytes / 4);
   }
   set_tiles(s);
 }

@@ -60,6 +60,14 @@ QKV_INLINE IVec madd16(IVec a, IVec b) { return {_mm512_madd_epi16(a.v, b.v)}; }
 QKV_INLINE IVec madd8(IVec u, IVec s) { return {_mm512_maddubs_epi16(u.v, s.v)}; }
 QKV_INLINE IVec iadd16(IVec a, IVec b) { return {_mm512_add_epi16(a.v, b.v)}; }
 
+QKV_INLINE IVec to_nearest(Vec a) { return {_mm512_cvtps_epi32(a.v)}; }
+// Four vectors as signed bytes, one after the other; what does not fit becomes the nearest that does.
+QKV_INLINE IVec narrow(const IVec (&a)[4]) {
+  const __m512i low = _mm512_packs_epi32(a[0].v, a[1].v), high = _mm512_packs_epi32(a[2].v, a[3].v);
+  alignas(64) static const int32_t order[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};  // packs work in quarters
+  return {_mm512_permutexvar_epi32(iload(order).v, _mm512_packs_epi16(low, high))};
+}
+
 // kLanes integral floats as units; i8x4 and i16x2 need them to fit.
 QKV_INLINE void store_units(void* to, Vec a, Units units) {
   const __m512i x = _mm512_cvtps_epi32(a.v);
