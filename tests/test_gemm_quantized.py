@@ -61,7 +61,7 @@ def test_scales_of_activations(
     width: int, scale: float, kind: str, group: int | None, rng: np.random.Generator
 ) -> None:
     """Rows of any magnitude, of one sign, constant, zero, with outliers."""
-    x = normal(rng, (8, width))
+    x = normal(rng, (20, width))
     x[1] = np.abs(x[1])
     x[2] = -np.abs(x[2]) - 3
     x[3] = 7
