@@ -358,18 +358,20 @@ class PagedCache:
     def _append(self, sequences: Sequence_[CachedSequence], counts: list[int]) -> Ints:
         self._distinct(sequences)
         self.changes += 1
-        size, needed = self.block_size, 0
+        size, needed, references = self.block_size, 0, self._references
         left: dict[int, int] = {}  # other owners of a block once this call has moved some of them away
         copied = []
-        for s, n in zip(sequences, counts, strict=True):
-            self._changeable(s)
+        for s, n in zip(sequences, counts, strict=True):  # of every step of a search: calls cost more than what they do
+            if s._cache is not self or s.frozen:
+                self._changeable(s)
             if n < 0:
                 raise ValueError(f"PagedCache: counts must not be negative, got {n}")
-            needed += -(-(s._length + n) // size) - len(s._blocks)
+            length, blocks = s._length, s._blocks
+            needed += -(-(length + n) // size) - len(blocks)
             copy = False
-            if n and s._length % size:  # the last block is written to
-                last = s._blocks[-1]
-                owners = left.get(last, self._references[last])
+            if n and length % size:  # the last block is written to
+                last = blocks[-1]
+                owners = left.get(last, references[last])
                 copy = owners > 1
                 needed += copy
                 left[last] = owners - copy
@@ -381,20 +383,20 @@ class PagedCache:
         slots = np.empty(sum(counts), np.int64)
         at = filled = 0
         for s, n, copy in zip(sequences, counts, copied, strict=True):
+            first, blocks = s._length, s._blocks
             if copy:
-                old.append(s._blocks[-1])
-                new.append(self._take())
-                s._blocks[-1] = new[-1]
-                filled = max(filled, s._length % size)
-            first = s._length
-            s._length += n
-            while len(s._blocks) * size < s._length:
-                s._blocks.append(self._take())
+                old.append(blocks[-1])
+                blocks[-1] = self._take()
+                new.append(blocks[-1])
+                filled = max(filled, first % size)
+            s._length = first + n
+            while len(blocks) * size < s._length:
+                blocks.append(self._take())
             if n == 1:
-                slots[at] = s._blocks[first // size] * size + first % size
+                slots[at] = blocks[first // size] * size + first % size
             else:
                 token = np.arange(first, s._length)
-                slots[at : at + n] = np.array(s._blocks, np.int64)[token // size] * size + token % size
+                slots[at : at + n] = np.array(blocks, np.int64)[token // size] * size + token % size
             at += n
         if old:
             copy_blocks([x for group in self._groups() for x in group], old, new, filled)
