@@ -228,7 +228,7 @@ def test_blocks_that_follow_one_another_are_read_in_place(precision: str, rng: n
 
 @pytest.mark.parametrize("isa", ["avx512_bf16", "amx"])
 @pytest.mark.parametrize("heads", [2, 4, 6, 8])  # few rows read values of bfloat16 where they lie
-@pytest.mark.parametrize("width", [1, 7, 16, 33, 64, 80, 112])
+@pytest.mark.parametrize("width", [1, 7, 16, 32, 33, 64, 80, 112, 128])
 def test_where_products_are_of_bfloat16_caches_may_be(
     width: int, heads: int, isa: str, rng: np.random.Generator
 ) -> None:
@@ -253,7 +253,7 @@ def test_where_products_are_of_bfloat16_caches_may_be(
         ):
             seen = []
             for dtype in (FLOAT32, BFLOAT16):
-                caches = [np.zeros((63, 16, kv_heads, width), dtype) for _ in range(2)]
+                caches = [np.full((63, 16, kv_heads, width), np.nan, dtype) for _ in range(2)]
                 qkv.paged_write(k, v, *caches, slots)
                 given: Any = {"cu_seqlens_q": starts, "causal": True, "precision": "bf16", **options}
                 seen.append(qkv.attention_paged(q, *caches, tables, np.array(lengths), **given))

@@ -240,7 +240,7 @@ struct Tile {
   template <int R>
   void score_as_they_lie(int64_t first, int64_t last) const {
     constexpr int kColumns = R == 1 ? 1 : kPanel;
-    shape_tiles(kTileRows, kTileRowBytes, kColumns, kLastOfKeys);
+    shape_tiles(kTileRows, kTileRowBytes, kColumns, R == 1 ? kLastOfKeys : 4);  // else all are whole, as any_tile has them
     const float* const queries = R == 1 ? q : columns;
     for (int64_t key = first / kPanel * kPanel; key < last;) {
       const float* from[4];
@@ -497,7 +497,7 @@ struct Tile {
 
 // The entry of the batch whose tiles, of one key head, tile `index` is among.
 static int64_t entry_of_tile(const AttentionArgs& a, int64_t index) {
-  if (index < a.batch && a.tiles[index] == index && a.tiles[index + 1] > index) return index;  // one tile each
+  if (index < a.batch && a.tiles[index] == index && a.tiles[index + 1] > index) return index;  // as where all have one tile
   int64_t low = 0, high = a.batch;  // tiles[low] <= index < tiles[high]
   while (high - low > 1) {
     const int64_t middle = (low + high) / 2;

@@ -2,7 +2,8 @@
 //
 // bf16 and int8 by row: sums of 32 x 32, four tiles, stay in registers over all of k, beside two tiles of rows and two of panels;
 // up to 16 rows take 16 x 64. They go through a small buffer, as vectors, to c. Sixteen cycles a product of tiles and eight a
-// load: with panels in the second cache it runs at 95 % of the products alone (Sapphire Rapids).
+// load: with panels in the second cache it runs at 95 % of the products alone (Sapphire Rapids). Few rows of bytes go to
+// gemm_quantized.cpp, whose integers are the same.
 //
 // In groups: a product of tiles for each group, whose integers become floats while the next is under way, four operations on
 // vectors for each row of 16. The same sums in the same order as in gemm_quantized.cpp, which a few rows take.
@@ -32,7 +33,7 @@ struct Lines {
 };
 
 // kPast: rows are loaded past the first cache, so that it keeps the panels: both together ask more of the second cache than it
-// gives, 48 bytes a cycle (1.15 times the speed). Up to 32 rows stay in the first.
+// gives, 48 bytes a cycle (1.15 times the speed). Up to 32 rows, and the last 16 of an odd number of tiles, stay in the first.
 template <bool kPast, int T>
 QKV_INLINE void load_tile_of_rows(const char* a, int64_t lda) {
   if constexpr (kPast)
@@ -107,8 +108,8 @@ struct TileOperands {
 
 // Rows of c, from `row` on, from sums (rows, P panels) of the columns from `column` on, which are overwritten.
 template <bool kBf16, int P>
-QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row, int64_t rows, int64_t column,
-                           int64_t n, bool fused, float* sums) {
+QKV_INLINE void finish_sums(const QuantizedGemmArgs& g, const TileOperands& o, int64_t row, int64_t rows, int64_t column,
+                            int64_t n, bool fused, float* sums) {
   Vec scale[P];
   IVec total[P];
   QKV_UNROLL(4)
@@ -116,10 +117,10 @@ QKV_INLINE void write_rows(const QuantizedGemmArgs& g, const TileOperands& o, in
     scale[p] = load(g.w.row_scale + column + p * kPanel, Full{});
     total[p] = iload(g.w.row_sum + column + p * kPanel);
   }
-  const Addends more = addends_of(g, row, column);
-  const RowStats* s = (const RowStats*)((const char*)o.stats + row * o.stats_step);
-  float* c = (float*)g.c.data + row_offset(g.c, row) + column;
+  const Addends more = fused ? addends_of(g, row, column) : Addends{};
+  float* const c = fused ? (float*)g.c.data + row_offset(g.c, row) + column : nullptr;
   const int64_t ldc = g.c.rank ? g.c.strides[0] : 0;
+  const RowStats* s = (const RowStats*)((const char*)o.stats + row * o.stats_step);
   for (int64_t r = 0; r < rows; ++r, s = (const RowStats*)((const char*)s + o.stats_step)) {
     float* const from = sums + r * P * kPanel;
     Vec sum[1][P];
@@ -161,7 +162,7 @@ struct Unwritten {
     while (done < end) {
       const int tile = done / kTileRows, first = done % kTileRows, left = end - done, most = kTileRows - first;
       const int count = left < most ? left : most;
-      write_rows<kBf16, P>(g, o, row[tile] + first, count, column, n, fused, sums[1 - made] + done * P * kPanel);
+      finish_sums<kBf16, P>(g, o, row[tile] + first, count, column, n, fused, sums[1 - made] + done * P * kPanel);
       done += count;
     }
   }
@@ -212,8 +213,8 @@ static void rows_of_panels(Unwritten<kBf16, P>& u, int64_t row, int64_t m, int64
 }
 
 // How c is cut up: into chunks of all rows if their a stays in the second cache, so that panels, which come from farther away,
-// are read once. (The plan's chunks are nearer to squares.) But each thread keeps to its share of the rows where both reading all
-// panels costs less than what the threads would fetch of each other's c.
+// are read once. (The plan's chunks are nearer to squares.) But each thread keeps to its share of the rows where that all of them
+// read all panels costs less than what they would fetch of one another's c.
 struct Chunks {
   int64_t rows, panels, row_chunks, panel_chunks;
   Chunks(int64_t m, int64_t all_panels, int64_t lda, int threads) {
@@ -223,7 +224,7 @@ struct Chunks {
     const int64_t wanted = 8 * threads;
     const int64_t fit = kNear / lda / kUnit * kUnit, most = fit > kUnit ? fit : kUnit;
     int64_t least_chunks = (m + most - 1) / most;
-    if (least_chunks < threads && m >= 2 * kUnit * threads && 4 * m >= lda) least_chunks = threads;
+    if (least_chunks < threads && m >= 2 * kUnit * threads && 8 * m >= lda * threads) least_chunks = threads;
     rows = least_chunks > 0 ? round_up((m + least_chunks - 1) / least_chunks, kUnit) : kUnit;
     panels = kChunkPanels;
     int64_t least = m <= kUnit ? round_up(kLeast / (lda * kPanel), 2) : 2;
@@ -362,9 +363,9 @@ static void product_of_groups(const QuantizedGemmArgs& g, const TileOperands& o,
           const int64_t rows = last - r < kTileRows ? last - r : kTileRows, column = q * kPanel;
           const int64_t width = g.w.n - column < columns ? g.w.n - column : columns;
           if (n == 1)
-            write_rows<true, 1>(g, o, r, rows, column, width, fused, sums);
+            finish_sums<true, 1>(g, o, r, rows, column, width, fused, sums);
           else
-            write_rows<true, 2>(g, o, r, rows, column, width, fused, sums);
+            finish_sums<true, 2>(g, o, r, rows, column, width, fused, sums);
         }
       }
     }

@@ -55,7 +55,7 @@ static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_
   if (s.scale || s.dtype != (M::kWidth == 1 ? DType::f32 : DType::bf16) || s.step != 1 || d % M::kWidth || s.row % M::kWidth)
     return nullptr;
   const int64_t size = 4 / M::kWidth;
-  if ((uintptr_t)s.data % 4) return nullptr;  // bf16 at an odd place
+  if ((uintptr_t)s.data % 4 || (s.table && s.block % M::kWidth)) return nullptr;  // bf16 at an odd place
   if (!s.table) return (const float*)(s.data + key * s.row * size);
   // Several blocks do where they follow one another in memory too.
   const int64_t place = s.start + key, first = place / s.block_size, last = (place + n - 1) / s.block_size;
@@ -86,7 +86,7 @@ static inline void load_rows(float* to, int64_t ld, const KeySource& s, int64_t 
 }
 
 // The 16 keys of a panel as rows of words, *ld apart: in place, or in `rows` (16, d). Keys outside [begin, end) of the panel are
-// worth nothing: zeros, or what a block that has room for them holds there.
+// worth nothing: zeros, or what a block that has room for them holds there, written to by others or not.
 template <class M>
 static inline const float* panel_rows(const KeySource& s, int64_t key, int64_t begin, int64_t end, int64_t d, float* rows,
                                       int64_t* ld) {

@@ -40,7 +40,6 @@ static float write_units(char* to, Units units, const float* x, int64_t n, Value
 #if defined(QKV_AVX512_BF16_VNNI)
 // Writes clamp(round(x u) + z, 0, 255) - 128 for x[0 .. n), as bytes padded with zeros to whole vectors; z_128: z - 128. In
 // integers: narrowing them clamps. Returns the sum of what is stored.
-template <bool kUsual>
 static int64_t write_bytes(char* to, const float* x, int64_t n, const Rounding& u, int32_t z_128) {
   constexpr int64_t kBytes = 4 * kLanes;
   const IVec offset = iset(z_128), ones = iset(0x01010101);
@@ -50,7 +49,7 @@ static int64_t write_bytes(char* to, const float* x, int64_t n, const Rounding& 
     QKV_UNROLL(4)
     for (int64_t i = 0; i < 4; ++i) {
       const Vec v = load(from + i * kLanes, Full{});
-      q[i] = iadd(to_nearest(mul(kUsual ? v : mul(v, u.pre), u.inverse)), offset);
+      q[i] = iadd(to_nearest(mul(mul(v, u.pre), u.inverse)), offset);
     }
     return narrow(q);
   };
@@ -87,8 +86,7 @@ static void quantize_row(const float* x, int64_t k, char* to, RowStats* stats) {
     return;
   }
 #if defined(QKV_AVX512_BF16_VNNI)
-  const int64_t sum =
-      u.usual ? write_bytes<true>(to, x, k, u, (int32_t)z - 128) : write_bytes<false>(to, x, k, u, (int32_t)z - 128);
+  const int64_t sum = write_bytes(to, x, k, u, (int32_t)z - 128);
 #else
   const Vec offset = set(z), back = set(z + shift), bottom = zero(), top = set(255);
   const float sum =

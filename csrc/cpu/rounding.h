@@ -9,10 +9,8 @@ namespace QKV_ISA {
 struct Rounding {
   Vec pre, inverse;
   float scale;
-  bool usual;  // pre is 1
   Rounding(double top, double levels) {
     const double p = top < 0x1p-60 ? 0x1p64 : top > 0x1p60 ? 0x1p-64 : 1;
-    usual = p == 1;
     pre = set((float)p);
     inverse = set(top > 0 ? (float)(levels / (top * p)) : 0.0f);
     scale = (float)(top / levels);

@@ -229,6 +229,13 @@ QKV_EMULATED __mmask16 _mm512_movepi32_mask(__m512i a) {
 
 // ---- conversions -------------------------------------------------------------------------------------
 
+QKV_INLINE __m512i _mm512_packs_epi32(__m512i a, __m512i b) {
+  return {_mm256_packs_epi32(a.low, b.low), _mm256_packs_epi32(a.high, b.high)};
+}
+QKV_INLINE __m512i _mm512_packs_epi16(__m512i a, __m512i b) {
+  return {_mm256_packs_epi16(a.low, b.low), _mm256_packs_epi16(a.high, b.high)};
+}
+
 #define QKV_CONVERT(op, V, To, A, From, result)                    \
   QKV_EMULATED V op(A a) {                                         \
     return convert<V, To, From>(a, [](From x) { return result; }); \
@@ -236,12 +243,6 @@ QKV_EMULATED __mmask16 _mm512_movepi32_mask(__m512i a) {
 QKV_CONVERT(_mm512_cvtepu16_epi32, __m512i, int32_t, __m256i, uint16_t, x)
 QKV_CONVERT(_mm512_cvtepi32_epi16, __m256i, int16_t, __m512i, int32_t, x)
 QKV_CONVERT(_mm512_cvtepi32_epi8, __m128i, int8_t, __m512i, int32_t, x)
-QKV_INLINE __m512i _mm512_packs_epi32(__m512i a, __m512i b) {
-  return {_mm256_packs_epi32(a.low, b.low), _mm256_packs_epi32(a.high, b.high)};
-}
-QKV_INLINE __m512i _mm512_packs_epi16(__m512i a, __m512i b) {
-  return {_mm256_packs_epi16(a.low, b.low), _mm256_packs_epi16(a.high, b.high)};
-}
 QKV_CONVERT(_mm512_cvtepi32_ps, __m512, float, __m512i, int32_t, (float)x)
 QKV_CONVERT(_mm512_cvtps_epi32, __m512i, int32_t, __m512, float, _mm_cvtss_si32(_mm_set_ss(x)))  // INT32_MIN: does not fit
 
