@@ -326,8 +326,9 @@ def test_a_prompt_among_single_tokens_counts_for_the_keys_that_it_sees(emulator:
 
 @pytest.mark.parametrize("device, blocks", [("cc=90", [3, 2, 2]), ("cc=80", [3, 1, 1]), ("cc=86", [2, 1, 1])])
 def test_a_grid_of_as_many_blocks_as_there_is_room_for(device: str, blocks: list[int], emulator: Emulator) -> None:
-    """A multiprocessor has 228, 164 and 100 KB of shared memory; tiles of 64 queries and two stages of keys and values
-    take 45, 85 and 101 KB (heads of 256: of 32 keys). The emulator has four."""
+    """A multiprocessor has 228, 164 and 100 KB of shared memory, and the system takes 1 KB of it for each block. Tiles
+    of 64 queries and two stages of keys and values take 45, 85 and 99 KB more (heads of 256: of 32 keys), so of the
+    last sm_86 holds one. For more than three there are too few registers. The emulator has four multiprocessors."""
     for D, each in zip((64, 128, 256), blocks, strict=True):
         q, tables, there, caches, _ = paged_arguments(4, [4000, 100], BF16, D=D)
         kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there), device)  # noqa: B023
