@@ -19,7 +19,7 @@ namespace {
 
 constexpr int kMergeThreads = 128;
 constexpr int64_t kLeastSplitKeys = 256;       // below, a merge costs more than it saves
-constexpr int64_t kMostPartBytes = 256 << 20;  // in rows a number of 32 bits
+constexpr int64_t kMostPartBytes = 256 << 20;  // in rows a number of 32 bits; bench/NOTES.md says what less would cost
 
 // One row of the output, a block each, from the sums of its splits, or of the pieces that workers had.
 template <class T, bool kPaged>
