@@ -346,6 +346,16 @@ def test_a_product_takes_no_more_matrix_instructions_than_it_has_work(
     (kernel,) = counters(emulator, lambda: qkv.matmul(drawn(m, k), drawn(k, n))).values()
     assert kernel["mma"] == m * n * k / MMA
 
+@pytest.mark.parametrize("device, blocks", [("cc=90", 2), ("cc=80", 1), ("cc=86", 1)])
+def test_so_has_a_product_of_few_rows(device: str, blocks: int, emulator: Emulator) -> None:
+    """Each of eight warps has four chunks of two tiles of int4 under way, of 1.25 KB each with their scales, and leaves
+    sums of 0.6 KB for each tile: 90 KB in all. Of one tile of int8 a block has 37 KB, of which two fit everywhere."""
+    for kind, n, each in (("int4", 7000, blocks), ("int8", 1000, 2)):
+        x, weight = drawn(1, 256), packed(kind, n, 256)
+        (kernel,) = counters(emulator, bind(qkv.linear, x, weight), device).values()
+        assert kernel["blocks"] == 4 * each, kind
+
+
 
 @pytest.mark.parametrize("m, n, k", [(256, 256, 256), (512, 512, 64), (128, 384, 320)])
 def test_nor_does_one_by_wgmma(m: int, n: int, k: int, emulator: Emulator) -> None:
