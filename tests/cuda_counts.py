@@ -1,5 +1,6 @@
 """What the kernels over rows and tokens cost a multiprocessor of an H200, counted: python tests/cuda_counts.py prints
-the table of bench/NOTES.md. Needs a build with qkv._cuda, which is read with cuobjdump, and qkv._cuda_emulated.
+the table of bench/NOTES.md. Needs a build with qkv._cuda_emulated, which launches and counts, and for what machine code
+says one with qkv._cuda, which is read with cuobjdump.
 
 moved: sectors of global memory, counted in emulation, over the bytes that must be read and written once.
 wavefronts: of shared memory, counted likewise, over the fewest possible.
@@ -96,21 +97,43 @@ def bytes_ahead(kernel: Kernel) -> int:
     return most
 
 
-class Line(NamedTuple):
+class Traffic(NamedTuple):
+    """What the emulator counts."""
+
+    kernel: str  # mangled: the one that loads most
+    threads: int  # of a block
+    dynamic: int  # bytes of shared memory
+    loaded: float  # bytes of a block, from its beginning to its end
+    moved: float
+    wavefronts: float | None
+
+    def cells(self) -> list[str]:
+        return [f"{self.moved:.2f}", f"{self.wavefronts:.2f}" if self.wavefronts else "-"]
+
+
+def traffic(case: Case, emulator: Emulator) -> Traffic:
+    out, report = emulator.run(case.call, "count=1,check=0,cc=90")
+    assert out is not None, report["first"]
+    counted = report["kernels"]
+    main = max(counted, key=lambda k: counted[k]["global_load"][1])
+    c = counted[main]
+    moved = sum(c[kind][1] for c in counted.values() for kind in ("global_load", "global_store")) * SECTOR
+    waves = [sum(c[kind][i] for kind in ("shared_load", "shared_store")) for i in (1, 2)]
+    loaded = c["global_load"][1] * SECTOR / c["blocks"]
+    ratio = waves[0] / waves[1] if waves[1] else None
+    return Traffic(main, c["threads"], c["dynamic_shared"], loaded, moved / case.least, ratio)
+
+
+class Occupancy(NamedTuple):
+    """What follows from the machine code of the kernel, launched like that."""
+
     family: str
     registers: int
     shared: int  # bytes of a block
     blocks: int  # of a multiprocessor
     threads: int  # of a block
     ahead: int  # bytes of a thread
-    loaded: float  # bytes of a block, from its beginning to its end
-    moved: float
-    wavefronts: float | None
-
-    @property
-    def in_flight(self) -> int:
-        """Bytes of a multiprocessor."""
-        return int(min(self.ahead * self.threads, self.loaded)) * self.blocks
+    in_flight: int  # bytes of a multiprocessor
 
     def cells(self) -> list[str]:
         return [
@@ -119,30 +142,16 @@ class Line(NamedTuple):
             f"{self.shared / 1024:.1f}",
             f"{self.blocks} x {self.threads}",
             f"{self.ahead} B, {self.in_flight / 1024:.0f} KB",
-            f"{self.moved:.2f}",
-            f"{self.wavefronts:.2f}" if self.wavefronts else "-",
         ]
 
 
-def count(case: Case, emulator: Emulator) -> Line:
-    out, report = emulator.run(case.call, "count=1,check=0,cc=90")
-    assert out is not None, report["first"]
-    counted = report["kernels"]
-    main = max(counted, key=lambda k: counted[k]["global_load"][1])
-    (kernel,), c = read("sm_90a", "-fun", main), counted[main]
-    moved = sum(c[kind][1] for c in counted.values() for kind in ("global_load", "global_store")) * SECTOR
-    waves = [sum(c[kind][i] for kind in ("shared_load", "shared_store")) for i in (1, 2)]
-    return Line(
-        kernel.family,
-        kernel.usage["REG"],
-        kernel.usage["SHARED"] + c["dynamic_shared"],
-        blocks_at_once(kernel, c["threads"], c["dynamic_shared"]),
-        c["threads"],
-        bytes_ahead(kernel),
-        c["global_load"][1] * SECTOR / c["blocks"],
-        moved / case.least,
-        waves[0] / waves[1] if waves[1] else None,
-    )
+def occupancy(launched: Traffic) -> Occupancy:
+    (kernel,) = read("sm_90a", "-fun", launched.kernel)
+    blocks = blocks_at_once(kernel, launched.threads, launched.dynamic)
+    ahead = bytes_ahead(kernel)
+    in_flight = int(min(ahead * launched.threads, launched.loaded)) * blocks
+    shared = kernel.usage["SHARED"] + launched.dynamic
+    return Occupancy(kernel.family, kernel.usage["REG"], shared, blocks, launched.threads, ahead, in_flight)
 
 
 def main() -> None:
@@ -150,7 +159,8 @@ def main() -> None:
     print("| op | kernel | registers | shared, KB | threads | in flight | moved | wavefronts |")
     print("|---|---|---|---|---|---|---|---|")
     for name, case in cases().items():
-        print(f"| {' | '.join([name, *count(case, emulator).cells()])} |", flush=True)
+        counted = traffic(case, emulator)
+        print(f"| {' | '.join([name, *occupancy(counted).cells(), *counted.cells()])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,10 +31,9 @@ def tools() -> Path | None:
 
 MODULE = importlib.util.find_spec("qkv._cuda")
 TOOLS = tools()
-needed = [
-    pytest.mark.skipif(MODULE is None, reason="no qkv._cuda in this build"),
-    pytest.mark.skipif(TOOLS is None, reason="cuobjdump and nvdisasm are not here"),
-]
+needs_module = pytest.mark.skipif(MODULE is None, reason="no qkv._cuda in this build")
+needs_tools = pytest.mark.skipif(TOOLS is None, reason="cuobjdump and nvdisasm are not here")
+needed = [needs_module, needs_tools]
 
 
 def cuobjdump(*options: str) -> str:

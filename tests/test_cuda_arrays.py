@@ -100,9 +100,12 @@ def test_conversion(rng: np.random.Generator) -> None:
         qkv.cuda.array(np.arange(3, dtype=np.int32)).astype("float32")
     with pytest.raises(TypeError, match="has no place on the GPU"):
         qkv.cuda.array(np.array(["a"]))
-    for dtype in (object, "U5", "complex64"):
-        with pytest.raises(TypeError, match="has no place on the GPU"):
-            qkv.cuda.empty(3, dtype)
+    for make in (qkv.cuda.empty, qkv.cuda.zeros):
+        for dtype in (object, "U5", "complex64"):
+            with pytest.raises(TypeError, match=f"^{make.__name__}: dtype .* has no place on the GPU"):
+                make(3, dtype)
+        with pytest.raises(ValueError, match=f"^{make.__name__}: shape must not be negative, got"):
+            make((3, -1))
     for call in (lambda: qkv.cuda.empty(3, ">f4"), lambda: qkv.cuda.array(np.ones(3, ">f4"))):
         with pytest.raises(TypeError, match="native byte order"):
             call()

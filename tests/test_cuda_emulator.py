@@ -309,6 +309,15 @@ def test_registers_of_wgmma_are_waited_for(device, fault):
     fails(device, "unfinished_copies", "before the wait for it", "run_multiplies_twice", ints(device, 128), fault)
 
 
+def test_functions_fence_and_wait_for_their_callers(device):
+    """Device functions that were not inlined."""
+    name, y, z = "run_multiplies_with_functions", ints(device, 128), ints(device, 128)
+    passes(device, name, y, z, 0)
+    for fault in (1, 2):
+        fails(device, "missing_fences", "something else touched its registers", name, y, z, fault)
+    fails(device, "unfinished_copies", "before the wait for it", name, y, z, 3)
+
+
 def test_trap(device):
     passes(device, "run_traps", ints(device, 1, 0))
     fails(device, "other", "the kernel ended itself", "run_traps", ints(device, 1, 1))

@@ -68,6 +68,11 @@ def test_an_error_names_what_was_asked_and_what_is_there(room: Any, rng: np.rand
     held = qkv.cuda.memory_info()["used_bytes"] / MIB
     for call, words in (
         (lambda: megabytes(8), r"8\.00 MiB asked for by empty; 5\.00 MiB of "),
+        (lambda: qkv.cuda.zeros((2, MIB)), r"8\.00 MiB asked for by zeros; 5\.00 MiB of "),
+        (
+            lambda: qkv.scaled_dot_product_attention(there[:, None], there[:, None], there[:, None]),
+            r"6\.00 MiB asked for by scaled_dot_product_attention; 5\.00 MiB of ",
+        ),
         (lambda: qkv.softmax(there), r"6\.00 MiB asked for by softmax; 5\.00 MiB of "),
         (lambda: qkv.cuda.array(x), r"6\.00 MiB asked for by array; 5\.00 MiB of "),
         (lambda: qkv.cuda.record(lambda: qkv.softmax(there)), r"6\.00 MiB asked for by softmax; 5\.00 MiB of "),

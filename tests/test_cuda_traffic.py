@@ -169,6 +169,16 @@ def test_the_largest_of_a_row_is_found_in_one_read(dtype: Any, emulator: Emulato
     assert second[1] <= 0.01 * sectors
 
 
+@pytest.mark.parametrize("dtype", [BF16, F32])
+def test_a_few_are_selected_without_bank_conflicts(dtype: Any, emulator: Emulator) -> None:
+    """Rows of any alignment. (Of two; sorting more than a few has conflicts where neighbours are compared.)"""
+    x = drawn(2, 5003, dtype=dtype)
+    (kernel,) = counters(emulator, lambda: ops.top_k(x, 2)[1]).values()
+    for kind in ("shared_store",):
+        accesses, wavefronts, ideal = kernel[kind]
+        assert accesses > 0 and wavefronts == ideal, kind
+
+
 FILTERS: list[dict[str, Any]] = [{}, {"min_p": 0.1}, {"top_k": 50}, {"top_p": 0.9}]
 
 
@@ -326,13 +336,24 @@ def test_a_prompt_among_single_tokens_counts_for_the_keys_that_it_sees(emulator:
 
 @pytest.mark.parametrize("device, blocks", [("cc=90", [3, 2, 2]), ("cc=80", [3, 1, 1]), ("cc=86", [2, 1, 1])])
 def test_a_grid_of_as_many_blocks_as_there_is_room_for(device: str, blocks: list[int], emulator: Emulator) -> None:
-    """A multiprocessor has 228, 164 and 100 KB of shared memory; tiles of 64 queries and two stages of keys and values
-    take 45, 85 and 101 KB (heads of 256: of 32 keys). The emulator has four."""
+    """A multiprocessor has 228, 164 and 100 KB of shared memory, and the system takes 1 KB of it for each block. Tiles
+    of 64 queries and two stages of keys and values take 45, 85 and 99 KB more (heads of 256: of 32 keys), so of the
+    last sm_86 holds one. For more than three there are too few registers. The emulator has four multiprocessors."""
     for D, each in zip((64, 128, 256), blocks, strict=True):
         q, tables, there, caches, _ = paged_arguments(4, [4000, 100], BF16, D=D)
         kernels = counters(emulator, lambda: qkv.attention_paged(q, *caches, tables, there), device)  # noqa: B023
         (kernel,) = (c for name, c in kernels.items() if name.startswith("attention_mma"))
         assert kernel["blocks"] == 4 * each, D
+
+
+@pytest.mark.parametrize("device, blocks", [("cc=90", 2), ("cc=80", 1), ("cc=86", 1)])
+def test_so_has_a_product_of_few_rows(device: str, blocks: int, emulator: Emulator) -> None:
+    """Each of eight warps has four chunks of two tiles of int4 under way, of 1.25 KB each with their scales, and leaves
+    sums of 0.6 KB for each tile: 90 KB in all. Of one tile of int8 a block has 37 KB, of which two fit everywhere."""
+    for kind, n, each in (("int4", 7000, blocks), ("int8", 1000, 2)):
+        x, weight = drawn(1, 256), packed(kind, n, 256)
+        (kernel,) = counters(emulator, bind(qkv.linear, x, weight), device).values()
+        assert kernel["blocks"] == 4 * each, kind
 
 
 # ---- work

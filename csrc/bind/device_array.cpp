@@ -592,11 +592,11 @@ void bind_device_array(py::module_& m) {
       "empty",
       [](const std::vector<int64_t>& shape, const py::dtype& dtype, std::uintptr_t stream, const std::string& purpose) {
         for (const int64_t d : shape)
-          if (d < 0) fail_value("empty: shape must not be negative, got " + shape_text(shape));
-        check_storable("empty", dtype);
+          if (d < 0) fail_value(purpose + ": shape must not be negative, got " + shape_text(shape));
+        check_storable(purpose.c_str(), dtype);
         return new_device_array(purpose.c_str(), dtype, shape, stream_of(stream));
       },
-      py::arg("shape"), py::arg("dtype"), py::arg("stream"), py::arg("purpose") = "empty");
+      py::arg("shape"), py::arg("dtype"), py::arg("stream"), py::arg("purpose"));
   m.def("from_dlpack", from_dlpack, py::arg("capsule"), py::arg("stream"));
 }
 

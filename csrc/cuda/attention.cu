@@ -13,13 +13,14 @@
 #include "cuda/attention_plan.cuh"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/attention_spoiled.cuh"
+#include "cuda/room.cuh"
 
 namespace qkv::cuda {
 namespace {
 
 constexpr int kMergeThreads = 128;
 constexpr int64_t kLeastSplitKeys = 256;       // below, a merge costs more than it saves
-constexpr int64_t kMostPartBytes = 256 << 20;  // in rows a number of 32 bits
+constexpr int64_t kMostPartBytes = 256 << 20;  // in rows a number of 32 bits; bench/NOTES.md says what less would cost
 
 // One row of the output, a block each, from the sums of its splits, or of the pieces that workers had.
 template <class T, bool kPaged>
@@ -98,10 +99,8 @@ bool chunks_aligned(const Strided4& x, int64_t b, int64_t h, int64_t s, int item
 // Blocks that a multiprocessor holds.
 int64_t blocks_at_once(const Plan& plan, int width) {
   if (plan.hopper) return 1;
-  if (!plan.mma) return 2;
-  const int there = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor);
-  const int each = mma_bytes(plan.p.tile_rows, width) + device_attribute(cudaDevAttrReservedSharedMemoryPerBlock);
-  return std::clamp(there / each, 1, mma_blocks(plan.p.tile_rows, width));
+  if (!plan.mma) return blocks_that_fit(kSimtBytes, kSimtBlocks);
+  return blocks_that_fit(mma_bytes(plan.p.tile_rows, width), mma_blocks(plan.p.tile_rows, width));
 }
 
 // What attention_sm90.cuh can do; its head says who does the rest.

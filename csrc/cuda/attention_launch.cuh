@@ -20,7 +20,8 @@ constexpr int mma_bytes(int rows, int width) {
   return (rows + 4 * mma_keys(width)) * width * 2 + rows * 20 + mma_keys(width) * 48 + 256;
 }
 
-constexpr int kSimtRows = 64;
+// The same of attention_simt.
+constexpr int kSimtRows = 64, kSimtBlocks = 2, kSimtBytes = 36 * 1024;
 
 // The same of attention_sm90.cuh; plain: nothing adjusted.
 constexpr int hopper_width(int64_t most) { return most <= 64 ? 64 : most <= 96 ? 96 : most <= 128 ? 128 : 256; }

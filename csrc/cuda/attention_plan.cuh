@@ -35,9 +35,11 @@ QKV_DEVICE int64_t ramp(const Problem& p, int64_t n, int most) {
 }
 
 // The part of the line that belongs to an entry: for each key head its tiles of rows, and for each of those kTilesToBegin without
-// a key, then the tiles of keys that it sees. Here: how long the first `count` tiles of rows of a key head are. Where there are
-// several, keys count by R, the rows of a tile: of those units tile t sees floor((t + a) / G) to floor((t + b) / G), cut at the
-// first and the last, which is a sum in closed form, and what keys_of says or a tile of keys more.
+// a key, then the tiles of keys that it sees. Here: how long the first `count` tiles of rows of a key head are, as the sum of
+// what keys_of says of each, in closed form. In tiles of keys of which m are as high as the R rows of a tile, tile t sees
+// floor((m t + a) / G) to floor((m t + b) / G), cut at the first and at the last that some row sees. Each is a sum of m ramps,
+// since floor(m x) = floor(x) + floor(x + 1 / m) + ... (Hermite), of which each rises by 1 in G tiles of rows. Tiles whose first
+// row has left all keys behind see none.
 QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e, int count) {
   if (count == 0) return 0;
   if (count == 1) {
@@ -46,11 +48,19 @@ QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e, int count) {
   }
   constexpr int kRows = kMmaRows;  // R
   const auto tile_at = [](int64_t x) { return (x < 0 ? x - kRows + 1 : x) / kRows; };
-  const int64_t a = tile_at((int64_t{e.shift} - p.left) * p.group);
-  const int64_t b = tile_at((int64_t{e.shift} + p.right + kRows) * p.group + kRows - 1);
-  const int most = (e.t + kRows - 1) / kRows;
-  const int64_t seen = ramp(p, b + count, most) - ramp(p, b, most) - ramp(p, a + count, most) + ramp(p, a, most);
-  return count * kTilesToBegin + seen * (kRows / p.tile_keys);
+  const int64_t first = int64_t{e.shift} - p.left, last = int64_t{e.shift} + p.right;  // keys of query 0
+  const int64_t n = clamp(tile_at((e.t - first) * p.group + kRows - 1), 0, count);
+  const int most = static_cast<int>((clamp(e.s + last, 0, e.t) + p.tile_keys - 1) / p.tile_keys), m = kRows / p.tile_keys;
+  int64_t seen = 0;
+#pragma unroll 1  // or attention_merge spills on sm_80
+  for (int i = 0; i < 2 * m; ++i) {
+    const bool is_a = i < m;
+    const int part = is_a ? i : i - m, cap = (most + part) / m;
+    const int64_t key = (is_a ? first : last + p.tile_keys) + part * p.tile_keys;
+    const int64_t x = tile_at(key * p.group + (is_a ? 0 : kRows - 1)), rise = ramp(p, x + n, cap) - ramp(p, x, cap);
+    seen += is_a ? -rise : rise;
+  }
+  return count * kTilesToBegin + seen;
 }
 QKV_DEVICE int64_t length_of(const Problem& p, const Entry& e) { return p.a.kv_heads * length_of(p, e, row_tiles_of(p, e)); }
 

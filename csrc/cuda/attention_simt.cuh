@@ -37,6 +37,7 @@ struct Shared {
   Work work;
   Place places[kPaged ? kKeys : 1];  // of the tile's keys
 };
+static_assert(sizeof(Shared<true>) <= kSimtBytes && kSimtBytes < sizeof(Shared<true>) + 1024);
 
 // Into shared memory: what the block works on. False: there is nothing to do.
 template <bool kPaged>
@@ -239,7 +240,7 @@ QKV_DEVICE void store4(const Problem& p, T* out, int64_t column, const float* x,
 }
 
 template <class T, bool kPaged>
-__global__ void __launch_bounds__(kThreads, 2) attention_simt(const __grid_constant__ Problem p) {
+__global__ void __launch_bounds__(kThreads, kSimtBlocks) attention_simt(const __grid_constant__ Problem p) {
   __shared__ Shared<kPaged> shared;
   const int64_t column0 = static_cast<int64_t>(blockIdx.z) * kColumns;
   if (!start_block(p, shared)) return;

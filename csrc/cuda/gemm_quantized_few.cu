@@ -12,7 +12,7 @@
 #include <algorithm>
 
 #include "cuda/gemm_quantized.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/room.cuh"
 
 namespace qkv::cuda {
 namespace {
@@ -135,7 +135,7 @@ QKV_DEVICE float sum_one_by_one(const QuantizedProduct& p, int64_t row, int64_t 
   return sum;
 }
 
-// On a multiprocessor.
+// On a multiprocessor whose shared memory has room for them.
 template <class T, int kRows>
 constexpr int kBlocks = kIs16Bit<T> || kRows == 1 ? 2 : 1;
 
@@ -257,7 +257,8 @@ void launch(const QuantizedProduct& p, cudaStream_t stream) {
   const auto kernel = few_rows_kernel<T, Format, kGroup, kRows, kTiles>;
   allow_shared(kernel, bytes, "linear");
   const int64_t pieces = ceil_div<int64_t>(p.w.tiles, kTiles) * p.row_blocks;
-  const int64_t blocks = std::min<int64_t>(pieces, kBlocks<T, kRows> * device_attribute(cudaDevAttrMultiProcessorCount));
+  const int64_t room = int64_t{blocks_that_fit(bytes, kBlocks<T, kRows>)} * device_attribute(cudaDevAttrMultiProcessorCount);
+  const int64_t blocks = std::min(pieces, room);
   kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(p, static_cast<unsigned>(pieces));
 }
 

@@ -25,8 +25,9 @@ namespace {
 
 constexpr int kK = 64, kRowBytes = 128;  // of k in a stage: a row of the widest swizzle
 constexpr int kGroups = 2, kGroupThreads = 128, kConsumers = kGroups * kGroupThreads, kThreads = kConsumers + 32;
-constexpr int kBox = 64, kBoxBytes = kBox * kRowBytes;  // of c: 64 x 64, on its way to global memory
-constexpr int kBothGroups = kGroups + 1;                // named barriers: group i has 1 + i
+constexpr int kBox = 64, kBoxBytes = kBox * kRowBytes;      // of c: 64 x 64, on its way to global memory
+constexpr int kBothGroups = kGroups + 1;                    // named barriers: group i has 1 + i
+constexpr int kOfProcessor = 228 * 1024, kReserved = 1024;  // bytes of shared memory; what the system takes of each block's
 
 template <int kM_, int kN_, int kStages_, int kBoxes_, int kBlocks_>
 struct Shape {
@@ -39,7 +40,7 @@ struct Shape {
   static constexpr int kBias = kStaged + kGroups * kBoxes * kBoxBytes;  // bias,
   static constexpr int kBarriers = kBias + kN * 4;                      // the ring's mbarriers, and one a box
   static constexpr int kShared = kBarriers + Ring<kStages>::kBytes + kGroups * kBoxes * 8;
-  static_assert(kPieces % kBoxes == 0 && kN <= kConsumers && kBlocks * (kShared + 1024) <= 228 * 1024);
+  static_assert(kPieces % kBoxes == 0 && kN <= kConsumers && kBlocks * (kShared + kReserved) <= kOfProcessor);
 };
 using Large = Shape<128, 256, 4, 2, 1>;
 using Medium = Shape<128, 128, 3, 1, 2>;

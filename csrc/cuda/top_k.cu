@@ -85,7 +85,7 @@ constexpr int kMostSelected = 1024, kSelectThreads = 512;
 constexpr int64_t kSegment = 8192;
 
 struct SelectShared {
-  uint32_t order[kSegment];
+  alignas(16) uint32_t order[kSegment + 8];  // as the segment's chunks are aligned: element i is at lead + i
   uint64_t sorted[kMostSelected];
   SelectScratch scratch;
   uint32_t count;
@@ -120,12 +120,21 @@ __global__ void __launch_bounds__(kSelectThreads) select_of_segments(const __gri
   const int count = static_cast<int>(min(kSegment, a.n - first));
   const Chunks<T> chunks(static_cast<const T*>(a.x) + row * a.n + first, count);
   each_chunk<false, 4>(chunks, threadIdx.x, chunks.count(), kSelectThreads, [&](const auto& x, int64_t at) {
+    uint4 order[kLanes<T> / 4];
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j)
-      if (chunks.has(at + j)) s.order[at + j] = ordered(x[j]);
+    for (int i = 0; i < kLanes<T> / 4; ++i)
+      order[i] = make_uint4(ordered(x[4 * i]), ordered(x[4 * i + 1]), ordered(x[4 * i + 2]), ordered(x[4 * i + 3]));
+    uint32_t* const to = s.order + at + chunks.lead;
+    if constexpr (kLanes<T> == 4) {
+      store16(to, order[0]);
+    } else {  // of eight lanes, which write at once, four begin with the second half: so all banks are written
+      const bool second = lane_id() & 4;
+      store16(to + (second ? 4 : 0), second ? order[1] : order[0]);
+      store16(to + (second ? 0 : 4), second ? order[0] : order[1]);
+    }
   });
   // The next barrier is the first of select_largest, or of gather where that needs to look at nothing.
-  const auto key = [&](int i) { return key_of(s.order[i], first + i); };
+  const auto key = [&](int i) { return key_of(s.order[chunks.lead + i], first + i); };
   gather(s, count, select_largest(count, static_cast<int>(a.k), s.scratch, key), key);
   if (gridDim.x == 1) return sort_and_give<T>(a, row, s);
   uint64_t* const to = static_cast<uint64_t*>(a.workspace) + (row * gridDim.x + blockIdx.x) * a.k;

@@ -27,7 +27,7 @@ def _check_arrays(op: str, arrays: dict[str, Any]) -> bool:
 
 
 def _empty(like: Any) -> Any:
-    return np.empty(0, like.dtype) if _on_host(like) else cuda_compat.empty(0, like.dtype)
+    return np.empty(0, like.dtype) if _on_host(like) else cuda_compat.empty((0,), like.dtype)
 
 
 def _broadcast(x: Any, shape: tuple[int, ...]) -> Any:
@@ -421,7 +421,7 @@ def scaled_dot_product_attention(
     full = (*shape, value.shape[-1])
     outer = shape[: max(len(shape) - 3, 0)]
     if not _on_host(query):
-        out = cuda_compat.empty(full, query.dtype)
+        out = cuda_compat.empty(full, query.dtype, op)
         for index in np.ndindex(outer):
             one(index, out[index])
         return out

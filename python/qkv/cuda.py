@@ -362,15 +362,20 @@ def _parts(self: Any) -> tuple[Any, ...]:
 def empty(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
     """An uninitialised array on the current device. shape: an integer or several; dtype: what NumPy takes. CudaError:
     no GPU, or not enough memory."""
-    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
-    return module().empty(shape, np.dtype(dtype), current_stream())
+    return _room(shape, dtype, "empty")
 
 
 def zeros(shape: int | Sequence[int], dtype: Any = np.float32) -> Any:
     """An array of zeros on the current device. shape, dtype, CudaError: as of `empty`."""
-    made = empty(shape, dtype)
+    made = _room(shape, dtype, "zeros")
     made.fill(0)
     return made
+
+
+def _room(shape: int | Sequence[int], dtype: Any, purpose: str) -> Any:
+    """purpose: who asks, in words for errors."""
+    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    return module().empty(shape, np.dtype(dtype), current_stream(), purpose)
 
 
 def copy_into(target: Any, source: Any) -> None:

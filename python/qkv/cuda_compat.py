@@ -21,10 +21,9 @@ def check_arrays(op: str, given: dict[str, Any]) -> None:
     _module()[0].check_arrays(op, given)
 
 
-def empty(shape: int | tuple[int, ...], dtype: Any) -> Any:
-    from . import cuda
-
-    return cuda.empty(shape, dtype)
+def empty(shape: tuple[int, ...], dtype: Any, op: str = "empty") -> Any:
+    module, stream = _module()
+    return module.empty(shape, np.dtype(dtype), stream, op)
 
 
 def broadcast(x: Any, shape: tuple[int, ...]) -> Any:

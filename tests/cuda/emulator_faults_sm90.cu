@@ -147,6 +147,36 @@ __global__ void multiplies_in_two_shapes(float* y) {
   y[threadIdx.x] = d[0];
 }
 
+// Functions that stay functions: what they fence and wait for, their caller's next instructions may count on.
+__device__ __noinline__ void fence_elsewhere() { wgmma_fence(); }
+__device__ __noinline__ void wait_elsewhere(int* y) {
+  *y = 1;  // or else the function is left out of the PTX
+  wgmma_wait<0>();
+}
+
+// The sums are set, fenced, multiplied and read. 0: right; 1: the fence stands before they are set; 2: and is one of a function;
+// 3: nobody waits before they are read
+template <int kFault>
+__global__ void multiplies_with_functions(float* y, int* z) {
+  __shared__ alignas(128) uint32_t b[64];
+  if (threadIdx.x < 64) b[threadIdx.x] = 0;
+  fence_async_shared();
+  __syncthreads();
+  float d[4] = {};
+  const uint32_t a[4] = {};
+  const uint64_t descriptor = wgmma_k_major<32>(shared_address(b));
+  if (kFault == 1) wgmma_fence();
+  if (kFault == 2) fence_elsewhere();
+  asm volatile("add.f32 %0, %0, %0;" : "+f"(d[0])::"memory");
+  wgmma_hold(d);
+  if (kFault == 0 || kFault == 3) fence_elsewhere();
+  wgmma<__nv_bfloat16, 8>(d, a, descriptor, 1);
+  wgmma_commit();
+  if (kFault != 3) wait_elsewhere(z + threadIdx.x);
+  asm volatile("st.global.f32 [%0], %1;" ::"l"(y + threadIdx.x), "f"(d[0]) : "memory");
+  wgmma_wait<0>();
+}
+
 }  // namespace
 
 static __global__ void of_this_name_are_two(int* y) { *y = 90; }
@@ -170,6 +200,12 @@ void run_multiplies_twice(float* y, int fault) {
 }
 void run_multiplies_in_two_shapes(float* y, int fence) {
   fence ? multiplies_in_two_shapes<true><<<1, 128>>>(y) : multiplies_in_two_shapes<false><<<1, 128>>>(y);
+}
+void run_multiplies_with_functions(float* y, int* z, int fault) {
+  if (fault == 0) multiplies_with_functions<0><<<1, 128>>>(y, z);
+  if (fault == 1) multiplies_with_functions<1><<<1, 128>>>(y, z);
+  if (fault == 2) multiplies_with_functions<2><<<1, 128>>>(y, z);
+  if (fault == 3) multiplies_with_functions<3><<<1, 128>>>(y, z);
 }
 void run_reuses_mbarrier(int* y, int fault) {
   if (fault == 0) reuses_mbarrier<0><<<1, 64>>>(y);

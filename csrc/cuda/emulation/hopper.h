@@ -78,7 +78,10 @@ struct Wgmma {
 // d (64, n) = a (64, 16) b (16, n) [+ d]: d has n / 2 registers, a four or, nullptr, a descriptor of shared memory. Returns the
 // number of this wgmma of the thread.
 uint32_t wgmma(int site, const Wgmma&, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor);
-bool wgmma_fence(int site);  // false: left out
+// How many fences of its own a thread has behind it, and one more. A function asks anew after each call: what was called may have
+// fenced or waited.
+uint32_t wgmma_fence(int site);
+uint32_t wgmma_fences();
 // Before it: behind how many fences each register of d and a was last read or written by another instruction, of how many.
 void wgmma_registers(int site, std::initializer_list<uint32_t> touched, uint32_t fences);
 // For registers that are d of one n and of another, or a (n = 0): of which n they were last, and behind how many fences.

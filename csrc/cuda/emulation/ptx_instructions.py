@@ -311,7 +311,8 @@ def call(f, name, a):
         return f'current->site = {f.site()}; fail(FaultKind::other, "assert() in the kernel failed");'
     if function not in {g.name for g in f.module.functions}:
         return unsupported(["call", function])
-    return f"F_{function.replace('$', '_S_')}(" + ", ".join(f.locals[x] for x in results + arguments) + ");"
+    code = f"F_{function.replace('$', '_S_')}(" + ", ".join(f.locals[x] for x in results + arguments) + ");"
+    return code + (" fences = wgmma_fences(); done = wgmma_done();" if f.wgmma_registers else "")
 
 
 @instruction("nanosleep")

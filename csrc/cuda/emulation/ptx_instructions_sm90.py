@@ -169,7 +169,7 @@ def wgmma(f, name, a):
 
 @instruction("wgmma.fence")
 def wgmma_fence(f, name, a):
-    return f"{'fences += ' if f.wgmma_registers else ''}wgmma_fence({f.site()});"
+    return f"{'fences = ' if f.wgmma_registers else ''}wgmma_fence({f.site()});"
 
 
 @instruction("wgmma.commit_group")

@@ -427,7 +427,7 @@ class Function:
                     for r in registers:
                         self.wgmma_registers.setdefault(r, set()).add(n)
         if self.wgmma_registers:
-            self.out.append("uint32_t fences = 1, done = wgmma_done();")
+            self.out.append("uint32_t fences = wgmma_fences(), done = wgmma_done();")
         for i, s in enumerate(self.statements):  # branch targets may stand behind their use
             m = re.match(r"\.branchtargets\s+(.*)$", s.text, re.S)
             if m:

@@ -25,7 +25,7 @@ struct Issued {  // by one thread
 };
 
 struct ThreadState {
-  bool fenced = false;
+  uint32_t fences = 1;                             // and those that there were
   uint32_t issued = 0, committed = 0, waited = 0;  // numbers of wgmma, counted from 1
   std::deque<uint32_t> groups;                     // the last number of each committed group
 };
@@ -160,7 +160,7 @@ void wgmma_retire(const Thread& t) {
 uint32_t wgmma(int site, const Wgmma& w, float* d, const uint32_t* a, uint64_t a_descriptor, uint64_t b_descriptor) {
   ThreadState& s = threads[current->agent];
   current->site = site;
-  if (!s.fenced) fail(FaultKind::missing_fence, "wgmma without a wgmma.fence before it");
+  if (s.fences == 1) fail(FaultKind::missing_fence, "wgmma without a wgmma.fence before it");
   const uint32_t number = ++s.issued;
   Issued issued{w, d, a, a_descriptor, b_descriptor};
   meet_group(site, &issued, &multiply);
@@ -190,11 +190,13 @@ uint32_t wgmma_touched(int site) {
 
 uint32_t wgmma_done() { return kWgmma + threads[current->agent].waited; }
 
-bool wgmma_fence(int site) {
-  if (left_out(site)) return false;
+uint32_t wgmma_fences() { return threads[current->agent].fences; }
+
+uint32_t wgmma_fence(int site) {
+  ThreadState& s = threads[current->agent];
+  if (left_out(site)) return s.fences;
   current->site = site;
-  threads[current->agent].fenced = true;
-  return true;
+  return ++s.fences;
 }
 
 void wgmma_commit(int site) {
