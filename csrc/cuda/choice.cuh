@@ -5,17 +5,22 @@
 // of 64 bits: the value's order above the place, inverted. Since no two keys of a row are equal, a result does not depend on the
 // order in which threads get there.
 #pragma once
+#include <math.h>
+
 #include "cuda/rows.cuh"
 
 namespace qkv::cuda {
 
-// 0 for NaN, else more for a larger number; -0 is +0.
-QKV_DEVICE uint32_t ordered(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  if (x != x) return 0;
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+// More for a larger number, and never 0; -0 is +0.
+QKV_DEVICE uint32_t ordered_number(float x) {
+  const int bits = __float_as_int(x + 0.0f);
+  return static_cast<uint32_t>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
 }
-QKV_DEVICE float from_ordered(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key); }
+// 0 for NaN.
+QKV_DEVICE uint32_t ordered(float x) { return x != x ? 0 : ordered_number(x); }
+QKV_DEVICE float from_ordered(uint32_t key) {
+  return __int_as_float(static_cast<int>(key) ^ (~(static_cast<int>(key) >> 31) | static_cast<int>(0x80000000u)));
+}
 
 QKV_DEVICE uint64_t key_of(uint32_t order, int64_t place) {
   return static_cast<uint64_t>(order) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(place));
@@ -36,14 +41,14 @@ struct Chunks {
   QKV_DEVICE int64_t count() const { return (lead + n + kLanes<T> - 1) / kLanes<T>; }
   QKV_DEVICE int64_t place(int64_t chunk) const { return chunk * kLanes<T> - lead; }  // of its first element
 
-  // Elements that are not of the row are NaN, which is smaller than all.
+  // Elements that are not of the row are `beyond`; NaN is smaller than all.
   template <bool kAgain = false>
-  QKV_DEVICE uint4 load(int64_t chunk) const {
+  QKV_DEVICE uint4 load(int64_t chunk, float beyond = NAN) const {
     const int64_t at = place(chunk);
     if (at >= 0 && at + kLanes<T> <= n) return kAgain ? load16_read_only(row + at) : load16_streaming(row + at);
     float x[kLanes<T>];
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) x[j] = at + j >= 0 && at + j < n ? to_float(row[at + j]) : __int_as_float(0x7FC00000);
+    for (int j = 0; j < kLanes<T>; ++j) x[j] = at + j >= 0 && at + j < n ? to_float(row[at + j]) : beyond;
     return pack<T>(x);
   }
   QKV_DEVICE bool has(int64_t at) const { return at >= 0 && at < n; }
@@ -67,8 +72,7 @@ QKV_DEVICE void each_chunk(const Chunks<T>& row, int64_t first, int64_t end, int
   }
 }
 
-// ---- a block's digit by digit search
-// -------------------------------------------------------------------------------------------
+// ---- a block's digit by digit search -----------------------------------------------------------------------------------------
 
 constexpr int kBins = 256;
 
@@ -84,12 +88,7 @@ QKV_DEVICE Bin find_bin(const uint32_t (&histogram)[kBins], uint32_t need) {
   uint32_t mine = 0;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) mine += histogram[top - i];
-  uint32_t up_to = mine;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(kFullWarp, up_to, step);
-    if (lane >= step) up_to += other;
-  }
+  const uint32_t up_to = up_to_lane(mine);
   const int holder = __ffs(__ballot_sync(kFullWarp, up_to >= need)) - 1;
   Bin found{0, up_to - mine, 0, 0};
   if (lane == holder) {
