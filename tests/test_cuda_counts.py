@@ -27,7 +27,8 @@ def test_memory_is_moved_once_and_kept_busy(name: str, emulator: Emulator) -> No
     line = cuda_counts.count(cuda_counts.cases()[name], emulator)
     assert 1 <= line.moved <= 1.05
     assert line.in_flight >= IN_FLIGHT
-    assert line.wavefronts is None or line.wavefronts <= (1.2 if "top_" in name else 1.05)  # a list is sorted
+    # Lists are sorted, of which not every step reads neighbours.
+    assert line.wavefronts is None or line.wavefronts <= (1.35 if "top_" in name else 1.05)
 
 
 # A multiprocessor issues 128 instructions of threads a clock, of which 1.75 GHz are an H200's.
@@ -58,10 +59,10 @@ def sampling_loops(kernel: cuda_machine_code.Kernel, itemsize: int) -> dict[str,
 @pytest.mark.parametrize("family", ["sample_clusters", "sample_rows"])
 @pytest.mark.parametrize("dtype", SAMPLED)
 def test_sampling_is_not_bound_by_instructions(dtype: str, family: str) -> None:
-    """With top_k, top_p or min_p a number is loaded, and compared and, for top_p, weighed once, and all else is done to the
-    few that are listed: half of what can be issued while a number is moved, four fifths with top_p, are taken so.
-    Without a filter float32 takes all of it, and a temperature, which is five of these, a little more; for 16 bits, see
-    bench/NOTES.md."""
+    """With top_k, top_p or min_p a number is loaded, and compared and, for top_p, weighed once, and all else is done
+    to the few that are listed: half of what can be issued while a number is moved, four fifths with top_p, are taken
+    so. Without a filter float32 takes all of it, and a temperature, which is five of these, a little more; for 16
+    bits, see bench/NOTES.md."""
     (kernel,) = [k for k in cuda_machine_code.all_kernels() if k.arch == "sm_90a" and k.name.startswith(family + dtype)]
     most = ISSUED / (4.2e12 / 132 / SAMPLED[dtype])
     assert most == pytest.approx(7.04 * SAMPLED[dtype], rel=0.01)

@@ -175,9 +175,9 @@ FILTERS: list[dict[str, Any]] = [{}, {"min_p": 0.1}, {"top_k": 50}, {"top_p": 0.
 @pytest.mark.parametrize("device, blocks", [("cc=80", 2), ("cc=90", 4)])
 @pytest.mark.parametrize("dtype", [BF16, F32])
 def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulator: Emulator) -> None:
-    """Whatever the filters: it stays in shared memory, which is read without conflicts, but for those of sorting up to
-    1024 candidates: 55 steps of 16 warps, which read two. On Hopper a row has as many blocks as there are multiprocessors
-    for (here four)."""
+    """Whatever the filters: it stays in shared memory, which is read without conflicts, but for those of sorting up
+    to 1024 candidates: 55 steps of 16 warps, which read two. On Hopper a row has as many blocks as there are
+    multiprocessors for (here four)."""
     x, u = drawn(2, 30_000, dtype=dtype), np.array([0.2, 0.8])
     sectors = x.nbytes // SECTOR
     for filters in FILTERS:
@@ -200,15 +200,21 @@ def test_few_rows_are_sampled_by_many_multiprocessors(rows: int, blocks: int, em
 
 @pytest.mark.parametrize(
     "filters, reads",
-    [({}, 1 + 1 / 16), ({"min_p": 0.1}, 1), ({"top_k": 50}, 1), ({"top_p": 0.9, "temperature": 0.2}, 1), ({"top_p": 0.9}, 6)],
+    [
+        ({}, 1 + 1 / 16),
+        ({"min_p": 0.1}, 1),
+        ({"top_k": 50}, 1),
+        ({"top_p": 0.9, "temperature": 0.2}, 1),
+        ({"top_p": 0.9}, 6),
+    ],
     ids=str,
 )
 def test_sampling_reads_again_what_there_is_no_room_for(
     filters: dict[str, Any], reads: float, emulator: Emulator
 ) -> None:
-    """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read to be weighed and, a sixteenth of it, for the
-    token; with a filter, once, for the list of what may be left. Where that is not enough, as 54000 of normal numbers for
-    0.9: for each digit of the search too, at most four."""
+    """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read to be weighed and, a sixteenth of it,
+    for the token; with a filter, once, for the list of what may be left. Where that is not enough, as most of normal
+    numbers are left by 0.9: for each digit of the search too, at most four."""
     x, u = drawn(1, 60_000, dtype=F32), np.array([0.2])
     (kernel,) = counters(emulator, lambda: cuda_ops.sample(x, u, **filters)).values()
     rest = x.nbytes - kernel["dynamic_shared"] + (37_632 if filters else 0)

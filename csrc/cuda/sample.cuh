@@ -204,7 +204,8 @@ QKV_DEVICE float list_numbers(const Share<T>& share, float least, float scale, f
   return others;
 }
 
-// Numbers become keys. What those weigh whose keys are below `least`: they have been listed for being near it.
+// Numbers become keys, each by the thread that each_key gives it to. What those weigh whose keys are below `least`: they have
+// been listed for being near it.
 QKV_DEVICE uint64_t make_keys(const List& list, uint32_t least, float temperature, const Weight& weight) {
   uint64_t below = 0;
   for (uint32_t i = threadIdx.x; i < list.count(); i += kSampleThreads) {
@@ -345,7 +346,6 @@ QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Te
           rest = {0, 0};
         }
       }
-      __syncthreads();
     }
     const auto candidates = [&](auto&& f) { listed ? list.each_key(f) : share.each_key(f); };
     if (const auto k = static_cast<uint32_t>(a.k); few)

@@ -101,10 +101,9 @@ QKV_DEVICE uint64_t warp_total(uint64_t x) {
 }
 QKV_DEVICE Part warp_total(const Part& part) { return {warp_total(part.weight), __reduce_add_sync(kFullWarp, part.equal)}; }
 
-// What the warps of a block have, one a lane.
+// What the warps of a block have, one a lane. Between two calls all threads must meet.
 QKV_DEVICE Part of_warps(const Part& of_thread, Shared& s) {
   const Part part = warp_total(of_thread);
-  __syncthreads();
   if (lane_id() == 0) {
     s.weight[threadIdx.x / 32] = part.weight;
     s.equal[threadIdx.x / 32] = part.equal;
