@@ -202,7 +202,8 @@ def test_few_rows_are_sampled_by_many_multiprocessors(rows: int, blocks: int, em
     "filters, reads",
     [
         ({}, 1 + 1 / 16),
-        ({"min_p": 0.1}, 1),
+        ({"min_p": 0.5}, 1),
+        ({"min_p": 0.1}, 2 + 1 / 16),
         ({"top_k": 50}, 1),
         ({"top_p": 0.9, "temperature": 0.2}, 1),
         ({"top_p": 0.9}, 6),
@@ -213,8 +214,8 @@ def test_sampling_reads_again_what_there_is_no_room_for(
     filters: dict[str, Any], reads: float, emulator: Emulator
 ) -> None:
     """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read to be weighed and, a sixteenth of it,
-    for the token; with a filter, once, for the list of what may be left. Where that is not enough, as most of normal
-    numbers are left by 0.9: for each digit of the search too, at most four."""
+    for the token; with a filter, once, for the list of what may be left. Where that has no room for what
+    may be left: to be weighed and for the token too; and for each digit of the search, at most four."""
     x, u = drawn(1, 60_000, dtype=F32), np.array([0.2])
     (kernel,) = counters(emulator, lambda: cuda_ops.sample(x, u, **filters)).values()
     rest = x.nbytes - kernel["dynamic_shared"] + (37_632 if filters else 0)
