@@ -46,11 +46,11 @@ def cases() -> dict[str, Case]:
     x, residual = drawn(8, 4096), drawn(8, 4096)
     ids, table = qkv.cuda.array(np.arange(3, 64, 3)), drawn(64, 4096)
     heads, angles = drawn(16, 32, 128), drawn(16, 1, 64, dtype=F32)
-    logits = drawn(2, 50304, dtype=F32)
+    logits, half = drawn(2, 50304, dtype=F32), drawn(2, 50304)
     u = qkv.cuda.array(np.array([0.3, 0.9]))
 
-    def sampled(**filters: Any) -> Callable[[], Any]:
-        return lambda: cuda_ops.sample(logits, u, **filters)
+    def sampled(x: Any, **filters: Any) -> Callable[[], Any]:
+        return lambda: cuda_ops.sample(x, u, **filters)
 
     def turned(interleaved: bool) -> Callable[[], Any]:
         return lambda: qkv.cuda.module().rotary(heads, angles, 1.0, 128, interleaved, 0)
@@ -71,8 +71,9 @@ def cases() -> dict[str, Case]:
         "rotary": Case(turned(False), 2 * heads.nbytes),
         "rotary, interleaved": Case(turned(True), 2 * heads.nbytes),
         "argmax, float32": Case(lambda: cuda_ops.argmax(logits), logits.nbytes),
-        "sample, float32": Case(sampled(), logits.nbytes),
-        "sample, top_k and top_p": Case(sampled(top_k=50, top_p=0.9), logits.nbytes),
+        "sample, float32": Case(sampled(logits), logits.nbytes),
+        "sample, top_k and top_p": Case(sampled(logits, top_k=50, top_p=0.9), logits.nbytes),
+        "sample, bfloat16, top_p": Case(sampled(half, top_p=0.9, temperature=0.2), half.nbytes),
     }
 
 

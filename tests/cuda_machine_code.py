@@ -61,6 +61,16 @@ class Kernel(NamedTuple):
     def count(self, pattern: str) -> int:
         return sum(bool(re.match(pattern, text)) for _, text in self.code)
 
+    def loops(self) -> list[list[str]]:
+        """The instructions of each of the innermost, by branches back, in the order of the code."""
+        back = [
+            (int(to[1], 16), at)
+            for at, text in self.code
+            if (to := re.match(r"BRA(?:\.\w+)* (?:!?U?P\w+, )?0x([0-9a-f]+)", text)) and int(to[1], 16) < at
+        ]
+        inner = [(a, b) for a, b in back if not any(a <= c and d <= b and (a, b) != (c, d) for c, d in back)]
+        return [[text for at, text in self.code if a <= at <= b] for a, b in sorted(inner)]
+
 
 def short(mangled: str) -> str:
     """`gemm_tileI13__nv_bfloat16...` of `_ZN3qkv4cuda<a namespace without a name>9gemm_tileI13__nv_bfloat16...`."""

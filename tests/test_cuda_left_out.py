@@ -37,6 +37,8 @@ CALLS: dict[str, Callable[[], Any]] = {
     "top_k_many": lambda: qkv.ops.top_k(drawn(1, 2500, dtype=F32), 1100)[1],
     "sample": lambda: cuda_ops.sample(drawn(2, 3000, dtype=F32), U),
     "sample_filtered": lambda: cuda_ops.sample(drawn(2, 3000, dtype=F32), U, top_k=300, top_p=0.7),
+    "sample_listed": lambda: cuda_ops.sample(drawn(2, 3000, dtype=F32), U, top_k=60),
+    "sample_weighed": lambda: cuda_ops.sample(drawn(2, 3000), U, top_p=0.5, temperature=0.3),
     "additive_attention": lambda: qkv.additive_attention(
         *(drawn(1, n, 8, dtype=F32) for n in (5, 150, 150)),
         drawn(12, 8, dtype=F32),
@@ -98,6 +100,7 @@ HOPPER: dict[str, Callable[[], Any]] = {
     # a row by two blocks
     "sample_cluster": lambda: cuda_ops.sample(drawn(1, 8200, dtype=F32), U[:1]),
     "sample_cluster_filtered": lambda: cuda_ops.sample(drawn(1, 8200, dtype=F32), U[:1], top_k=300, top_p=0.7),
+    "sample_cluster_weighed": lambda: cuda_ops.sample(drawn(1, 8200, dtype=F32), U[:1], top_p=0.5, temperature=0.3),
     # More tiles of rows than multiprocessors; lengths whose last tile is worked on in shared memory.
     "attention_hopper": on_path(
         "hopper",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -66,12 +67,9 @@ def numbers(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return u[(u >= 0) & (u < 1)]
 
 
-def check(x: np.ndarray, o: dict[str, Any], rng: np.random.Generator) -> None:
-    scores = filtered(x, o)
-    u = numbers(scores, rng)
-    rows = np.broadcast_to(x, (len(u), len(x)))
-    tokens = cuda_ops.sample(qkv.cuda.array(np.ascontiguousarray(rows)), u, **o).numpy()
-    assert tokens.dtype == np.int64 and tokens.shape == u.shape
+def assert_drawn(tokens: np.ndarray, scores: np.ndarray, u: np.ndarray, o: dict[str, Any]) -> None:
+    """Those that `draw` chooses by each u from one row of filtered scores (V,), or neighbours across a border that is
+    as near as it may be wrong."""
     cumulative = np.cumsum(np.exp(scores.astype(np.float64) - scores.max()))
     cumulative /= cumulative[-1]
     assert np.isfinite(scores[tokens]).all(), "a token that a filter has removed"
@@ -79,6 +77,15 @@ def check(x: np.ndarray, o: dict[str, Any], rng: np.random.Generator) -> None:
         if token != cpu.draw(scores, Given(number)):
             low = cumulative[token - 1] if token else 0.0
             assert low - BORDER <= number < cumulative[token] + BORDER, (o, number, token)
+
+
+def check(x: np.ndarray, o: dict[str, Any], rng: np.random.Generator, most: int = 99) -> None:
+    scores = filtered(x, o)
+    u = rng.permutation(numbers(scores, rng))[:most]
+    rows = np.broadcast_to(x, (len(u), len(x)))
+    tokens = cuda_ops.sample(qkv.cuda.array(np.ascontiguousarray(rows)), u, **o).numpy()
+    assert tokens.dtype == np.int64 and tokens.shape == u.shape
+    assert_drawn(tokens, scores, u, o)
 
 
 @pytest.mark.parametrize("n", [1, 2, 31, 33, 1000])
@@ -163,12 +170,83 @@ def test_it_does_not_matter_how_many_blocks_share_a_row(
 @pytest.mark.parametrize("name", ["none", "together"])
 def test_rows_that_no_shared_memory_has_room_for(device: str, n: int, name: str, rng: np.random.Generator) -> None:
     x, options = normal(rng, n, scale=3.0), FILTERS[name]
-    scores, u = filtered(x, options), 0.4
+    u = np.array([0.4])
     with configured(device):
-        (token,) = cuda_ops.sample(qkv.cuda.array(x[None]), np.array([u]), **options).numpy().tolist()
-    cumulative = np.cumsum(np.exp(scores.astype(np.float64) - scores.max()))
-    cumulative /= cumulative[-1]
-    assert cumulative[token - 1] - BORDER <= u < cumulative[token] + BORDER and np.isfinite(scores[token])
+        token = cuda_ops.sample(qkv.cuda.array(x[None]), u, **options).numpy()
+    assert_drawn(token, filtered(x, options), u, options)
+
+
+ROWS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
+    "equal": lambda rng, n: np.zeros(n),
+    "two values": lambda rng, n: rng.integers(0, 2, n),  # too many for a list
+    "many of each": lambda rng, n: rng.integers(0, 400, n) / 16,  # with equal ones on either side of its border
+    "the first": lambda rng, n: np.where(np.arange(n) < 1100, 3.0, rng.standard_normal(n)),  # too many for one block
+    "falling": lambda rng, n: -np.arange(n) / 500,  # all of one warp, for a few filters
+    "flat": lambda rng, n: rng.random(n),  # what is listed weighs too little for top_p
+    "one": lambda rng, n: np.where(np.arange(n) == n - 2, 50.0, rng.standard_normal(n)),
+    "below zero": lambda rng, n: 2 * rng.standard_normal(n) - 90,
+}
+LISTED: list[dict[str, Any]] = [
+    {"top_k": 1},
+    {"top_k": 50},
+    {"top_k": 50, "top_p": 0.7, "temperature": 0.7},
+    {"top_k": 500, "min_p": 0.3},
+    {"top_k": 1500, "top_p": 0.9},
+    {"top_p": 0.0},
+    {"top_p": 0.3, "temperature": 1.7},
+    {"top_p": 0.97, "min_p": 1e-3},
+    {"min_p": 0.2, "temperature": 0.6},
+    {"min_p": 1e-9},
+]
+
+
+@pytest.mark.parametrize("path", ["portable", "hopper"])
+@pytest.mark.parametrize("name", ROWS)
+def test_lists_of_candidates(name: str, path: str, rng: np.random.Generator) -> None:
+    """A block lists up to 1024 scores that may be left, and looks at all where those are more, or not enough."""
+    x = ROWS[name](rng, 8_300).astype(np.float32)
+    for options in LISTED:
+        on_path(path, lambda options=options: check(x, options, rng, 4))()
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.9, 3e4])
+def test_scores_that_rounding_makes_equal(temperature: float) -> None:
+    """Neighbours among floats, of which some have one score: top_k keeps all that are equal to the last, top_p the last
+    of those."""
+    x = np.zeros(1000, np.float32)
+    x[::7] = np.float32(5) + np.arange(143, dtype=np.float32) * np.spacing(np.float32(5))
+    x[::7] = x[::7][np.random.default_rng(3).permutation(143)]
+    u = (np.arange(40) + 0.5) / 40
+    rows = qkv.cuda.array(np.broadcast_to(x, (40, 1000)).copy())
+    for options in ({"top_k": 5}, {"top_k": 30}, {"top_p": 0.05}, {"top_p": 0.1}):
+        options = {**options, "temperature": temperature}
+        assert_drawn(cuda_ops.sample(rows, u, **options).numpy(), filtered(x, options), u, options)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "together"])
+def test_rows_that_eight_blocks_share(name: str, rng: np.random.Generator) -> None:
+    """As an H200 does, with fewer rows than it has multiprocessors. Each of ten rows has something else, wherever in
+    the row: NaN make it one without a token, and the others must not notice."""
+    n, options = 33_000, FILTERS[name]
+    x = normal(rng, (10, n), scale=3.0)
+    x[0] = np.round(x[0])  # equal ones on either side of every border
+    x[1] = 0.0
+    x[2, rng.random(n) < 0.9] = -np.inf
+    x[3] = -np.inf
+    x[3, n - 3] = 2.0
+    x[4, : n // 8] = -np.inf  # all that the first block has
+    x[5, 5 * n // 8 :] += 20.0  # what is left lies in the last three
+    x[6, n - 1] = np.nan
+    x[7, 3 * n // 8] = np.nan
+    x[8, : n - 1] = -np.inf
+    x[8, n - 1] = np.nan
+    x[9] = -np.inf
+    u = rng.random(10)
+    with configured("cc=90,sms=132"):
+        tokens = cuda_ops.sample(qkv.cuda.array(x), u, **options).numpy()
+    np.testing.assert_array_equal(tokens[6:], -1)
+    for i in range(6):
+        assert_drawn(tokens[i : i + 1], filtered(x[i], options), u[i : i + 1], options)
 
 
 def test_frequencies_are_the_probabilities(rng: np.random.Generator) -> None:

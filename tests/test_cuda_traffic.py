@@ -174,7 +174,7 @@ def test_a_few_are_selected_without_bank_conflicts(dtype: Any, emulator: Emulato
     """Rows of any alignment. (Of two; sorting more than a few has conflicts where neighbours are compared.)"""
     x = drawn(2, 5003, dtype=dtype)
     (kernel,) = counters(emulator, lambda: ops.top_k(x, 2)[1]).values()
-    for kind in ("shared_store",):
+    for kind in ("shared_load", "shared_store"):
         accesses, wavefronts, ideal = kernel[kind]
         assert accesses > 0 and wavefronts == ideal, kind
 
@@ -185,8 +185,9 @@ FILTERS: list[dict[str, Any]] = [{}, {"min_p": 0.1}, {"top_k": 50}, {"top_p": 0.
 @pytest.mark.parametrize("device, blocks", [("cc=80", 2), ("cc=90", 4)])
 @pytest.mark.parametrize("dtype", [BF16, F32])
 def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulator: Emulator) -> None:
-    """Whatever the filters: its scores stay in shared memory, which is read without conflicts. On Hopper a row has as
-    many blocks as there are multiprocessors for (here four)."""
+    """Whatever the filters: it stays in shared memory, which is read without conflicts, but for those of sorting up
+    to 1024 candidates: 55 steps of 16 warps, which read two. On Hopper a row has as many blocks as there are
+    multiprocessors for (here four)."""
     x, u = drawn(2, 30_000, dtype=dtype), np.array([0.2, 0.8])
     sectors = x.nbytes // SECTOR
     for filters in FILTERS:
@@ -195,7 +196,7 @@ def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulato
         assert sectors <= kernel["global_load"][1] <= 1.01 * sectors + 64
         for kind in ("shared_load", "shared_store"):
             _, wavefronts, ideal = kernel[kind]
-            assert wavefronts <= 1.05 * ideal, (filters, kind)
+            assert wavefronts <= 1.05 * ideal + (x.shape[0] * 55 * 16 * 2 if filters else 0), (filters, kind)
 
 
 @pytest.mark.parametrize("rows, blocks", [(1, 8), (4, 32)])
@@ -207,16 +208,31 @@ def test_few_rows_are_sampled_by_many_multiprocessors(rows: int, blocks: int, em
     assert x.nbytes / SECTOR <= kernel["global_load"][1] <= x.nbytes / SECTOR + 16 * blocks  # each warp reads u
 
 
-def test_sampling_reads_again_what_there_is_no_room_for(emulator: Emulator) -> None:
-    """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read for each digit, at most four a filter,
-    for the weight of what is left, and a sixteenth of it for the token."""
+@pytest.mark.parametrize(
+    "filters, reads",
+    [
+        ({}, 1 + 1 / 16),
+        ({"min_p": 0.5}, 1),
+        ({"min_p": 0.1}, 2 + 1 / 16),
+        ({"top_k": 50}, 1),
+        ({"top_p": 0.9, "temperature": 0.2}, 1),
+        ({"top_p": 0.9}, 6),
+    ],
+    ids=str,
+)
+def test_sampling_reads_again_what_there_is_no_room_for(
+    filters: dict[str, Any], reads: float, emulator: Emulator
+) -> None:
+    """A row of 240 KB by a block of sm_80, which has 163 KB: the rest is read to be weighed and, a sixteenth of it,
+    for the token; with a filter, once, for the list of what may be left. Where that has no room for what
+    may be left: to be weighed and for the token too; and for each digit of the search, at most four."""
     x, u = drawn(1, 60_000, dtype=F32), np.array([0.2])
-    for filters, reads in zip(FILTERS, (1, 1, 5, 5), strict=True):
-        (kernel,) = counters(emulator, lambda filters=filters: cuda_ops.sample(x, u, **filters)).values()
-        rest = x.nbytes - kernel["dynamic_shared"] + (25 * 1024 if reads > 1 else 0)
-        assert 0.3 * x.nbytes < rest < 0.45 * x.nbytes
-        moved = kernel["global_load"][1] * SECTOR
-        assert x.nbytes + rest <= moved <= 1.01 * (x.nbytes + (reads + 1 / 16) * rest) + 2048
+    (kernel,) = counters(emulator, lambda: cuda_ops.sample(x, u, **filters)).values()
+    rest = x.nbytes - kernel["dynamic_shared"] + (37_632 if filters else 0)
+    assert 0.3 * x.nbytes < rest < 0.5 * x.nbytes
+    moved = kernel["global_load"][1] * SECTOR
+    listed = 1024 * SECTOR if filters else 0  # a chunk is read again for its numbers
+    assert x.nbytes + min(reads, 1) * rest <= moved <= 1.01 * (x.nbytes + reads * rest) + listed + 2048
 
 
 # ---- products and attention: every kind of access against its own ideal

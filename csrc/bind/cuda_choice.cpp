@@ -114,18 +114,16 @@ DeviceArray sample(py::handle x_in, py::handle u_in, double temperature, int64_t
   if (u.shape != std::vector<int64_t>{x.shape[0]} || !u.contiguous())
     fail_value("sample: u must be contiguous " + shape_text({x.shape[0]}) + ", got " + shape_text(u.shape));
   const DeviceArray out = places_for(&call, out_in, x);
-  cuda::SampleArgs a{x.data,
-                     x.dtype,
-                     x.shape[0],
-                     x.shape[1],
-                     divisor,
-                     k,
-                     p,
-                     min_p,
-                     reinterpret_cast<const double*>(u.data),
-                     reinterpret_cast<int64_t*>(out.data),
-                     nullptr};
-  a.workspace = call.scratch(cuda::sample_workspace(a));
+  const cuda::SampleArgs a{x.data,
+                           x.dtype,
+                           x.shape[0],
+                           x.shape[1],
+                           divisor,
+                           k,
+                           p,
+                           min_p,
+                           reinterpret_cast<const double*>(u.data),
+                           reinterpret_cast<int64_t*>(out.data)};
   const Unlocked unlocked;
   cuda::sample(a, call.stream());
   return out;

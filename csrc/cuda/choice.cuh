@@ -5,17 +5,22 @@
 // of 64 bits: the value's order above the place, inverted. Since no two keys of a row are equal, a result does not depend on the
 // order in which threads get there.
 #pragma once
+#include <math.h>
+
 #include "cuda/rows.cuh"
 
 namespace qkv::cuda {
 
-// 0 for NaN, else more for a larger number; -0 is +0.
-QKV_DEVICE uint32_t ordered(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  if (x != x) return 0;
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+// More for a larger number, and never 0; -0 is +0.
+QKV_DEVICE uint32_t ordered_number(float x) {
+  const int bits = __float_as_int(x + 0.0f);
+  return static_cast<uint32_t>(bits ^ (bits >> 31 | static_cast<int>(0x80000000u)));
 }
-QKV_DEVICE float from_ordered(uint32_t key) { return __uint_as_float(key & 0x80000000u ? key & 0x7FFFFFFFu : ~key); }
+// 0 for NaN.
+QKV_DEVICE uint32_t ordered(float x) { return x != x ? 0 : ordered_number(x); }
+QKV_DEVICE float from_ordered(uint32_t key) {
+  return __int_as_float(static_cast<int>(key) ^ (~(static_cast<int>(key) >> 31) | static_cast<int>(0x80000000u)));
+}
 
 QKV_DEVICE uint64_t key_of(uint32_t order, int64_t place) {
   return static_cast<uint64_t>(order) << 32 | (0xFFFFFFFFu - static_cast<uint32_t>(place));
@@ -36,14 +41,14 @@ struct Chunks {
   QKV_DEVICE int64_t count() const { return (lead + n + kLanes<T> - 1) / kLanes<T>; }
   QKV_DEVICE int64_t place(int64_t chunk) const { return chunk * kLanes<T> - lead; }  // of its first element
 
-  // Elements that are not of the row are NaN, which is smaller than all.
+  // Elements that are not of the row are `beyond`; NaN is smaller than all.
   template <bool kAgain = false>
-  QKV_DEVICE uint4 load(int64_t chunk) const {
+  QKV_DEVICE uint4 load(int64_t chunk, float beyond = NAN) const {
     const int64_t at = place(chunk);
     if (at >= 0 && at + kLanes<T> <= n) return kAgain ? load16_read_only(row + at) : load16_streaming(row + at);
     float x[kLanes<T>];
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) x[j] = at + j >= 0 && at + j < n ? to_float(row[at + j]) : __int_as_float(0x7FC00000);
+    for (int j = 0; j < kLanes<T>; ++j) x[j] = at + j >= 0 && at + j < n ? to_float(row[at + j]) : beyond;
     return pack<T>(x);
   }
   QKV_DEVICE bool has(int64_t at) const { return at >= 0 && at < n; }
@@ -67,8 +72,7 @@ QKV_DEVICE void each_chunk(const Chunks<T>& row, int64_t first, int64_t end, int
   }
 }
 
-// ---- a block's digit by digit search
-// -------------------------------------------------------------------------------------------
+// ---- a block's digit by digit search -----------------------------------------------------------------------------------------
 
 constexpr int kBins = 256;
 
@@ -77,29 +81,31 @@ struct Bin {
   uint32_t bin, above, count, unused;  // 16 bytes, as they are read together
 };
 
-// By one warp; every lane gets the same.
+// By one warp; every lane gets the same. The histogram is aligned to 16 bytes.
 QKV_DEVICE Bin find_bin(const uint32_t (&histogram)[kBins], uint32_t need) {
   constexpr int kEach = kBins / 32;
-  const int lane = lane_id(), top = kBins - 1 - kEach * lane;
+  static_assert(kEach == 8);
+  // A lane's eight lie side by side. Of each eight lanes, which read 16 bytes at once, half begin with the one half of theirs,
+  // and half with the other: so all banks are read.
+  const int lane = lane_id();
+  const bool low_first = lane & 4;
+  const uint4* const own = reinterpret_cast<const uint4*>(histogram + kBins - kEach * (lane + 1));
+  const uint4 one = own[low_first ? 0 : 1], two = own[low_first ? 1 : 0];
+  const uint4 low = low_first ? one : two, high = low_first ? two : one;
+  const uint32_t counts[kEach] = {high.w, high.z, high.y, high.x, low.w, low.z, low.y, low.x};
   uint32_t mine = 0;
 #pragma unroll
-  for (int i = 0; i < kEach; ++i) mine += histogram[top - i];
-  uint32_t up_to = mine;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const uint32_t other = __shfl_up_sync(kFullWarp, up_to, step);
-    if (lane >= step) up_to += other;
-  }
+  for (int i = 0; i < kEach; ++i) mine += counts[i];
+  const uint32_t up_to = up_to_lane(mine);
   const int holder = __ffs(__ballot_sync(kFullWarp, up_to >= need)) - 1;
-  Bin found{0, up_to - mine, 0, 0};
-  if (lane == holder) {
-    for (int i = 0; i < kEach; ++i) {
-      found.bin = top - i;
-      found.count = histogram[top - i];
-      if (found.above + found.count >= need) break;
+  Bin found{static_cast<uint32_t>(kBins - 1 - kEach * lane), up_to - mine, counts[0], 0};
+#pragma unroll
+  for (int i = 1; i < kEach; ++i)
+    if (found.above + found.count < need) {
+      --found.bin;
       found.above += found.count;
+      found.count = counts[i];
     }
-  }
   found.bin = __shfl_sync(kFullWarp, found.bin, holder);
   found.above = __shfl_sync(kFullWarp, found.above, holder);
   found.count = __shfl_sync(kFullWarp, found.count, holder);
@@ -107,7 +113,7 @@ QKV_DEVICE Bin find_bin(const uint32_t (&histogram)[kBins], uint32_t need) {
 }
 
 struct SelectScratch {
-  uint32_t histogram[kBins];
+  alignas(16) uint32_t histogram[kBins];
   Bin bin;
 };
 

@@ -216,6 +216,23 @@ QKV_DEVICE float log2_approx(float x) {
   return y;
 }
 
+// The larger; NaN if either is.
+QKV_DEVICE float max_nan(float x, float y) {
+  float z;
+  asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+  return z;
+}
+// Of each T that the words hold.
+template <class T>
+QKV_DEVICE uint32_t max_nan_words(uint32_t x, uint32_t y) {
+  if constexpr (std::is_same_v<T, __half>)
+    return bit_cast<uint32_t>(__hmax2_nan(bit_cast<__half2>(x), bit_cast<__half2>(y)));
+  else if constexpr (kIs16Bit<T>)
+    return bit_cast<uint32_t>(__hmax2_nan(bit_cast<__nv_bfloat162>(x), bit_cast<__nv_bfloat162>(y)));
+  else
+    return __float_as_uint(max_nan(__uint_as_float(x), __uint_as_float(y)));
+}
+
 // x, of which the compiler no longer knows where it comes from: what is computed from it in a loop stays in the loop, where it
 // would else be computed once and kept in registers that the loop does not have. No instruction.
 QKV_DEVICE int opaque(int x) {
@@ -246,6 +263,17 @@ template <int kLanes = 32>
 QKV_DEVICE float warp_max(float x) {
 #pragma unroll
   for (int step = kLanes / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, step));
+  return x;
+}
+
+// This lane's and those before.
+template <class V>
+QKV_DEVICE V up_to_lane(V x) {
+#pragma unroll
+  for (int step = 1; step < 32; step *= 2) {
+    const V other = __shfl_up_sync(kFullWarp, x, step);
+    if (lane_id() >= step) x += other;
+  }
   return x;
 }
 

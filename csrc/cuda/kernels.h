@@ -296,9 +296,7 @@ struct SampleArgs {
   double p, min_p;  // 1 and 0: all
   const double* u;  // (rows)
   int64_t* tokens;  // (rows)
-  void* workspace;
 };
-size_t sample_workspace(const SampleArgs&);
 void sample(const SampleArgs&, Stream);
 
 // out_i = sum_j softmax_j(w . tanh(q_i + k_j)) v_j over already projected q (B, S, A) and k (B, T, A).

@@ -1,4 +1,6 @@
 // sample (sample.cuh) by one block a row; and into how many blocks rows are shared out.
+#include <cmath>
+
 #include "cuda/sample.cuh"
 
 namespace qkv::cuda {
@@ -7,7 +9,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads, kSampleBlocks)
     sample_rows(const __grid_constant__ SampleArgs a, const __grid_constant__ SamplePlan plan) {
-  sampling::sample_row<T>(a, plan, sampling::OneBlock(), blockIdx.x);
+  sampling::sample_row<T>(a, plan, sampling::OneBlock());
 }
 
 constexpr int kMostBlocks = 8;      // of a cluster, on any device that has them
@@ -19,28 +21,33 @@ constexpr size_t kReserved = 1024;  // bytes of each block's shared memory that 
 template <class T>
 SamplePlan plan_sample(const SampleArgs& a, bool clusters) {
   SamplePlan plan{};
-  plan.bits = 44;  // so that the weights of a row are less than 2^62
-  while (plan.bits > 24 && (a.n >> (61 - plan.bits)) != 0) --plan.bits;
-  plan.filters = (a.k > 0 && a.k < a.n) || a.p < 1;
-  const size_t beside = plan.filters ? 2 * sizeof(sampling::Histogram) : 0, of_chunk = sizeof(uint32_t) * kLanes<T>;
+  plan.bits = 45;  // so that the weights of a row are less than 2^62
+  while (plan.bits > 25 && (a.n >> (62 - plan.bits)) != 0) --plan.bits;
+  plan.lists = (a.k > 0 && a.k < a.n) || a.p < 1 || a.min_p > 0;
+  plan.quick = a.temperature > 1e-6f && a.temperature < 1e6f;
+  plan.inverse = 1 / a.temperature;
+  plan.scale = static_cast<float>(1.4426950408889634 / a.temperature);
+  plan.reach = static_cast<float>(1 - std::log(a.min_p));
+  plan.least_weight = static_cast<uint64_t>(std::ceil(std::ldexp(static_cast<double>(static_cast<float>(a.min_p)), plan.bits)));
+  plan.beside = plan.lists ? 2 * sizeof(sampling::Histogram) + kSampleListed * (sizeof(uint64_t) + sizeof(int)) : 0;
+  constexpr size_t of_chunk = 16;
   const int64_t chunks = ceil_div<int64_t>(a.n, kLanes<T>) + 1, processors = device_attribute(cudaDevAttrMultiProcessorCount);
   const size_t of_processor = static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor));
   const size_t most = static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)) - kStaticShared;
-  const auto bytes = [&](int blocks) { return beside + static_cast<size_t>(ceil_div<int64_t>(chunks, blocks)) * of_chunk; };
+  const auto bytes = [&](int blocks) { return plan.beside + static_cast<size_t>(ceil_div<int64_t>(chunks, blocks)) * of_chunk; };
   plan.blocks = 1;
   while (clusters && plan.blocks < kMostBlocks && chunks >= 2 * kLeastShare * plan.blocks &&
          (a.rows * plan.blocks < processors || bytes(plan.blocks) > of_processor / kSampleBlocks - kReserved - kStaticShared))
     plan.blocks *= 2;
   // Whole lines of 128 bytes.
   plan.share = static_cast<int>(ceil_div<int64_t>(chunks, 8 * plan.blocks) * 8);
-  plan.held = static_cast<int>(std::min(static_cast<size_t>(plan.share), (most - beside) / of_chunk));
-  plan.shared = beside + static_cast<size_t>(plan.held) * of_chunk;
+  plan.stretch = ceil_div(plan.share, sampling::kWarps);
+  plan.held = static_cast<int>(std::min(static_cast<size_t>(plan.share), (most - plan.beside) / of_chunk));
+  plan.shared = plan.beside + static_cast<size_t>(plan.held) * of_chunk;
   return plan;
 }
 
 }  // namespace
-
-size_t sample_workspace(const SampleArgs&) { return 0; }
 
 void sample(const SampleArgs& a, Stream stream_in) {
   if (a.rows == 0) return;

@@ -7,311 +7,214 @@
 // What the filters leave is what is above some score and the last ones of those that are equal to it. top_k and top_p find that
 // score digit by digit, from histograms of counts and of weights; min_p is a weight.
 //
-// A team, of one block (sample.cu) or of a cluster of blocks (sample_sm90.cu), reads its row once and holds its scores in shared
-// memory, as integers in their order (choice.cuh). It looks at them once for each digit that a filter must see (seldom all four),
-// once for the weight of what is left, and at a warp's stretch of them once more. Of a row for which there is no room the end is
-// read again.
+// A team, of one block (sample.cu) or of a cluster of blocks (sample_sm90.cu), reads its row once and holds it in shared memory.
+// With a filter it then lists what may be left: what reaches a bound, which of numbers, unlike scores, takes a comparison each.
+// For top_k and top_p the bound is one that enough of the largest that each thread has met reach: if those are k, so do the k
+// largest of the row, which are seldom many fewer than all that do. Digits and weights are those of the list. top_p needs what
+// the others weigh as well, but not exactly, unless the lowest score that is left depends on it: they are summed up as floats,
+// with bounds for what is wrong in that.
+// All scores are looked at, for each digit that a filter must see (seldom all four), where the list has no room for what reaches
+// the bound, where k is large, and where what is listed weighs too little for top_p or the bounds are too wide. Of a row for
+// which there is no room the end is read again.
 #pragma once
-#include <math.h>
-
-#include "cuda/choice.cuh"
+#include "cuda/sample_search.cuh"
 
 namespace qkv::cuda {
 
-constexpr int kSampleThreads = 512, kSampleBlocks = 2;  // of a block; of a multiprocessor
+constexpr uint32_t kSampleListed = 1024;  // scores of a block, and chunks that have them; a power of two
 
 struct SamplePlan {
-  int bits;      // of the largest weight
-  int blocks;    // that share a row
-  int share;     // chunks of a block
-  int held;      // of which shared memory has room for so many
-  bool filters;  // top_k or top_p
+  int bits;               // of the largest weight
+  int blocks;             // that share a row
+  int share;              // chunks of a block
+  int stretch;            // and of a warp
+  int held;               // of which shared memory has room for so many
+  bool lists;             // with a filter
+  bool quick;             // divided() divides by the temperature
+  float inverse;          // 1 / temperature
+  float scale;            // 2^(scale * (x - the largest)) is nearly what x weighs
+  float reach;            // from the largest score down to what min_p may leave
+  uint64_t least_weight;  // which min_p leaves
+  size_t beside;          // histograms and the list: bytes of shared memory before the row
   size_t shared;
 };
 
 namespace sampling {
 
-constexpr int kWarps = kSampleThreads / 32;
+constexpr float kInfinity = INFINITY;
 
-// What a score is worth: e^(score - top), in units of which the largest has 1 << bits.
-struct Weight {
-  float top;
-  int bits;
-
-  QKV_DEVICE uint64_t operator()(uint32_t key) const {
-    const double exponent = (static_cast<double>(from_ordered(key)) - top) * 1.4426950408889634;  // a float has too few digits
-    if (!(exponent > -64)) return 0;
-    const double whole = rint(exponent);
-    const float fraction = exp2_approx(static_cast<float>(exponent - whole));  // 2^-0.5 ... 2^0.5: a multiple of 2^-24
-    const auto mantissa = static_cast<uint64_t>(fraction * 16777216.0f);
-    const int shift = bits - 24 + static_cast<int>(whole);
-    if (shift >= 0) return mantissa << shift;
-    return shift > -32 ? (mantissa + (1ull << (-shift - 1))) >> -shift : 0;
-  }
-};
-
-// A score counts if it is above `least`, or equal to it and not among the first `skipped` of those; and if its weight is no less
-// than least_weight.
-struct Kept {
-  uint32_t least, skipped;
-  uint64_t least_weight;
-  uint64_t of_equal;  // the weight of one that is equal to `least`, 0 if that is too little
-};
-
-// What counts of some scores.
-struct Part {
-  uint64_t weight;  // of those above the least
-  uint32_t equal;   // how many are equal to it
-};
-
-// Digits of the search, the first from the top: of 10 bits, so that the numbers of a usual row spread over many bins. The last
-// two share bits.
-constexpr int kDigit = 10, kBins = 1 << kDigit, kGroups = 32, kGroup = kBins / kGroups;
-
-template <int kCount>
-struct Bins {
-  uint32_t count[kCount], low[kCount], high[kCount];  // weights are low + 2^32 high
-};
-struct Histogram {
-  Bins<kBins> bins;
-  Bins<kGroups> groups;  // of neighbouring bins
-};
-
-struct Shared {
-  uint32_t top[kWarps];  // of each warp; and what Part has
-  uint64_t weight[kWarps];
-  uint32_t equal[kWarps];
-  Part of_block[2];
-  uint64_t above, total;  // what is above the bin; what all that a first digit has seen weigh
-  uint32_t bin, count;
-};
-
-// A team of one block. A cluster's has the same functions.
-struct OneBlock {
-  QKV_DEVICE int rank() const { return 0; }
-  QKV_DEVICE int size() const { return 1; }
-  QKV_DEVICE void sync() const { __syncthreads(); }
-  // x of the block of that rank.
-  QKV_DEVICE uint32_t read(const uint32_t& x, int) const { return x; }
-  // Lane r gets that of block r, if there is one; `slot` is for this call alone.
-  QKV_DEVICE Part exchange(const Part& mine, Part&) const { return lane_id() == 0 ? mine : Part{0, 0}; }
-  // After the last look at other blocks, and before the end.
-  QKV_DEVICE void leave() const {}
-};
-
-QKV_DEVICE uint32_t warp_most(uint32_t x) {
-#pragma unroll
-  for (int step = 16; step > 0; step /= 2) x = max(x, __shfl_xor_sync(kFullWarp, x, step));
-  return x;
-}
-
-// Over the lanes of a warp, this one's and those before.
-template <class V>
-QKV_DEVICE V up_to_lane(V x) {
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const V other = __shfl_up_sync(kFullWarp, x, step);
-    if (lane_id() >= step) x += other;
-  }
-  return x;
-}
-
-constexpr uint32_t kSpoiled = 0xFFFFFFFFu;
-
-// A block's chunks of a row, as the keys of their scores: 0 for what is not of the row.
+// A block's chunks of a row; what is not of the row is -inf.
 template <class T>
 struct Share {
-  static constexpr int kQuads = kLanes<T> / 4, kUnroll = 4;
+  static constexpr int kUnroll = 4;
+  static constexpr uint32_t kLeast = std::is_same_v<T, __half> ? 0xFC00FC00u : kIs16Bit<T> ? 0xFF80FF80u : 0xFF800000u;  // -inf
   Chunks<T> chunks;
   float temperature;
   int first, end, held;
-  uint4* keys;  // held: the first four keys of all chunks, then the next
+  uint4* row;  // held
 
-  QKV_DEVICE void keys_of(const float (&x)[kLanes<T>], uint32_t (&key)[kLanes<T>]) const {
-#pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) key[j] = ordered(temperature == 1 ? x[j] : __fdiv_rn(x[j], temperature));
+  QKV_DEVICE float score(float x) const { return temperature == 1 ? x : __fdiv_rn(x, temperature); }
+  QKV_DEVICE uint32_t key(float x) const { return ordered(score(x)); }
+
+  // The largest of a chunk, and of those that the word has already, in a word, if T has 16 bits in either half.
+  static QKV_DEVICE uint32_t most_of(const uint4& raw, uint32_t word) {
+    return max_nan_words<T>(word, max_nan_words<T>(max_nan_words<T>(raw.x, raw.y), max_nan_words<T>(raw.z, raw.w)));
   }
-
-  // Reads the share. The largest key that this thread has met, or kSpoiled if a score is NaN.
-  QKV_DEVICE uint32_t load() const {
-    uint32_t top = 0;
-    each_chunk<false, kUnroll>(chunks, first + threadIdx.x, end, kSampleThreads, [&](const auto& x, int64_t at) {
-      uint32_t key[kLanes<T>];
-      keys_of(x, key);
-#pragma unroll
-      for (int j = 0; j < kLanes<T>; ++j) top = max(top, key[j] == 0 && chunks.has(at + j) ? kSpoiled : key[j]);
-      const int i = static_cast<int>((at + chunks.lead) / kLanes<T>) - first;
-      if (i < held)
-#pragma unroll
-        for (int q = 0; q < kQuads; ++q)
-          keys[q * held + i] = make_uint4(key[4 * q], key[4 * q + 1], key[4 * q + 2], key[4 * q + 3]);
-    });
-    return top;
-  }
-
-  QKV_DEVICE void read(int chunk, uint32_t (&key)[kLanes<T>]) const {
-    const int i = chunk - first;
-    if (i < held) {
-#pragma unroll
-      for (int q = 0; q < kQuads; ++q) memcpy(key + 4 * q, keys + q * held + i, 16);
+  static QKV_DEVICE float of_word(uint32_t word) {
+    if constexpr (kIs16Bit<T>) {
+      const float2 pair = unpack2<T>(word);
+      return max_nan(pair.x, pair.y);
     } else {
-      float x[kLanes<T>];
-      unpack<T>(chunks.template load<true>(chunk), x);
-      keys_of(x, key);
+      return __uint_as_float(word);
     }
   }
+  static QKV_DEVICE bool some_reach(const uint4& raw, float least) {
+    return of_word(max_nan_words<T>(max_nan_words<T>(raw.x, raw.y), max_nan_words<T>(raw.z, raw.w))) >= least;
+  }
 
-  // f(key) for the chunks from, from + step ... before to.
+  // Reads the share. The largest that this thread has met; NaN if it has met one.
+  QKV_DEVICE float load() const {
+    // Those that lie in the row as a whole; the others are its first and its last.
+    const int whole = first == 0 && chunks.lead > 0 ? 1 : first,
+              whole_end = static_cast<int>(min(static_cast<int64_t>(end), (chunks.lead + chunks.n) / kLanes<T>));
+    uint32_t most = kLeast;
+    const int begin = whole + threadIdx.x;
+    const uint4* from = reinterpret_cast<const uint4*>(chunks.row + chunks.place(begin));
+    uint4* to = row + (begin - first);
+    int left = whole_end - begin, room = held - (begin - first);
+#pragma unroll 1
+    for (; left > 0; left -= kUnroll * kSampleThreads, room -= kUnroll * kSampleThreads) {
+      uint4 raw[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        if (u * kSampleThreads < left) raw[u] = load16_streaming(from + u * kSampleThreads);
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u)
+        if (u * kSampleThreads < left) {
+          most = most_of(raw[u], most);
+          if (u * kSampleThreads < room) to[u * kSampleThreads] = raw[u];
+        }
+      from += kUnroll * kSampleThreads;
+      to += kUnroll * kSampleThreads;
+    }
+    if (threadIdx.x < min(2, end - first))
+      if (const int chunk = threadIdx.x == 0 ? first : end - 1; chunk < whole || chunk >= whole_end) {
+        const uint4 raw = chunks.load(chunk, -kInfinity);
+        most = most_of(raw, most);
+        if (chunk - first < held) row[chunk - first] = raw;
+      }
+    return of_word(most);
+  }
+
+  QKV_DEVICE uint4 chunk(int i) const { return i - first < held ? row[i - first] : chunks.template load<true>(i, -kInfinity); }
+
+  // f(chunk, its place in the row) for the chunks from, from + step ... before to.
   template <class F>
   QKV_DEVICE void each(int from, int to, int step, F&& f) const {
+    int i = from;
+    const int held_to = min(to, first + held);
 #pragma unroll(8 / kLanes<T>)
-    for (int i = from; i < to; i += step) {
-      uint32_t key[kLanes<T>];
-      read(i, key);
+    for (; i < held_to; i += step) f(row[i - first], i);
+#pragma unroll 1
+    for (; i < to; i += step) f(chunks.template load<true>(i, -kInfinity), i);
+  }
+  QKV_DEVICE void keys_of(const uint4& raw, uint32_t (&keys)[kLanes<T>]) const {
+    float x[kLanes<T>];
+    unpack<T>(raw, x);
 #pragma unroll
-      for (int j = 0; j < kLanes<T>; ++j) f(key[j]);
+    for (int j = 0; j < kLanes<T>; ++j) keys[j] = key(x[j]);
+  }
+  template <class F>
+  QKV_DEVICE void each_keys(int from, int to, int step, F&& f) const {
+#pragma unroll 1
+    for (int i = from; i < to; i += step) {
+      uint32_t keys[kLanes<T>];
+      keys_of(chunk(i), keys);
+      f(keys);
     }
   }
-};
-
-// ---- digit by digit --------------------------------------------------------------------------------------------------------
-
-struct Item {
-  uint32_t count;
-  uint64_t weight;
-};
-
-// Of all blocks.
-template <bool kWeigh, class Team, int kCount>
-QKV_DEVICE Item item_of(const Team& team, const Bins<kCount>& bins, int i) {
-  Item item{0, 0};
-#pragma unroll 4
-  for (int r = 0; r < team.size(); ++r) {
-    item.count += team.read(bins.count[i], r);
-    if constexpr (kWeigh) item.weight += static_cast<uint64_t>(team.read(bins.high[i], r)) << 32 | team.read(bins.low[i], r);
+  template <class F>
+  QKV_DEVICE void each_key(F&& f) const {
+    each_keys(first + threadIdx.x, end, kSampleThreads, [&](const auto& keys) {
+#pragma unroll
+      for (const uint32_t one : keys) f(one);
+    });
   }
-  return item;
+};
+
+// x / y to the bit, by the rounded inverse of y, where nothing on the way is too large or too small; NaN for what is infinite.
+QKV_DEVICE float divided(float x, float y, float inverse) {
+  const float near = x * inverse, nearer = fmaf(fmaf(-near, y, x), inverse, near);
+  return fmaf(fmaf(-nearer, y, x), inverse, nearer);
 }
 
-// Two histograms that take turns: the one that others may still read is cleared when all have come to the next.
-struct Search {
-  Histogram* histograms;
-  int turn;
+// ---- the list --------------------------------------------------------------------------------------------------------------
 
-  QKV_DEVICE void clear(int which, int from, int step) const {
-    auto* const words = reinterpret_cast<uint4*>(histograms + which);
-    for (int i = from; i < static_cast<int>(sizeof(Histogram) / 16); i += step) words[i] = make_uint4(0, 0, 0, 0);
+// Of each: its place in the row, inverted, above its key.
+struct List {
+  uint64_t* entries;
+  int* chunks;  // that have some
+  Shared& s;
+
+  QKV_DEVICE uint32_t count() const { return min(s.listed, kSampleListed); }
+  QKV_DEVICE bool is_whole() const { return max(s.listed, s.chunks) <= kSampleListed; }
+  // opaque: or the lanes that are there would be counted first, which are few.
+  QKV_DEVICE void add_chunk(int i) const {
+    if (const uint32_t at = atomicAdd(&s.chunks, static_cast<uint32_t>(opaque(1))); at < kSampleListed) chunks[at] = i;
   }
-
-  // How many of the scores that count, and whose bits from `known` on are prefix's, have which digit at `shift`, and what they
-  // weigh; then one bin of them: choose(item) is the lane whose item, of 32 from the largest down, has it. s.bin, s.count and
-  // s.above, what choose finds to be above the bin, are for all.
-  template <bool kWeigh, class Team, class T, class Choose>
-  QKV_DEVICE void digit(const Team& team, const Share<T>& share, const Weight& weight, uint32_t least, uint32_t prefix, int known,
-                        int shift, Shared& s, Choose&& choose) {
-    Histogram& h = histograms[turn];
-    share.each(share.first + threadIdx.x, share.end, kSampleThreads, [&](uint32_t key) {
-      if (key < least || (known < 32 && (key ^ prefix) >> known != 0)) return;
-      const uint32_t bin = key >> shift & (kBins - 1);
-      atomicAdd(&h.bins.count[bin], 1u);
-      if constexpr (kWeigh) {
-        // Half by half: 64 bits at once are a loop of attempts.
-        const uint64_t own = weight(key);
-        const auto low = static_cast<uint32_t>(own);
-        uint32_t high = static_cast<uint32_t>(own >> 32);
-        if (low != 0 && atomicAdd(&h.bins.low[bin], low) + low < low) ++high;
-        if (high != 0) atomicAdd(&h.bins.high[bin], high);
-      }
-    });
-    __syncthreads();
-    const int lane = lane_id(), warp = threadIdx.x / 32;
-    for (int g = warp; g < kGroups; g += kWarps) {
-      const Item item = item_of<kWeigh>(OneBlock(), h.bins, g * kGroup + lane);
-      const uint32_t count = up_to_lane(item.count);
-      const uint64_t sum = kWeigh ? up_to_lane(item.weight) : 0;
-      if (lane == 31) {
-        h.groups.count[g] = count;
-        h.groups.low[g] = static_cast<uint32_t>(sum);
-        h.groups.high[g] = static_cast<uint32_t>(sum >> 32);
-      }
-    }
-    team.sync();
-    turn ^= 1;
-    if (warp == 0) {
-      const int group = kGroups - 1 - choose(item_of<kWeigh>(team, h.groups, kGroups - 1 - lane));
-      const Item item = item_of<kWeigh>(team, h.bins, group * kGroup + kGroup - 1 - lane);
-      const int holder = choose(item);
-      if (lane == holder) {
-        s.bin = group * kGroup + kGroup - 1 - lane;
-        s.count = item.count;
-      }
-    } else {
-      clear(turn, threadIdx.x - 32, kSampleThreads - 32);
-    }
-    __syncthreads();
+  QKV_DEVICE void add(int place, float x) const {
+    if (const uint32_t at = atomicAdd(&s.listed, static_cast<uint32_t>(opaque(1))); at < kSampleListed)
+      entries[at] = static_cast<uint64_t>(~static_cast<uint32_t>(place)) << 32 | __float_as_uint(x);
+  }
+  template <class F>
+  QKV_DEVICE void each_key(F&& f) const {
+    for (uint32_t i = threadIdx.x; i < count(); i += kSampleThreads) f(static_cast<uint32_t>(entries[i]));
   }
 };
-static_assert(kGroup == 32);
 
-template <class Team, class T>
-QKV_DEVICE void keep_top_k(const Team& team, const Share<T>& share, int64_t k, Kept& kept, Search& search, Shared& s) {
-  uint32_t prefix = 0, need = static_cast<uint32_t>(k);
-  for (int known = 32, shift = 32 - kDigit;; known = shift, shift = max(shift - kDigit, 0)) {
-    uint32_t above = 0;
-    search.template digit<false>(team, share, Weight{}, kept.least, prefix, known, shift, s, [&](const Item& item) {
-      const uint32_t up_to = above + up_to_lane(item.count);
-      const int holder = __ffs(__ballot_sync(kFullWarp, up_to >= need)) - 1;
-      above = __shfl_sync(kFullWarp, up_to - item.count, holder);
-      if (lane_id() == 0) s.above = above;
-      return holder;
-    });
-    prefix |= s.bin << shift;
-    need -= static_cast<uint32_t>(s.above);
-    if (s.count == need || shift == 0) break;
+// Numbers that reach `least`. kWeigh: what the others weigh, nearly.
+template <bool kWeigh, class T>
+QKV_DEVICE float list_numbers(const Share<T>& share, float least, float scale, float top, const List& list) {
+  const float offset = -top * scale;
+  float others = 0;
+  const auto weigh = [&](float x) { others += exp2_approx(fmaf(x, scale, offset)); };
+  // Chunks first: most have none.
+  share.each(share.first + threadIdx.x, share.end, kSampleThreads, [&](const uint4& raw, int i) {
+    if (share.some_reach(raw, least)) return list.add_chunk(i);
+    if constexpr (kWeigh) {
+      float x[kLanes<T>];
+      unpack<T>(raw, x);
+#pragma unroll
+      for (const float one : x) weigh(one);
+    }
+  });
+  __syncthreads();
+#pragma unroll 1
+  for (uint32_t c = threadIdx.x; c < min(list.s.chunks, kSampleListed); c += kSampleThreads) {
+    float x[kLanes<T>];
+    unpack<T>(share.chunk(list.chunks[c]), x);
+    const int place = static_cast<int>(share.chunks.place(list.chunks[c]));
+#pragma unroll
+    for (int j = 0; j < kLanes<T>; ++j)
+      if (x[j] >= least)
+        list.add(place + j, x[j]);
+      else if (kWeigh)
+        weigh(x[j]);
   }
-  kept.least = max(kept.least, prefix);
+  return others;
 }
 
-// The lowest bin in which there are scores of which the largest stays: stays(the weight of it and all below). If none does, the
-// highest. limit: 1 - p.
-template <class Team, class T>
-QKV_DEVICE void keep_top_p(const Team& team, const Share<T>& share, const Weight& weight, float limit, Kept& kept, Search& search,
-                           Shared& s) {
-  const auto stays = [&](uint64_t from_there, uint64_t total) {
-    return static_cast<float>(static_cast<double>(from_there) / static_cast<double>(total)) > limit;
-  };
-  uint32_t prefix = 0;
-  uint64_t above = 0, total = 0;
-  for (int known = 32, shift = 32 - kDigit;; known = shift, shift = max(shift - kDigit, 0)) {
-    search.template digit<true>(team, share, weight, kept.least, prefix, known, shift, s, [&](const Item& item) {
-      const uint64_t up_to = above + up_to_lane(item.weight), over = up_to - item.weight;
-      if (total == 0) total = __shfl_sync(kFullWarp, up_to, 31);
-      const unsigned some_stay = __ballot_sync(kFullWarp, item.count != 0 && stays(total - over, total)),
-                     some_are = __ballot_sync(kFullWarp, item.count != 0);
-      const int holder = some_stay ? 31 - __clz(some_stay) : __ffs(some_are) - 1;
-      above = __shfl_sync(kFullWarp, over, holder);
-      if (lane_id() == 0) {
-        s.above = above;
-        s.total = total;
-      }
-      return holder;
-    });
-    prefix |= s.bin << shift;
-    if (s.count == 1 || shift == 0) break;
+// Numbers become keys, each by the thread that each_key gives it to. What those weigh whose keys are below `least`: they have
+// been listed for being near it.
+QKV_DEVICE uint64_t make_keys(const List& list, uint32_t least, float temperature, const Weight& weight) {
+  uint64_t below = 0;
+  for (uint32_t i = threadIdx.x; i < list.count(); i += kSampleThreads) {
+    const float x = __uint_as_float(static_cast<uint32_t>(list.entries[i]));
+    const uint32_t key = ordered(temperature == 1 ? x : __fdiv_rn(x, temperature));
+    if (key < least) below += weight(key);
+    list.entries[i] = (list.entries[i] & ~0xFFFFFFFFull) | key;
   }
-  kept.least = max(kept.least, prefix);
-  if (s.count == 1) return;
-  // Of `count` equal ones the first that does not stay, by halves; one stays in any case.
-  const uint64_t own = weight(prefix), all = s.total, before = s.above;
-  uint32_t low = 1, high = s.count;
-  while (low < high) {
-    const uint32_t middle = low + (high - low) / 2;
-    if (stays(all - before - middle * own, all))
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  kept.skipped = s.count - low;
+  return below;
 }
 
 // ---- the token -------------------------------------------------------------------------------------------------------------
@@ -340,89 +243,167 @@ QKV_DEVICE int reach(const Kept& kept, const Part& part, uint64_t target, Part& 
   return reached ? lane : 32;
 }
 
-template <class T, class Team>
-QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Team& team, int64_t r) {
-  __shared__ Shared s;
-  const int lane = lane_id(), warp = threadIdx.x / 32;
-  Search search{reinterpret_cast<Histogram*>(shared_chunks()), 0};
-  Share<T> share{Chunks<T>(static_cast<const T*>(a.x) + r * a.n, a.n),
-                 a.temperature,
-                 team.rank() * plan.share,
-                 0,
-                 plan.held,
-                 reinterpret_cast<uint4*>(search.histograms + (plan.filters ? 2 : 0))};
-  share.end = static_cast<int>(min(share.chunks.count(), static_cast<int64_t>(share.first) + plan.share));
-  if (plan.filters) {
-    search.clear(0, threadIdx.x, kSampleThreads);
-    search.clear(1, threadIdx.x, kSampleThreads);
-  }
-
-  uint32_t top = warp_most(share.load());
-  if (lane == 0) s.top[warp] = top;
-  __syncthreads();
-  top = warp_most(lane < kWarps ? s.top[lane] : 0);
-  top = warp_most(team.exchange({0, top}, s.of_block[0]).equal);
-  const Weight weight{from_ordered(top), plan.bits};
-  if (top == kSpoiled || !isfinite(weight.top)) {
-    if (threadIdx.x == 0 && team.rank() == 0) a.tokens[r] = -1;
-    return team.leave();
-  }
-
-  // 1: all scores are larger, and none is equal.
-  Kept kept{
-      1, 0,
-      static_cast<uint64_t>(ceil(static_cast<double>(static_cast<float>(a.min_p)) * static_cast<double>(1ull << plan.bits))), 0};
-  if (a.k > 0 && a.k < a.n) keep_top_k(team, share, a.k, kept, search, s);
-  if (a.p < 1) keep_top_p(team, share, weight, static_cast<float>(1 - a.p), kept, search, s);
-  kept.of_equal = weight(kept.least);
-  if (kept.of_equal < kept.least_weight) kept.of_equal = 0;
-
-  // Each warp weighs a stretch of its own.
-  const int stretch = static_cast<int>(ceil_div(plan.share, kWarps)), first = share.first + warp * stretch,
-            end = min(share.end, first + stretch);
-  Part part{0, 0};
-  share.each(first + lane, end, 32, [&](uint32_t key) { count_score(key, weight, kept, part); });
-  part = {up_to_lane(part.weight), up_to_lane(part.equal)};
-  if (lane == 31) {
-    s.weight[warp] = part.weight;
-    s.equal[warp] = part.equal;
-  }
-  __syncthreads();
-
-  // In which block the token lies, then in which warp's stretch, as each warp finds for itself.
-  part = lane < kWarps ? Part{s.weight[lane], s.equal[lane]} : Part{0, 0};
-  const Part of_block = team.exchange(
-      {__shfl_sync(kFullWarp, up_to_lane(part.weight), 31), __shfl_sync(kFullWarp, up_to_lane(part.equal), 31)}, s.of_block[1]);
-  team.leave();
-  Part all{0, 0}, passed{0, 0};
-  reach(kept, of_block, ~0ull, all);
-  const uint64_t target = min(static_cast<uint64_t>(a.u[r] * static_cast<double>(all.weight)), all.weight - 1);
-  if (reach(kept, of_block, target, passed) != team.rank()) return;
-  if (reach(kept, part, target, passed) != warp) return;
-
-  // 32 chunks at a time, up to the lane that has it.
-  for (int i = first + lane; i - lane < end; i += 32) {  // beyond only if somebody writes the logits meanwhile
-    uint32_t key[kLanes<T>] = {};
-    part = {0, 0};
-    if (i < end) share.read(i, key);
+// By one warp: the token, of kEach neighbours each whose keys read(i, keys) has for from ... to - 1; place(i) is the first's.
+template <int kEach, class Read, class Place>
+QKV_DEVICE void find(int from, int to, const Weight& weight, const Kept& kept, uint64_t target, Part passed, int64_t* token,
+                     Read&& read, Place&& place) {
+  const int lane = lane_id();
+  for (int i = from + lane; i - lane < to; i += 32) {  // beyond only if somebody writes the logits meanwhile
+    uint32_t key[kEach] = {};
+    Part part{0, 0};
+    if (i < to) read(i, key);
 #pragma unroll
-    for (int j = 0; j < kLanes<T>; ++j) count_score(key[j], weight, kept, part);
+    for (const uint32_t one : key) count_score(one, weight, kept, part);
     const int holder = reach(kept, part, target, passed);
     if (holder == 32) continue;
     if (lane == holder) {
       int found = -1;
 #pragma unroll
-      for (int j = 0; j < kLanes<T>; ++j) {
+      for (int j = 0; j < kEach; ++j) {
         Part one{0, 0};
         count_score(key[j], weight, kept, one);
         passed.weight += one.weight + weight_of_equal(kept, one.equal, passed.equal);
         passed.equal += one.equal;
         if (found < 0 && passed.weight > target) found = j;
       }
-      a.tokens[r] = share.chunks.place(i) + found;
+      *token = place(i) + found;
     }
     return;
   }
+}
+
+template <class T, class Team>
+QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Team& team) {
+  __shared__ Shared s;
+  const int lane = lane_id(), warp = threadIdx.x / 32;
+  Search search{reinterpret_cast<Histogram*>(shared_chunks()), 0};
+  const List list{reinterpret_cast<uint64_t*>(search.histograms + 2),
+                  reinterpret_cast<int*>(reinterpret_cast<uint64_t*>(search.histograms + 2) + kSampleListed), s};
+  Share<T> share{
+      Chunks<T>(static_cast<const T*>(a.x) + team.row() * a.n, a.n), a.temperature, team.rank() * plan.share, 0, plan.held,
+      reinterpret_cast<uint4*>(shared_chunks()) + plan.beside / 16};
+  share.end = static_cast<int>(min(share.chunks.count(), static_cast<int64_t>(share.first) + plan.share));
+  if (plan.lists) {
+    search.clear(0, threadIdx.x, kSampleThreads);
+    search.clear(1, threadIdx.x, kSampleThreads);
+  }
+
+  const uint32_t own_top = ordered_number(share.load());  // NaN's is above all
+  uint32_t top = warp_most(own_top);
+  if (lane == 0) s.top[warp] = top;
+  if (threadIdx.x == 0) s.listed = s.chunks = 0;
+  __syncthreads();
+  top = warp_most(lane < kWarps ? s.top[lane] : 0);
+  top = warp_most(team.exchange({0, top}, s.of_block[0]).equal);
+  if (threadIdx.x == 0) s.row_top = share.score(from_ordered(top));
+  __syncthreads();
+  const auto weight = [&] { return Weight(s.row_top, plan.bits); };  // from shared memory, as registers are few
+  if (!isfinite(s.row_top)) {
+    if (threadIdx.x == 0 && team.rank() == 0) a.tokens[team.row()] = -1;
+    return team.leave();
+  }
+
+  // 1: all scores are larger, and none is equal.
+  Kept kept{1, 0, plan.least_weight, 0};
+  bool listed = false;
+  if (plan.lists) {
+    const bool few = a.k > 0 && a.k < a.n, nucleus = a.p < 1;
+    const uint32_t half = static_cast<uint32_t>(team.size()) * kSampleThreads / 2;
+    // Too much is uncertain where scores are large.
+    const auto wrong = [&] {
+      return (5 * fabsf(s.row_top) + 300 + static_cast<float>(plan.share * kLanes<T> / kSampleThreads)) * 0x1p-24f + 0x1p-20f;
+    };
+    const bool by_top = few ? a.k <= half : nucleus && wrong() < 0.01f && plan.scale < kInfinity;
+    Rest rest{0, 0};
+    if (by_top || !(few || nucleus)) {
+      uint32_t bound;
+      if (by_top) {
+        // One digit is often enough, if a few more may reach the bound; without k, as many as the list most likely has room for.
+        const uint32_t wanted = few ? static_cast<uint32_t>(a.k) : half;
+        const uint32_t number = largest(team, [&](auto&& f) { f(own_top); }, 0, wanted, wanted + half / 4, search, s);
+        bound = share.key(from_ordered(max(number, ordered_number(-kInfinity))));
+      } else {
+        bound = ordered(s.row_top - plan.reach);
+      }
+      // What is not above the score before the bound, times t, has no score that reaches the bound, as that is rounded by less.
+      // 2: the one before 0 is -0. -inf has none, which is NaN.
+      const float least = fmaxf(from_ordered(bound - 2) * a.temperature, -kInfinity);
+      const bool weigh = nucleus && !few;
+      const float others = weigh ? list_numbers<true>(share, least, plan.scale, from_ordered(top), list)
+                                 : list_numbers<false>(share, least, 0, 0, list);
+      __syncthreads();
+      const uint64_t near = make_keys(list, bound, a.temperature, weight());
+      listed = list.is_whole();
+      kept.least = bound;
+      if (weigh) {
+        const Part own = of_warps({near + static_cast<uint64_t>(others * static_cast<float>(1ull << plan.bits)), 0}, s);
+        const Part all = warp_total(team.exchange({warp_total(own).weight, listed ? 0u : 1u}, s.of_block[1]));
+        const auto off = static_cast<uint64_t>(static_cast<double>(all.weight) * wrong()) + 2 * static_cast<uint64_t>(a.n);
+        rest = {all.weight - min(all.weight, off), all.weight + off};
+        if (all.equal != 0) {
+          listed = false;
+          kept.least = 1;
+          rest = {0, 0};
+        }
+      }
+    }
+    const auto candidates = [&](auto&& f) { listed ? list.each_key(f) : share.each_key(f); };
+    if (const auto k = static_cast<uint32_t>(a.k); few)
+      kept.least = max(kept.least, largest(team, candidates, kept.least, k, k, search, s));
+    while (nucleus && !keep_top_p(team, candidates, rest, weight(), static_cast<float>(1 - a.p), kept, search, s)) {
+      listed = false;
+      kept.least = 1;
+      rest = {0, 0};
+    }
+    kept.of_equal = weight()(kept.least);
+    if (kept.of_equal < kept.least_weight) kept.of_equal = 0;
+  }
+
+  // In which block the token lies, then in which warp's stretch, as each warp finds for itself.
+  Part part{0, 0};
+  const int from = share.first + warp * plan.stretch, to = min(share.end, from + plan.stretch);
+  if (listed)
+    list.each_key([&](uint32_t key) { count_score(key, weight(), kept, part); });
+  else if (plan.quick && !plan.lists && fabsf(s.row_top) < 1e30f)
+    share.each(from + lane, to, 32, [&](const uint4& raw, int) {
+      float x[kLanes<T>];
+      unpack<T>(raw, x);
+      if (a.temperature != 1)
+#pragma unroll
+        for (float& one : x) one = divided(one, a.temperature, plan.inverse);
+#pragma unroll
+      for (const float one : x) part.weight += weight().of(one, one >= weight().floor());
+    });
+  else
+    share.each_keys(from + lane, to, 32, [&](const auto& keys) {
+#pragma unroll
+      for (const uint32_t one : keys) count_score(one, weight(), kept, part);
+    });
+  part = of_warps(part, s);
+  const Part of_block = team.exchange(warp_total(part), s.of_block[2]);
+  team.leave();
+  Part all{0, 0}, passed{0, 0};
+  reach(kept, of_block, ~0ull, all);
+  const uint64_t target = min(static_cast<uint64_t>(a.u[team.row()] * static_cast<double>(all.weight)), all.weight - 1);
+  if (reach(kept, of_block, target, passed) != team.rank()) return;
+  if (!listed) {
+    if (reach(kept, part, target, passed) == warp)
+      find<kLanes<T>>(
+          from, to, weight(), kept, target, passed, a.tokens + team.row(),
+          [&](int i, auto& key) { share.keys_of(share.chunk(i), key); }, [&](int i) { return share.chunks.place(i); });
+    return;
+  }
+  const int count = static_cast<int>(list.count());
+  int sorted = 1;
+  while (sorted < count) sorted *= 2;
+  for (int i = count + threadIdx.x; i < sorted; i += kSampleThreads) list.entries[i] = 0;
+  __syncthreads();
+  sort_descending(list.entries, sorted);
+  if (warp == 0)
+    find<1>(
+        0, count, weight(), kept, target, passed, a.tokens + team.row(),
+        [&](int i, auto& key) { key[0] = static_cast<uint32_t>(list.entries[i]); },
+        [&](int i) { return static_cast<int64_t>(~static_cast<uint32_t>(list.entries[i] >> 32)); });
 }
 
 }  // namespace sampling

@@ -6,8 +6,10 @@ namespace qkv::cuda {
 namespace {
 
 struct Cluster {
-  int blocks;
+  int blocks;  // a power of two
 
+  // opaque: each time anew, as a register is dearer.
+  QKV_DEVICE int64_t row() const { return blockIdx.x >> (__ffs(opaque(blocks)) - 1); }
   QKV_DEVICE int rank() const { return cluster_rank(); }
   QKV_DEVICE int size() const { return blocks; }
   QKV_DEVICE void sync() const { cluster_sync(); }
@@ -28,7 +30,7 @@ struct Cluster {
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads, kSampleBlocks)
     sample_clusters(const __grid_constant__ SampleArgs a, const __grid_constant__ SamplePlan plan) {
-  sampling::sample_row<T>(a, plan, Cluster{plan.blocks}, blockIdx.x / plan.blocks);
+  sampling::sample_row<T>(a, plan, Cluster{plan.blocks});
 }
 
 }  // namespace
