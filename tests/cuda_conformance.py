@@ -115,6 +115,28 @@ def pairs(rng: np.random.Generator) -> list[Case]:
         h = rng.integers(0, 1 << 16, 512).astype(np.uint16)
         h[:6] = [0, 0x8000, 1, 0x7C00, 0x7F80, 0xFFFF]
         cases.append(Case(f"unpack2_{kind}", False, words(h), zeros(512), words(FROM[kind](h)), within(0)))
+    return cases + largest(rng)
+
+
+def same_halves(kind: str) -> Callable[[Words, Words], bool]:
+    """Halves of equal values, NaN for NaN."""
+    return lambda got, want: within(0)(*(words(FROM[kind](x.view(np.uint16))) for x in (got, want)))
+
+
+def largest(rng: np.random.Generator) -> list[Case]:
+    """The larger of two numbers, NaN if either is (np.maximum), of floats and of pairs."""
+    x = rng.standard_normal((256, 2)).astype(np.float32)
+    x[:16, 0], x[1:17, 1], x[32:48] = SPECIAL, SPECIAL, SPECIAL[:, None]
+    want = words(np.maximum(x[:, 0], x[:, 1]))
+    cases = [Case(name, False, words(x), zeros(256), want, within(0)) for name in ("max_of_two", "max_of_words_f32")]
+    for kind in ("bf16", "f16"):
+        h = rng.integers(0, 1 << 16, (256, 2, 2)).astype(np.uint16)
+        h[:16, 0] = TO[kind](SPECIAL)[:, None]
+        h[-1] = TO[kind](np.float32([[1, 2], [3, 1]]))
+        larger = np.maximum(*(FROM[kind](h[:, i]) for i in range(2)))
+        cases.append(
+            Case(f"max_of_words_{kind}", False, words(h), zeros(256), words(TO[kind](larger)), same_halves(kind))
+        )
     return cases
 
 
@@ -248,10 +270,14 @@ def warps(rng: np.random.Generator) -> list[Case]:
             y = combine(y, y[lanes ^ step])
             step //= 2
         rows.append(y)
+    so_far = rng.integers(0, 1 << 32, 64, np.uint32)
+    narrow = so_far.reshape(2, 32).cumsum(axis=1, dtype=np.uint32).reshape(-1)
+    wide = words((so_far.astype(np.uint64) << 8).reshape(2, 32).cumsum(axis=1, dtype=np.uint64))
     given = counting(32)
     barriers = np.concatenate([given[::-1], given[::-1].reshape(16, 2)[:, ::-1].reshape(-1) + 1])
     return [
         Case("warp_reductions", False, words(x), zeros(256), words(np.array(rows, np.float32))),
+        Case("warp_sums_so_far", False, so_far, zeros(192), words(np.concatenate([narrow, wide]))),
         Case("named_barriers", False, given, zeros(64), barriers.astype(np.uint32)),
         Case("grid_dependency", False, given, zeros(32), given + 1),
         Case("grid_dependency", True, given, zeros(32), given + 1),

@@ -41,6 +41,14 @@ CASE(unpack2_f16, 256, 0) {
   out[2 * threadIdx.x] = as_word(v.x), out[2 * threadIdx.x + 1] = as_word(v.y);
 }
 
+// The larger of two, of floats and of two pairs.
+CASE(max_of_two, 256, 0) {
+  out[threadIdx.x] = as_word(max_nan(as_float(in[2 * threadIdx.x]), as_float(in[2 * threadIdx.x + 1])));
+}
+CASE(max_of_words_f32, 256, 0) { out[threadIdx.x] = max_nan_words<float>(in[2 * threadIdx.x], in[2 * threadIdx.x + 1]); }
+CASE(max_of_words_bf16, 256, 0) { out[threadIdx.x] = max_nan_words<__nv_bfloat16>(in[2 * threadIdx.x], in[2 * threadIdx.x + 1]); }
+CASE(max_of_words_f16, 256, 0) { out[threadIdx.x] = max_nan_words<__half>(in[2 * threadIdx.x], in[2 * threadIdx.x + 1]); }
+
 // ---- global memory: 16 bytes a thread
 
 CASE(load16_all, 32, 0) {
@@ -151,6 +159,12 @@ CASE(warp_reductions, 64, 0) {
   out[64 + threadIdx.x] = as_word(warp_sum<4>(x));
   out[128 + threadIdx.x] = as_word(warp_max(x));
   out[192 + threadIdx.x] = as_word(warp_max<8>(x));
+}
+CASE(warp_sums_so_far, 64, 0) {
+  out[threadIdx.x] = up_to_lane(in[threadIdx.x]);
+  const uint64_t wide = up_to_lane(static_cast<uint64_t>(in[threadIdx.x]) << 8);
+  out[64 + 2 * threadIdx.x] = static_cast<uint32_t>(wide);
+  out[65 + 2 * threadIdx.x] = static_cast<uint32_t>(wide >> 32);
 }
 
 // ---- named barriers: warp 0 writes and does not wait; warp 1 waits and reads
