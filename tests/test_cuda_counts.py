@@ -19,6 +19,9 @@ pytestmark = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="launches are
 
 # Little's law: a multiprocessor's share of 4.2 TB/s, 32 GB/s, through a microsecond of latency.
 IN_FLIGHT = 4.2e12 / 132 * 1e-6
+# Counted: 1.16 and 1.31. Sorting up to 1024 numbers of a block, 55 steps of 16 warps with two meeting in a bank, would
+# explain more than that; it was not looked at alone.
+WAVEFRONTS = {"sample, top_k and top_p": 1.2, "sample, bfloat16, top_p": 1.35}
 NAMES = list(cuda_counts.cases()) if qkv.cuda.is_emulated() else []
 
 
@@ -32,8 +35,7 @@ def counted(emulator: Emulator) -> Callable[[str], cuda_counts.Traffic]:
 def test_memory_is_moved_once(name: str, counted: Callable[[str], cuda_counts.Traffic]) -> None:
     line = counted(name)
     assert 1 <= line.moved <= 1.05
-    # Lists are sorted, of which not every step reads neighbours.
-    assert line.wavefronts is None or line.wavefronts <= (1.35 if "top_" in name else 1.05)
+    assert line.wavefronts is None or line.wavefronts <= WAVEFRONTS.get(name, 1.05)
 
 
 @cuda_machine_code.needs_module
