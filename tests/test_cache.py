@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections import Counter
 from typing import Any
 
@@ -338,6 +340,24 @@ def test_what_a_full_cache_refuses_changes_nothing(rng: np.random.Generator) -> 
             cache.extend(sequences, counts)
         assert ([s.blocks.tolist() for s in (a, b, twin)], cache.blocks_free) == before
         assert [len(s) for s in (a, b, twin)] == [20, 20, 20]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copy_goes_its_own_way(copied: Any, rng: np.random.Generator) -> None:
+    cache = PagedCache(LAYERS, HKV, D, value_dim=DV, initial_tokens=32)
+    a = cache.sequence()
+    cache.extend([a], [20])
+    b = cache.fork(a, 18)
+    cache2, a2, b2 = copied((cache, a, b))
+    for x in (cache2.k[0], cache.k[0]):
+        assert x.shape[0] == 2
+    cache.extend([a, b], [1, 15])
+    cache.free(a)
+    assert (len(a2), len(b2), cache2.blocks_used, cache2.references(int(a2.blocks[1]))) == (20, 18, 2, 2)
+    with pytest.raises(ValueError, match="belongs to another cache"):
+        cache.extend([a2])
+    assert cache2.extend([a2, b2]).slots.tolist() == [(32 + 4), 16 + 2]
+    assert a2.blocks.tolist() == [0, 2] and b2.blocks.tolist() == [0, 1]
 
 
 def test_tables_and_lengths(rng: np.random.Generator) -> None:

@@ -29,6 +29,12 @@ def rows_of(model: Any, *, captured: bool) -> CachedRows:
     return rows
 
 
+def steps_of(model: Any) -> int:
+    """Behind the prompts, within its positions."""
+    limit = model.decoder.embeddings.limit if hasattr(model, "decoder") else model.max_tokens
+    return min(50, (limit or 55) - 5)
+
+
 def logits(rows: CachedRows, count: int) -> Iterator[np.ndarray]:
     """Of a batch whose rows are forked, change places and leave."""
     x = rows.start(PROMPTS)
@@ -47,8 +53,7 @@ def logits(rows: CachedRows, count: int) -> Iterator[np.ndarray]:
 @pytest.mark.parametrize("folder", GENERATORS)
 def test_replayed_as_through_python(folder: str, dtype: str) -> None:
     model = qkv.load(GOLDEN / folder, dtype=dtype)
-    limit = model.decoder.embeddings.limit if hasattr(model, "decoder") else model.max_tokens
-    count = min(50, (limit or 55) - 5)
+    count = steps_of(model)
     ours, theirs = rows_of(model, captured=True), rows_of(model, captured=False)
     recordings = set()
     for one, other in zip(logits(ours, count), logits(theirs, count), strict=True):
@@ -58,6 +63,30 @@ def test_replayed_as_through_python(folder: str, dtype: str) -> None:
             recordings.add(ours.captured.last)
     # one for three rows, one for two; where tables outgrow their buffers or angles depend on the length, a few more
     assert 2 <= len(recordings) <= 4
+
+
+@pytest.mark.parametrize("folder", ["llama_lm", "gpt2_lm", "marian_lm", "t5_lm"])
+def test_beams_count_on(folder: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are forked in every step are replayed without going through the model, to the same bits."""
+    model, through_python = qkv.load(GOLDEN / folder), []
+    extend = model.extend
+    monkeypatch.setattr(model, "extend", lambda *a, **k: through_python.append(a[0]) or extend(*a, **k))
+    ours, theirs = rows_of(model, captured=True), rows_of(model, captured=False)
+    for rows in (ours, theirs):
+        rows.start(PROMPTS)
+        rows.select([0, 0, 0] if ours.memory else [2, 1, 0])  # that they look at different texts is another matter
+    count = steps_of(model)
+    for _ in range(count):
+        parents, tokens = rng.integers(3, size=3), rng.integers(4, 30, 3).tolist()
+        found = []
+        for rows in (ours, theirs):
+            rows.select(parents)
+            found.append(rows.logits(rows.step(tokens)))
+        np.testing.assert_array_equal(*found)
+        assert [len(s) for s in ours.sequences] == [len(s) for s in theirs.sequences]
+    assert sum(cache is theirs.cache for cache in through_python) == 1 + count
+    # the prompts, the step that is recorded, and where tables outgrow their buffers
+    assert sum(cache is ours.cache for cache in through_python) <= 4
 
 
 def test_isa_and_threads_may_change(isa: str) -> None:

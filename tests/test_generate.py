@@ -822,13 +822,13 @@ def test_best_sums_of_many(kind: str, rng: np.random.Generator) -> None:
         log = qkv.log_softmax(scores)
         sums = (log + start[:, :, None]).reshape(1, -1)
         order = np.argsort(-sums, axis=1, kind="stable")[:, :8]
-        best, places = _best_sums(log.copy(), start, 8)
-        np.testing.assert_array_equal(places, order)
+        best, beam, token = _best_sums(log.copy(), start, 8)
+        np.testing.assert_array_equal(beam * WIDE + token, order)
         np.testing.assert_array_equal(best, np.take_along_axis(sums, order, axis=1))
 
         seen = _best_seen(Outlook(scores[0]), np.arange(3), np.arange(3), logits.Gone([], WIDE), start, 8)
         if seen is not None:  # else all are looked at
-            np.testing.assert_array_equal(seen[1], order)
+            np.testing.assert_array_equal(seen[1] * WIDE + seen[2], order)
             np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
         assert (seen is None) <= (kind != "steep" or running is rounded), "in vain"
 
@@ -863,7 +863,7 @@ def test_best_seen_without_what_masks_take(beams: int, rng: np.random.Generator)
     gone = logits.Gone([banned.gone(ids, rows, WIDE)], WIDE)
     seen = _best_seen(Outlook(scores), np.arange(2), of, gone, running, 8)
     assert seen is not None
-    np.testing.assert_array_equal(seen[1], order)
+    np.testing.assert_array_equal(seen[1] * WIDE + seen[2], order)
     np.testing.assert_array_equal(seen[0], np.take_along_axis(sums, order, axis=1))
     too_many = logits.Gone([logits.Suppressed(range(300)).gone(ids, rows, WIDE)], WIDE)
     assert _best_seen(Outlook(scores), np.arange(2), of, too_many, running, 8) is None

@@ -8,6 +8,7 @@ void bind_attention(pybind11::module_& m);
 void bind_paged_write(pybind11::module_& m);
 void bind_dlpack(pybind11::module_& m);
 void bind_gemm(pybind11::module_& m);
+void bind_generate(pybind11::module_& m);
 void bind_packed_weight(pybind11::module_& m);
 void bind_recording(pybind11::module_& m);
 void bind_rows(pybind11::module_& m);

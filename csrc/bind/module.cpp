@@ -9,6 +9,7 @@ PYBIND11_MODULE(_cpu, m) {
   qkv::bind_rows(m);
   qkv::bind_attention(m);
   qkv::bind_paged_write(m);
+  qkv::bind_generate(m);
   qkv::bind_dlpack(m);
   qkv::bind_recording(m);
 }

@@ -7,17 +7,16 @@ partly filled block moves the writer to a copy of its own. Blocks are taken from
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as Sequence_
-from itertools import accumulate, chain
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from . import placement
-from .ops import attention_paged, copy_blocks, paged_write
+from .ops import BlockList, BlockPool, attention_paged, copy_blocks, paged_write
 from .placement import HOST, Copies, Place
 
 Array = Any  # NumPy's, or on a GPU qkv.cuda's
@@ -45,22 +44,21 @@ class CachedSequence:
     """Tokens in a `PagedCache`; made by its methods. `len()` counts them, `frozen` ones take no more. `unplaced`: the
     numbers of those that take no position, for models that leave some out when they count (RoBERTa)."""
 
-    __slots__ = ("_blocks", "_cache", "_length", "frozen", "unplaced")
+    __slots__ = ("_cache", "_list", "frozen", "unplaced")
 
-    def __init__(self, cache: PagedCache, blocks: array[int] | None = None) -> None:
+    def __init__(
+        self, cache: PagedCache, blocks: BlockList, frozen: bool = False, unplaced: tuple[int, ...] = ()
+    ) -> None:
         self._cache: PagedCache | None = cache  # None: freed
-        self._blocks = array("i") if blocks is None else blocks  # beams copy many short ones: NumPy takes too long
-        self._length = 0
-        self.frozen = False
-        self.unplaced: tuple[int, ...] = ()
+        self._list, self.frozen, self.unplaced = blocks, frozen, unplaced
 
     def __len__(self) -> int:
-        return self._length
+        return self._list.length
 
     @property
     def blocks(self) -> npt.NDArray[np.int32]:
         """Its block numbers in order, a copy."""
-        return np.array(self._blocks, np.int32)
+        return self._list.blocks
 
 
 class Step:
@@ -85,18 +83,17 @@ class Step:
         self.one_each = one_each
         self.changes = cache.changes
         self.copies = Copies()
-        self.room = min((-s._length % cache.block_size for s in sequences), default=0)
+        self._lists = [s._list for s in sequences]
+
+    def follow(self, other: Step) -> None:
+        """From now on it is about the other's sequences."""
+        self.sequences, self._lists, self.changes = other.sequences, other._lists, other.changes
 
     def grow(self) -> bool:
         """One more token for each of its sequences, as long as there is room in their last blocks and nothing else has
         happened to the cache; slots and lengths are the caller's to raise by one. Else nothing is changed, and
         False."""
-        if not self.room or self.cache.changes != self.changes:
-            return False
-        for s in self.sequences:
-            s._length += 1
-        self.room -= 1
-        return True
+        return self.cache.changes == self.changes and bool(self._lists) and self.cache._pool.count_on(self._lists)
 
     def write(self, layer: int, k: Any, v: Any) -> None:
         """Stores the new tokens' k (total, Hkv, D) and v (total, Hkv, Dv) of a layer."""
@@ -180,20 +177,19 @@ class PagedCache:
 
         self.k, self.v = (arrays(stored, width) for width in widths)
         self.k_scale, self.v_scale = (arrays(np.float32) if dtype == "int8" else [] for _ in widths)
-        self._references = [0] * blocks
-        self._free = list(range(blocks - 1, -1, -1))  # a stack: what was used last is still in a CPU cache
+        self._pool = BlockPool(block_size, blocks)
 
     # ---- what there is ----------------------------------------------------------------------------
 
     @property
     def blocks(self) -> int:
         """Blocks in the pool, used or not."""
-        return len(self._references)
+        return self._pool.blocks
 
     @property
     def blocks_free(self) -> int:
         """Blocks in the pool that no sequence has."""
-        return len(self._free)
+        return self._pool.free
 
     @property
     def blocks_used(self) -> int:
@@ -219,25 +215,21 @@ class PagedCache:
 
     def references(self, block: int) -> int:
         """How many sequences a block belongs to."""
-        return self._references[block]
+        return self._pool.references(block)
 
     def tables(self, sequences: Iterable[CachedSequence]) -> npt.NDArray[np.int32]:
         """(B, N): their blocks, -1 beyond the last."""
-        own = [self._own(s)._blocks for s in sequences]
-        longest = max(map(len, own), default=0)
-        missing = (array("i", [-1]) * (longest - len(blocks)) for blocks in own)
-        joined = b"".join(chain.from_iterable(zip(own, missing, strict=True)))
-        return np.frombuffer(bytearray(joined), np.int32).reshape(len(own), longest)
+        return self._pool.tables([self._own(s)._list for s in sequences])
 
     def lengths(self, sequences: Iterable[CachedSequence]) -> Ints:
         """(B,): their numbers of tokens."""
-        return np.array([len(self._own(s)) for s in sequences], np.int64)
+        return self._pool.lengths([self._own(s)._list for s in sequences])
 
     # ---- sequences --------------------------------------------------------------------------------
 
     def sequence(self) -> CachedSequence:
         """A new one without tokens. It keeps its blocks until `free`."""
-        return CachedSequence(self)
+        return CachedSequence(self, BlockList())
 
     def append(self, sequence: CachedSequence, count: int = 1) -> Ints:
         """Makes room for `count` more tokens; their slots (count,) for `paged_write`."""
@@ -261,6 +253,11 @@ class PagedCache:
             raise ValueError(f"PagedCache: queries must be {len(sequences)} numbers, not negative, got {each}")
         return self._step(sequences, np.full(sum(each), -1, np.int64), each)
 
+    def has_room(self, sequences: Sequence_[CachedSequence]) -> bool:
+        """Whether the memory that it has is enough for one more token of each."""
+        lists = [self._own(s)._list for s in sequences]
+        return self._pool.needed(lists, [1] * len(lists)) <= self._pool.free
+
     def fork(self, sequence: CachedSequence, length: int | None = None) -> CachedSequence:
         """A second owner of the first `length` tokens (None: all of them); nothing is copied."""
         self._own(sequence)
@@ -268,12 +265,8 @@ class PagedCache:
         if not 0 <= length <= len(sequence):
             raise ValueError(f"PagedCache: cannot fork at {length} of {len(sequence)} tokens")
         self.changes += 1
-        twin = CachedSequence(self, sequence._blocks[: -(-length // self.block_size)])
-        twin._length, twin.frozen = length, sequence.frozen
-        twin.unplaced = tuple(i for i in sequence.unplaced if i < length)
-        for block in twin._blocks:
-            self._references[block] += 1
-        return twin
+        unplaced = tuple(i for i in sequence.unplaced if i < length) if sequence.unplaced else ()
+        return CachedSequence(self, self._pool.fork(sequence._list, length), sequence.frozen, unplaced)
 
     def reorder(self, sequences: Sequence_[CachedSequence], parents: Sequence_[int]) -> list[CachedSequence]:
         """Beam search: result i continues sequences[parents[i]]. Each is used once as it is, then forked, or freed."""
@@ -282,14 +275,19 @@ class PagedCache:
         own = [self._own(s) for s in sequences]
         if chosen and not 0 <= min(chosen) <= max(chosen) < len(own):
             raise ValueError(f"PagedCache: parents must lie in 0 to {len(own) - 1}, got {chosen}")
-        taken: set[int] = set()
+        taken = [False] * len(own)
         result = []
         for p in chosen:
-            result.append(self.fork(own[p]) if p in taken else own[p])
-            taken.add(p)
-        for i, s in enumerate(own):
-            if i not in taken:
-                self.free(s)
+            s = own[p]
+            if taken[p]:
+                s = CachedSequence(self, self._pool.fork(s._list, s._list.length), s.frozen, s.unplaced)
+            taken[p] = True
+            result.append(s)
+        left = [s for s, goes_on in zip(own, taken, strict=True) if not goes_on]
+        for s in left:
+            self._pool.truncate(s._list, 0)
+            s._cache = None
+        self.changes += 1
         return result
 
     def truncate(self, sequence: CachedSequence, length: int) -> None:
@@ -297,10 +295,7 @@ class PagedCache:
         self._changeable(sequence)
         if not 0 <= length <= len(sequence):
             raise ValueError(f"PagedCache: cannot truncate {len(sequence)} tokens to {length}")
-        keep = -(-length // self.block_size)
-        self._release(sequence._blocks[keep:])
-        del sequence._blocks[keep:]
-        sequence._length = length
+        self._pool.truncate(sequence._list, length)
         sequence.unplaced = tuple(i for i in sequence.unplaced if i < length)
         self.changes += 1
 
@@ -313,8 +308,7 @@ class PagedCache:
         """Gives its blocks back; the sequence is of no further use."""
         self._own(sequence)
         self.changes += 1
-        self._release(sequence._blocks)
-        sequence._blocks, sequence._length = array("i"), 0
+        self._pool.truncate(sequence._list, 0)
         sequence._cache = None
 
     # ---- inside -----------------------------------------------------------------------------------
@@ -349,68 +343,24 @@ class PagedCache:
         tables, lengths, one_each = self.tables(sequences), self.lengths(sequences), all(n == 1 for n in queries)
         return Step(self, list(sequences), slots, tables, lengths, starts, one_each)
 
-    def _release(self, blocks: Sequence_[int]) -> None:
-        for block in reversed(blocks):
-            self._references[block] -= 1
-            if not self._references[block]:
-                self._free.append(block)
-
     def _append(self, sequences: Sequence_[CachedSequence], counts: list[int]) -> Ints:
         self._distinct(sequences)
         self.changes += 1
-        size, needed, references = self.block_size, 0, self._references
-        left: dict[int, int] = {}  # other owners of a block once this call has moved some of them away
-        copied = []
-        for s, n in zip(sequences, counts, strict=True):  # of every step of a search: calls cost more than what they do
+        for s in sequences:
             if s._cache is not self or s.frozen:
                 self._changeable(s)
-            if n < 0:
-                raise ValueError(f"PagedCache: counts must not be negative, got {n}")
-            length, blocks = s._length, s._blocks
-            needed += -(-(length + n) // size) - len(blocks)
-            copy = False
-            if n and length % size:  # the last block is written to
-                last = blocks[-1]
-                owners = left.get(last, references[last])
-                copy = owners > 1
-                needed += copy
-                left[last] = owners - copy
-            copied.append(copy)
-        self._reserve(needed)
-
-        old: list[int] = []
-        new: list[int] = []
-        slots = np.empty(sum(counts), np.int64)
-        at = filled = 0
-        for s, n, copy in zip(sequences, counts, copied, strict=True):
-            first, blocks = s._length, s._blocks
-            if copy:
-                old.append(blocks[-1])
-                blocks[-1] = self._take()
-                new.append(blocks[-1])
-                filled = max(filled, first % size)
-            s._length = first + n
-            while len(blocks) * size < s._length:
-                blocks.append(self._take())
-            if n == 1:
-                slots[at] = blocks[first // size] * size + first % size
-            else:
-                token = np.arange(first, s._length)
-                slots[at : at + n] = np.array(blocks, np.int64)[token // size] * size + token % size
-            at += n
+        if min(counts, default=0) < 0:
+            raise ValueError(f"PagedCache: counts must not be negative, got {min(counts)}")
+        lists = [s._list for s in sequences]
+        self._reserve(self._pool.needed(lists, counts))
+        slots, old, new, filled = self._pool.append(lists, counts)
         if old:
             copy_blocks([x for group in self._groups() for x in group], old, new, filled)
-            self._release(old)
         return slots
-
-    def _take(self) -> int:
-        block = self._free.pop()
-        self._references[block] = 1
-        return block
 
     def _reserve(self, needed: int) -> None:
         """Grows the pool until `needed` blocks are free."""
-        if needed <= len(self._free):
+        if needed <= self._pool.free:
             return
         least = self.blocks_used + needed
         if self.max_blocks is not None and least > self.max_blocks:
@@ -428,6 +378,5 @@ class PagedCache:
             for i, x in enumerate(group):
                 placement.write(wider[i][: len(x)], x)
                 group[i] = wider[i]
-        self._free = [*range(blocks - 1, self.blocks - 1, -1), *self._free]
-        self._references += [0] * (blocks - self.blocks)
+        self._pool.grow(blocks)
         self.version += 1

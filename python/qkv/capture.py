@@ -68,22 +68,25 @@ class CapturedSteps:
         return last.result
 
     def again(
-        self, sequences: Sequence[CachedSequence], tokens: Sequence[int] | None, memory: MemoryRows | None = None
+        self,
+        sequences: Sequence[CachedSequence],
+        tokens: Sequence[int] | None,
+        memory: MemoryRows | None = None,
+        parents: Sequence[int] | None = None,
     ) -> Array | None:
         """The last step once more, with the next token of each row (None: that which it has chosen), where that is no
-        more than counting on. A model has little time for Python between two tokens."""
+        more than counting on. A model has little time for Python between two tokens. parents: the row of the last step
+        that each goes on from; None: the same one."""
         last = self.last
-        if last is None or not last.counts or memory is not last.given or sequences != last.step.sequences:
+        if last is None or not last.counts or memory is not last.given:
             return None
         if tokens is not None and len(tokens) != len(sequences):
             return None
-        numbers = last.numbers.here
-        if not last.reaches(numbers[1] + 1) or not last.step.grow():
+        if not (last.count_on() if sequences == last.step.sequences else last.count_on_from(sequences, parents)):
             return None
         self.last = None  # as above
-        numbers[1:] += 1
         if tokens is not None:
-            numbers[0] = tokens
+            last.numbers.here[0] = tokens
             last.numbers.send()
         last.recording.replay()
         self.last = last
@@ -159,6 +162,33 @@ class _CapturedStep:
         """Whether the table that they were looked up in has rows for them."""
         return self.table is None or bool(positions.max(initial=-1) < len(self.table))
 
+    def count_on(self) -> bool:
+        """One more token of each row, if nothing else has to change; else False, and nothing has."""
+        numbers = self.numbers.here
+        if not self.reaches(numbers[1] + 1) or not self.step.grow():
+            return False
+        numbers[1:] += 1
+        return True
+
+    def count_on_from(self, sequences: Sequence[CachedSequence], parents: Sequence[int] | None) -> bool:
+        """The same of beams, whose blocks are others: `sequences` go on from these rows."""
+        cache, numbers = self.step.cache, self.numbers.here
+        if parents is None or len(parents) != numbers.shape[1] or cache.version != self.version:
+            return False
+        before = numbers[:, parents]
+        positions, room = before[1] + 1, self.tables.here.shape[1] * cache.block_size
+        if before[3].max() >= room or not self.reaches(positions) or not cache.has_room(sequences):
+            return False
+        step = cache.extend(sequences)
+        numbers[1:] = positions, step.slots, step.lengths
+        self._follow(step)
+        return True
+
+    def _follow(self, step: Step) -> None:
+        self.tables.here[:, : step.tables.shape[1]] = step.tables
+        self.tables.send()
+        self.step.follow(step)
+
     def update(self, packed: Packed, run: Run, step: Step) -> bool:
         """Computes a step's result, if it is one of those that were recorded."""
         own, blocks = self.step, step.tables.shape[1]
@@ -190,8 +220,6 @@ class _CapturedStep:
         for owner, derived in self.derived.items():
             derived.write(owner.derive(packed))
         self.numbers.write(np.stack([packed.ids, packed.positions, step.slots, step.lengths]))
-        self.tables.here[:, :blocks] = step.tables
-        self.tables.send()
-        own.sequences, own.changes, own.room = step.sequences, step.changes, step.room
+        self._follow(step)
         self.recording.replay()
         return True

@@ -21,7 +21,11 @@ from typing import Any, Literal
 import numpy as np
 
 from . import _cpu, reference
+from ._cpu import BlockList as BlockList
+from ._cpu import BlockPool as BlockPool
 from ._cpu import PackedWeight
+from ._cpu import best_left as best_left
+from ._cpu import best_sums as best_sums
 from ._cpu import record as record
 from .arrays import accepts_arrays, on_gpu
 from .positions import rotary_angles, rotary_width

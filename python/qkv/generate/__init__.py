@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import ops
 from ..layers import Array
 from ..placement import host, in_host_memory, take
 from .beams import beam_search, group_search
@@ -93,11 +94,9 @@ def _likeliest(job: Job, x: Array, ids: Array, rows: Array) -> Array | None:
     if gone is None or gone.most >= min(MOST, job.decoding.vocabulary):
         return None
     values, tokens, (_, total) = job.decoding.best(x, 1 + gone.most)
-    first = gone.among(tokens).argmin(axis=1)[:, None]
-    if not np.isfinite(total).all() or np.isneginf(np.take_along_axis(values, first, axis=1)).any():
+    if not np.isfinite(total).all():
         return None
-    found: Array = np.take_along_axis(tokens, first, axis=1)[:, 0]
-    return found
+    return ops.best_left(values, tokens, gone.places, job.decoding.vocabulary)
 
 
 def _sample(job: Job) -> Iterator[Array]:

@@ -12,7 +12,7 @@ from .. import ops
 from ..layers import Array
 from ..placement import host
 from .call import Job
-from .logits import MOST, Gone, draw_several, largest
+from .logits import MOST, NOTHING, Gone, draw_several, largest
 from .options import Options
 from .rows import Decoding
 
@@ -43,41 +43,24 @@ def _along(x: Array, places: Array) -> Array:
 SPARE = 3  # candidates beyond those wanted, as sums of neighbours may be equal
 
 
-def _best_of(
-    scores: Array, tokens: Array, rest: Array, running: Array, k: int, vocabulary: int
-) -> tuple[Array, Array] | None:
-    """The k largest of scores + running (n, beams), and where they stand among (beams, V), both (n, k). scores: each
-    beam's best ones, tokens: of these, both (n, beams, m); `rest` (n, beams) is at least all its others. None if one of
-    those may be as good."""
-    count, beams = running.shape
-    sums = (scores + running[:, :, None]).reshape(count, -1)
-    places = (tokens + np.arange(beams)[:, None] * vocabulary).reshape(count, -1)
-    order = np.argsort(-sums, axis=1, kind="stable")[:, : k + 1]
-    best = _along(sums, order)
-    if (best[:, 1:] == best[:, :-1]).any():  # of equal ones the first token, which takes longer
-        order = np.lexsort((places, -sums))
-        best = _along(sums, order)
-    best, order = best[:, :k], order[:, :k]
-    unseen = (rest + running).max(axis=1)
-    return (best, _along(places, order)) if (best[:, -1] > unseen).all() else None
-
-
-def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array]:
-    """`largest` of scores (n, beams, V) + running (n, beams) over all beams and tokens, both (n, k), without adding
-    all: a beam's best are among those with its best scores, but for sums that rounding makes equal."""
-    count, beams, vocabulary = scores.shape
+def _best_sums(scores: Array, running: Array, k: int) -> tuple[Array, Array, Array]:
+    """The k largest of scores (n, beams, V) + running (n, beams) over all beams and tokens, of equal ones the first,
+    with their beams and tokens, all (n, k), without adding all: a beam's best are among those with its best scores, but
+    for sums that rounding makes equal."""
+    vocabulary = scores.shape[2]
     most = k + SPARE
     if most < vocabulary:
-        values, tokens = (x.reshape(count, beams, most) for x in largest(scores.reshape(-1, vocabulary), most))
-        found = _best_of(values, tokens, values[:, :, -1], running, k, vocabulary)
+        values, tokens = largest(scores.reshape(-1, vocabulary), most)
+        found = ops.best_sums(values, tokens, NOTHING[0], vocabulary, np.arange(len(values)), running, k)
         if found is not None:
             return found
-    return largest((scores + running[:, :, None]).reshape(count, -1), k)
+    best, places = largest((scores + running[:, :, None]).reshape(len(scores), -1), k)
+    return best, *np.divmod(places, vocabulary)
 
 
 def _best_seen(
     decoding: Decoding, x: Array, row_of: Array, gone: Gone, running: Array, k: int
-) -> tuple[Array, Array] | None:
+) -> tuple[Array, Array, Array] | None:
     """`_best_sums` of rows row_of of x, seeing no more of them than each beam's best; None if these are not enough."""
     vocabulary = decoding.vocabulary
     most = k + SPARE + gone.most
@@ -85,12 +68,8 @@ def _best_seen(
         return None
     values, tokens, (top, total) = decoding.best(x, most)
     with np.errstate(invalid="ignore"):  # of rows that are not finite
-        scores = ((values - top) - total)[row_of]
-    tokens = tokens[row_of]
-    rest = scores[:, -1].reshape(running.shape).copy()
-    scores[gone.among(tokens)] = -np.inf
-    scores, tokens = (v.reshape(*running.shape, most) for v in (scores, tokens))
-    return _best_of(scores, tokens, rest, running, k, vocabulary)
+        scores = (values - top) - total
+    return ops.best_sums(scores, tokens, gone.places, vocabulary, row_of, running, k)
 
 
 def _grown(rows: Array, beam: Array, last: Array) -> Array:
@@ -125,7 +104,7 @@ def beam_search(job: Job) -> Any:
             gone = None if watched else job.gone(ids, rows)
             seen = None if gone is None else _best_seen(decoding, x, row_of, gone, running, candidates)
             if seen is not None:
-                best, top = seen
+                best, beam, token = seen
                 scores = x  # nobody looks at them
             else:
                 logits = host(decoding.logits(x))
@@ -139,15 +118,15 @@ def beam_search(job: Job) -> Any:
                     top = np.stack(
                         [draw_several(s, candidates, streams[b]) for s, b in zip(sums, texts.tolist(), strict=True)]
                     )
-                    best = _along(sums, top)
+                    best, beam, token = _along(sums, top), *np.divmod(top, vocabulary)
                 else:
-                    best, top = _best_sums(of_text, running, candidates)
-            found = top.shape[1]  # fewer than candidates only in a tiny vocabulary
-            beam, token = np.divmod(top, vocabulary)
+                    best, beam, token = _best_sums(of_text, running, candidates)
+            found = best.shape[1]  # fewer than candidates only in a tiny vocabulary
             origin = texts[:, None] * beams + beam
             made = length - job.prompt
             ends = np.zeros((count, found), bool)
-            if job.may_stop(token.reshape(-1).tolist(), length):
+            may_stop = job.may_stop(token.reshape(-1).tolist(), length)
+            if may_stop:
                 longer, history = _grown(ids.reshape(count, beams, -1), beam, token), _grown(parents, beam, origin)
                 numbers = (texts[:, None] * found + np.arange(found)).reshape(-1)
                 ends = job.stops(longer.reshape(count * found, length), numbers, found, scores, rows)
@@ -160,20 +139,24 @@ def beam_search(job: Job) -> Any:
                     if len(finished[text]) == beams:
                         worst[text] = finished[text][-1].score
 
-            running, chosen = largest(np.where(ends, best + LOST, best), beams)
+            if may_stop or o.do_sample:
+                running, chosen = largest(np.where(ends, best + LOST, best), beams)
+                beam, token, origin = (_along(v, chosen) for v in (beam, token, origin))
+            else:  # they are in order
+                running, beam, token, origin = (v[:, :beams] for v in (best, beam, token, origin))
             hopeful = job.max_length - job.prompt if o.early_stopping == "never" and o.length_penalty > 0 else made
             hope, least = _over(running[:, 0], hopeful, o.length_penalty), worst[texts]
             enough = (least > LOST) & (o.early_stopping is True)
             goes_on = (hope > least) & ~ends.all(axis=1) & ~enough
-
-            chosen = chosen[goes_on]
-            beam, token, origin = (_along(v[goes_on], chosen) for v in (beam, token, origin))
-            decoding.select(_along(row_of.reshape(count, beams)[goes_on], beam).reshape(-1))
-            if not goes_on.any():
+            from_row, before = row_of.reshape(count, beams), ids.reshape(count, beams, -1)
+            if not goes_on.all():
+                running, beam, token, origin = (v[goes_on] for v in (running, beam, token, origin))
+                texts, from_row, before, parents = (v[goes_on] for v in (texts, from_row, before, parents))
+            decoding.select(_along(from_row, beam).reshape(-1))
+            if not len(texts):
                 break
-            ids = _grown(ids.reshape(count, beams, -1)[goes_on], beam, token).reshape(-1, length)
-            parents = _grown(parents[goes_on], beam, origin)
-            texts, running = texts[goes_on], running[goes_on]
+            ids = _grown(before, beam, token).reshape(-1, length)
+            parents = _grown(parents, beam, origin)
             x = decoding.step(ids[:, -1].tolist())
             row_of = np.arange(len(ids))
     finally:
@@ -258,12 +241,12 @@ def group_search(job: Job) -> Any:
                 scores = job.process(ids[here], log_probs[row_of[here]], numbers)
                 shown[here] = scores
                 by_text = scores.reshape(len(texts), size, -1)
-                best, top = _best_sums(by_text, sums[texts, g * size : (g + 1) * size], candidates)
+                best, beam_of, token_of = _best_sums(by_text, sums[texts, g * size : (g + 1) * size], candidates)
                 for i, b in enumerate(texts.tolist()):
                     group, real = groups[b][g], length - int(padding[b])
                     goes_on: list[tuple[int, int, Any]] = []
-                    for rank, (place, score) in enumerate(zip(top[i].tolist(), best[i], strict=True)):
-                        beam, token = divmod(place, scores.shape[1])
+                    chosen = zip(beam_of[i].tolist(), token_of[i].tolist(), best[i], strict=True)
+                    for rank, (beam, token, score) in enumerate(chosen):
                         row = int(first[i]) + beam
                         if token not in eos:
                             goes_on.append((row, token, score))

@@ -57,22 +57,13 @@ NOTHING = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
 
 class Gone:
-    """What masks take away from rows of the best logits, (n, m), as they found it. most: from one of the rows."""
+    """What masks take away, as they found it; `places`, row * vocabulary + token, in order. most: from one row."""
 
     def __init__(self, found: Sequence[tuple[Array, Array]], vocabulary: int):
         self.found = found
         row, token = (np.concatenate(x) for x in zip(NOTHING, *found, strict=True))
         self.most = int(np.bincount(row).max(initial=0))
-        self.vocabulary = vocabulary
         self.places = np.sort(row * vocabulary + token)
-
-    def among(self, tokens: Array) -> Array:
-        """Which of tokens (n, m) are gone."""
-        places = np.arange(len(tokens))[:, None] * self.vocabulary + tokens
-        if not len(self.places):
-            return np.zeros(places.shape, bool)
-        found: Array = self.places[np.searchsorted(self.places[:-1], places)] == places
-        return found
 
 
 def _known(tokens: Iterable[int], vocabulary: int) -> list[int]:

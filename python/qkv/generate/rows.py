@@ -14,7 +14,7 @@ Transformer-XL's memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class Decoding(Protocol):
 
     def start(self, rows: Rows) -> Array: ...
 
-    def select(self, parents: Iterable[int]) -> None: ...
+    def select(self, parents: Sequence[int] | Array) -> None: ...
 
     def step(self, tokens: Sequence[int]) -> Array: ...
 
@@ -106,6 +106,7 @@ class CachedRows:
         self.forward = _following(stack, None if self.apart else model.head.logits)
         self.captured: CapturedSteps | None = CapturedSteps(self.forward)
         self.sequences: list[Any] = []
+        self.parents: list[int] | None = None  # of each, among those of the last step; None: itself
         self.of_memory: Array = None
         self._look_at(np.zeros(0, np.int64))
         # Phi-3 is not to go on from keys that were turned for short texts; what a row holds is then needed once more
@@ -144,16 +145,19 @@ class CachedRows:
         size: int = self.cache.block_size
         return common_prefix(rows) // size * size
 
-    def select(self, parents: Iterable[int]) -> None:
-        chosen = [int(parent) for parent in parents]
+    def select(self, parents: Sequence[int] | Array) -> None:
+        chosen: list[int] = np.asarray(parents, np.int64).tolist()
         self.sequences = self.cache.reorder(self.sequences, chosen)
+        self.parents = chosen if self.parents is None else [self.parents[row] for row in chosen]
         self._look_at(self.of_memory[chosen])
         if self.turns_anew_beyond is not None:
             self.tokens = [list(self.tokens[parent]) for parent in chosen]
 
     def step(self, tokens: Sequence[int]) -> Array:
+        parents, self.parents = self.parents, None
         if self.captured is not None and self.turns_anew_beyond is None:
-            x = self.captured.again(self.sequences, tokens, *self.looked_at)
+            memory = self.looked_at[0] if self.looked_at else None
+            x = self.captured.again(self.sequences, tokens, memory, parents)
             if x is not None:
                 return x
         rows = [[token] for token in tokens]
@@ -226,9 +230,8 @@ class RecurrentRows:
         self.memories = [take(concatenate(layer), back) for layer in zip(*(kept for _, kept in parts), strict=True)]
         return x
 
-    def select(self, parents: Iterable[int]) -> None:
-        chosen = [int(parent) for parent in parents]
-        self.memories = [take(memory, np.array(chosen, np.int64)) for memory in self.memories]
+    def select(self, parents: Sequence[int] | Array) -> None:
+        self.memories = [take(memory, np.asarray(parents, np.int64)) for memory in self.memories]
 
     def step(self, tokens: Sequence[int]) -> Array:
         ids = np.array([[token] for token in tokens], np.int64)
