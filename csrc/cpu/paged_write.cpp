@@ -31,7 +31,11 @@ static void quantize_row(float* __restrict x, int64_t d, int8_t* __restrict q, i
 static void write_rows(const PagedWriteArgs& a, const Strided4& x, int64_t d, const Strided4& cache, const Strided4& scale,
                        int64_t token, float* row) {
   const int64_t block = a.slots[token] / a.block_size, inside = a.slots[token] % a.block_size;
-  for (int64_t h = 0; h < a.heads; ++h) {
+  const bool ready = x.dtype == DType::f32 && x.d == 1, same = x.dtype == cache.dtype && x.d == 1 && cache.d == 1;
+  // Heads side by side are as good as one.
+  const bool joined = !scale.data && (ready || same) && x.h == d && cache.h == d && cache.d == 1;
+  const int64_t heads = joined ? 1 : a.heads, n = joined ? a.heads * d : d;
+  for (int64_t h = 0; h < heads; ++h) {
     const char* from = x.data + (token * x.s + h * x.h) * size_of(x.dtype);
     const int64_t at = block * cache.b + inside * cache.s + h * cache.h;
     if (scale.data) {
@@ -41,11 +45,11 @@ static void write_rows(const PagedWriteArgs& a, const Strided4& x, int64_t d, co
       continue;
     }
     char* to = cache.data + at * size_of(cache.dtype);
-    if (x.dtype == cache.dtype && x.d == 1 && cache.d == 1) {
-      memcpy(to, from, (size_t)(d * size_of(x.dtype)));
+    if (same) {
+      memcpy(to, from, (size_t)(n * size_of(x.dtype)));
     } else {
-      gather(row, x.dtype, from, x.d, d);
-      scatter(cache.dtype, to, cache.d, row, d);
+      if (!ready) gather(row, x.dtype, from, x.d, d);
+      scatter(cache.dtype, to, cache.d, ready ? (const float*)from : row, n);
     }
   }
 }
