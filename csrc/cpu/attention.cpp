@@ -63,10 +63,10 @@ struct Row {
 };
 
 static inline Row row_of(const AttentionArgs& a, const Entry& e, int64_t kv_head, int64_t r) {
-  const int64_t group = a.heads / a.kv_heads;
+  const int64_t group = a.plan.group;
   Row row;
-  row.query = r / group;
-  row.head = kv_head * group + r % group;
+  row.query = r < group ? 0 : r / group;  // divisions are a part of what a tile of few keys takes
+  row.head = kv_head * group + r - row.query * group;
   row.position = row.query + e.shift;
   row.first = row.position - a.window_left;
   row.last = row.position + a.window_right + 1;
@@ -509,7 +509,7 @@ static int64_t entry_of_tile(const AttentionArgs& a, int64_t index) {
 // Tile `index` of a key head, counted over the batch, in entry b.
 static Tile make_tile(const AttentionArgs& a, int64_t kv_head, int64_t b, int64_t index, int thread) {
   const Entry e = entry_of(a, b);
-  const int64_t row = (index - a.tiles[b]) * a.plan.tile_rows, left = e.s * (a.heads / a.kv_heads) - row;
+  const int64_t row = (index - a.tiles[b]) * a.plan.tile_rows, left = e.s * a.plan.group - row;
   return Tile(a, e, kv_head, row, left < a.plan.tile_rows ? left : a.plan.tile_rows, a.scratch + thread * a.plan.scratch_bytes);
 }
 
@@ -524,8 +524,8 @@ static void attention_by(const AttentionArgs& a) {
       // thread that makes products of some rows finds them in its own cache.
       for (int64_t item = begin; item < end; ++item) {
         const int64_t b = entry_of_tile(a, item / a.kv_heads), first = a.tiles[b], n = a.tiles[b + 1] - first;
-        const int64_t at = item - first * a.kv_heads;
-        make_tile(a, at / n, b, first + n - 1 - at % n, thread).template all_splits<M>();
+        const int64_t at = item - first * a.kv_heads, head = n == 1 ? at : at / n;
+        make_tile(a, head, b, first + n - 1 - (at - head * n), thread).template all_splits<M>();
       }
       leave<M>();
     });

@@ -158,7 +158,8 @@ constexpr int64_t kKeySplit = 512;  // keys that are summed before they are merg
 static inline int64_t row_room(int64_t d) { return d < 16 ? 16 : d; }
 
 struct AttentionPlan {
-  int64_t tile_rows;      // rows of a tile: one per query and per head of the group that shares a key head
+  int64_t group;          // heads that share a key head
+  int64_t tile_rows;      // rows of a tile: one per query and per head of the group
   int64_t grain;          // tiles worth a thread
   int64_t splits;         // of the keys, each given to a thread of its own; 1: tiles are enough
   int64_t scratch_bytes;  // per thread

@@ -58,11 +58,12 @@ static inline const float* rows_in_place(const KeySource& s, int64_t key, int64_
   if ((uintptr_t)s.data % 4 || (s.table && s.block % M::kWidth)) return nullptr;  // bf16 at an odd place
   if (!s.table) return (const float*)(s.data + key * s.row * size);
   // Several blocks do where they follow one another in memory too.
-  const int64_t place = s.start + key, first = place / s.block_size, last = (place + n - 1) / s.block_size;
+  const int64_t place = s.start + key, first = place / s.block_size, inside = place - first * s.block_size;
+  const int64_t last = inside + n <= s.block_size ? first : (place + n - 1) / s.block_size;
   if (first < last && s.block != s.block_size * s.row) return nullptr;
   for (int64_t b = first; b < last; ++b)
     if (s.table[b + 1] != s.table[b] + 1) return nullptr;
-  return (const float*)(s.data + (s.table[first] * s.block + place % s.block_size * s.row) * size);
+  return (const float*)(s.data + (s.table[first] * s.block + inside * s.row) * size);
 }
 
 // n floats, rounded to bf16, to words [0, ceil(n / 2)), the last filled up with a zero; `words` may lie before x in one array.

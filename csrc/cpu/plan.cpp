@@ -115,7 +115,9 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
   constexpr int64_t kFewest = 16, kMost = 192;  // loading the keys costs about as much as three rows of work
   constexpr int64_t kL2 = 72 << 10;             // floats of a tile that the second cache holds beside keys and values
   constexpr int64_t kWorth = 1 << 16;           // multiply-adds that repay waking a thread
+  constexpr int64_t kTileCost = 1 << 12;        // as many take as long as what a tile takes without keys
   AttentionPlan p = {};
+  p.group = a.kv_heads > 0 ? a.heads / a.kv_heads : 1;
   const int64_t dv = round_up(a.dv, kPanel);
   int64_t most = kMost;
   while (most > kGroup && most * (a.d + 2 * dv) > kL2) most -= kGroup;
@@ -129,8 +131,8 @@ AttentionPlan plan_attention(const AttentionArgs& a, int64_t rows, int64_t longe
     p.tile_rows = ceil_div(longest, ceil_div(longest, p.tile_rows));  // all of a size
     if (p.tile_rows > kGroup) p.tile_rows = round_up(p.tile_rows, kTile);
   }
-  const int64_t tiles = ceil_div(rows, p.tile_rows), cost = p.tile_rows * a.longest_k * (a.d + a.dv);
-  p.grain = cost > 0 && cost < kWorth ? ceil_div(kWorth, cost) : 1;
+  const int64_t tiles = ceil_div(rows, p.tile_rows), cost = kTileCost + p.tile_rows * a.longest_k * (a.d + a.dv);
+  p.grain = cost < kWorth ? ceil_div(kWorth, cost) : 1;
   int64_t keys = a.kv_lengths ? 0 : a.longest_k;
   for (int64_t b = 0; a.kv_lengths && b < a.batch; ++b)
     if (a.kv_lengths[b] > keys) keys = a.kv_lengths[b];
