@@ -172,7 +172,7 @@ def test_the_largest_of_a_row_is_found_in_one_read(dtype: Any, emulator: Emulato
 @pytest.mark.parametrize("k", [2, 256])
 @pytest.mark.parametrize("dtype", [BF16, F32])
 def test_a_few_are_selected_without_bank_conflicts(dtype: Any, k: int, emulator: Emulator) -> None:
-    """Rows of any alignment. Of 256 that are sorted, some lanes of a warp store at a time, in more banks than need be."""
+    """Rows of any alignment. Where 256 are sorted, only some lanes of a warp store at a time."""
     x = drawn(2, 5003, dtype=dtype)
     (kernel,) = counters(emulator, lambda: ops.top_k(x, k)[1]).values()
     for kind in ("shared_load", "shared_store"):
