@@ -19,9 +19,8 @@ pytestmark = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="launches are
 
 # Little's law: a multiprocessor's share of 4.2 TB/s, 32 GB/s, through a microsecond of latency.
 IN_FLIGHT = 4.2e12 / 132 * 1e-6
-# Counted: 1.16 and 1.31. Sorting up to 1024 numbers of a block, 55 steps of 16 warps with two meeting in a bank, would
-# explain more than that; it was not looked at alone.
-WAVEFRONTS = {"sample, top_k and top_p": 1.2, "sample, bfloat16, top_p": 1.35}
+# Counted: 1.16 and 1.14. Sorting has no conflicts; the chunks of a list lie anywhere, which would explain some of it.
+WAVEFRONTS = {"sample, top_k and top_p": 1.17, "sample, bfloat16, top_p": 1.15}
 NAMES = list(cuda_counts.cases()) if qkv.cuda.is_emulated() else []
 
 
@@ -64,9 +63,10 @@ def sampling_loops(kernel: cuda_machine_code.Kernel, itemsize: int) -> dict[str,
             found["load"].append(per)
         elif reads and not has("LDG"):
             weighs = has(r"MUFU\.EX2")
-            kind = "weigh" if has("DADD") else "list and weigh" if weighs else "list"
-            if has("ATOMS") == (kind != "weigh") * reads and bool(weighs) == (kind != "list"):
-                found[kind].append(per)
+            if has("ATOMS") == reads:
+                found["list and weigh" if weighs else "list"].append(per)
+            elif weighs:
+                found["weigh"].append(per)
     return found
 
 
@@ -77,8 +77,7 @@ def sampling_loops(kernel: cuda_machine_code.Kernel, itemsize: int) -> dict[str,
 def test_sampling_is_not_bound_by_instructions(dtype: str, family: str) -> None:
     """With top_k, top_p or min_p a number is loaded, and compared and, for top_p, weighed once, and all else is done
     to the few that are listed: half of what can be issued while a number is moved, four fifths with top_p, are taken
-    so. Without a filter float32 takes all of it, and a temperature, which is five of these, a little more; for 16
-    bits, see bench/NOTES.md."""
+    so. Without a filter it is weighed exactly, whatever the temperature: 13, where numbers of 16 bits leave 14."""
     (kernel,) = [k for k in cuda_machine_code.all_kernels() if k.arch == "sm_90a" and k.name.startswith(family + dtype)]
     most = ISSUED / (4.2e12 / 132 / SAMPLED[dtype])
     assert most == pytest.approx(7.04 * SAMPLED[dtype], rel=0.01)
@@ -87,5 +86,4 @@ def test_sampling_is_not_bound_by_instructions(dtype: str, family: str) -> None:
     ((load,), (listed,), (weighed,), (all_weighed,)) = loops.values()
     assert load + listed <= 0.5 * most
     assert load + weighed <= 0.8 * most
-    if dtype == "If":
-        assert load + all_weighed - 5 <= most
+    assert load + all_weighed <= 13

@@ -16,7 +16,7 @@ from qkv.generate import logits as cpu
 
 pytestmark = pytest.mark.skipif(not on_device.ENABLED, reason="QKV_TEST_DEVICE=cuda runs this")
 
-BORDER = 1e-6  # of a cumulative probability
+BORDER = 1.3e-6  # of a cumulative probability: as wrong as csrc/cuda/sample.cuh says that it may be in rows of 450,000
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "temperature": {"temperature": 0.7},
@@ -136,6 +136,24 @@ def test_no_token(name: str, rng: np.random.Generator) -> None:
     for row in x[:3]:
         with pytest.raises(ValueError, match="there is no token to draw"):
             cpu.draw(row, Given(0.5))
+
+
+@pytest.mark.parametrize("temperature", [1e-38, 3e-7, 2e-6, 4e5, 5e6, 1e37])
+def test_any_temperature(temperature: float, rng: np.random.Generator) -> None:
+    """Where the weights take it in, and where that might overflow."""
+    x = (normal(rng, 1000, scale=2.0) * np.float32(temperature)).astype(np.float32)
+    check(x, {"temperature": temperature}, rng)
+
+
+def test_a_score_that_overflows() -> None:
+    """x / temperature is infinite, as the CPU finds too: there is no token."""
+    x = np.zeros((2, 50), np.float32)
+    x[0, 7] = 1e34
+    for temperature in (1e-5, 1e-7):
+        tokens = cuda_ops.sample(qkv.cuda.array(x), np.full(2, 0.5), temperature=temperature).numpy()
+        np.testing.assert_array_equal(tokens, [-1, 25])
+        with pytest.raises(ValueError, match="there is no token to draw"), np.errstate(over="ignore"):
+            cpu.draw(filtered(x[0], {"temperature": temperature}), Given(0.5))
 
 
 def test_rows_have_their_own(rng: np.random.Generator) -> None:

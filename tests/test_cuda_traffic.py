@@ -169,14 +169,15 @@ def test_the_largest_of_a_row_is_found_in_one_read(dtype: Any, emulator: Emulato
     assert second[1] <= 0.01 * sectors
 
 
+@pytest.mark.parametrize("k", [2, 256])
 @pytest.mark.parametrize("dtype", [BF16, F32])
-def test_a_few_are_selected_without_bank_conflicts(dtype: Any, emulator: Emulator) -> None:
-    """Rows of any alignment. (Of two; sorting more than a few has conflicts where neighbours are compared.)"""
+def test_a_few_are_selected_without_bank_conflicts(dtype: Any, k: int, emulator: Emulator) -> None:
+    """Rows of any alignment. Where 256 are sorted, only some lanes of a warp store at a time."""
     x = drawn(2, 5003, dtype=dtype)
-    (kernel,) = counters(emulator, lambda: ops.top_k(x, 2)[1]).values()
+    (kernel,) = counters(emulator, lambda: ops.top_k(x, k)[1]).values()
     for kind in ("shared_load", "shared_store"):
         accesses, wavefronts, ideal = kernel[kind]
-        assert accesses > 0 and wavefronts == ideal, kind
+        assert accesses > 0 and wavefronts <= ideal * (1 if k == 2 else 1.1), kind
 
 
 FILTERS: list[dict[str, Any]] = [{}, {"min_p": 0.1}, {"top_k": 50}, {"top_p": 0.9}]
@@ -185,9 +186,9 @@ FILTERS: list[dict[str, Any]] = [{}, {"min_p": 0.1}, {"top_k": 50}, {"top_p": 0.
 @pytest.mark.parametrize("device, blocks", [("cc=80", 2), ("cc=90", 4)])
 @pytest.mark.parametrize("dtype", [BF16, F32])
 def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulator: Emulator) -> None:
-    """Whatever the filters: it stays in shared memory, which is read without conflicts, but for those of sorting up
-    to 1024 candidates: 55 steps of 16 warps, which read two. On Hopper a row has as many blocks as there are
-    multiprocessors for (here four)."""
+    """Whatever the filters: it stays in shared memory, which is read without conflicts, but for some 1100 wavefronts a
+    row where a filter lists what is left (sorting has none; a list's chunks lie anywhere). On Hopper a row has as many
+    blocks as there are multiprocessors for (here four)."""
     x, u = drawn(2, 30_000, dtype=dtype), np.array([0.2, 0.8])
     sectors = x.nbytes // SECTOR
     for filters in FILTERS:
@@ -196,7 +197,7 @@ def test_sampling_reads_a_row_once(dtype: Any, device: str, blocks: int, emulato
         assert sectors <= kernel["global_load"][1] <= 1.01 * sectors + 64
         for kind in ("shared_load", "shared_store"):
             _, wavefronts, ideal = kernel[kind]
-            assert wavefronts <= 1.05 * ideal + (x.shape[0] * 55 * 16 * 2 if filters else 0), (filters, kind)
+            assert wavefronts <= 1.05 * ideal + (x.shape[0] * 1100 if filters else 0), (filters, kind)
 
 
 @pytest.mark.parametrize("rows, blocks", [(1, 8), (4, 32)])

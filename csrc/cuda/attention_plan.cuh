@@ -95,13 +95,8 @@ QKV_DEVICE void find_share(const Problem& p, Share* share, int64_t* scratch) {
       most = max(most, all.end - all.begin);
     }
   }
-  int64_t up_to = own;
-#pragma unroll
-  for (int step = 1; step < 32; step *= 2) {
-    const int64_t before = __shfl_up_sync(kFullWarp, up_to, step);
-    if (lane_id() >= step) up_to += before;
-    most = max(most, __shfl_xor_sync(kFullWarp, most, step));
-  }
+  int64_t up_to = up_to_lane(own);
+  most = __reduce_max_sync(kFullWarp, most);
   const int warp = threadIdx.x / 32;
   if (lane_id() == 31) {
     scratch[warp] = up_to;

@@ -144,10 +144,22 @@ QKV_DEVICE uint64_t select_largest(int count, int k, SelectScratch& scratch, Key
   }
 }
 
-// keys in shared memory, a power of two of them, in descending order; after a barrier, and with one behind it.
+// The bitonic merge of runs of `size` neighbours, alternately descending and ascending, from distances below 32 on: each lane has
+// the key at its place i.
+QKV_DEVICE uint64_t merged_by_lanes(uint64_t own, int i, int size) {
+  for (int step = min(size / 2, 16); step > 0; step /= 2) {
+    const uint64_t other = __shfl_xor_sync(kFullWarp, own, step);
+    if ((own < other) == (((i & step) == 0) == ((i & size) == 0))) own = other;
+  }
+  return own;
+}
+
+// keys in shared memory, a power of two of them, in descending order; after a barrier, or where each thread has written
+// keys[threadIdx.x + i * blockDim.x] itself, and with a barrier behind it. Near ones meet in registers, as lanes that skip every
+// other key would meet in a bank.
 QKV_DEVICE void sort_descending(uint64_t* keys, int count) {
-  for (int size = 2; size <= count; size *= 2)
-    for (int step = size / 2; step > 0; step /= 2) {
+  for (int size = 32;; size *= 2) {
+    for (int step = size / 2; step >= 32; step /= 2) {
       for (int i = threadIdx.x; i < count / 2; i += blockDim.x) {
         const int low = 2 * i - (i & (step - 1)), high = low + step;
         const uint64_t a = keys[low], b = keys[high];
@@ -158,6 +170,14 @@ QKV_DEVICE void sort_descending(uint64_t* keys, int count) {
       }
       __syncthreads();
     }
+    for (int i = threadIdx.x; i - lane_id() < count; i += blockDim.x) {
+      uint64_t own = i < count ? keys[i] : 0;
+      for (int run = size == 32 ? 2 : size; run <= size; run *= 2) own = merged_by_lanes(own, i, run);
+      if (i < count) keys[i] = own;
+    }
+    __syncthreads();
+    if (size >= count) return;
+  }
 }
 
 }  // namespace qkv::cuda

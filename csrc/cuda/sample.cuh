@@ -1,8 +1,14 @@
 // sample: a token of each row of logits, from softmax(x / temperature) as far as top_k, top_p and min_p leave it.
 //
-// Scores are x / temperature, rounded to float. Weights e^(score - the largest) are integers, multiples of a small power of two,
-// so that sums are exact in any order, and a token does not depend on how many blocks share its row. Each is within 2^-22 of
-// itself and half a unit: a cumulative probability is wrong by less than 1e-6 in rows of up to two million.
+// Weights e^(score - the largest) are integers, multiples of a small power of two, so that sums are exact in any order, and a
+// token does not depend on how many blocks share its row. With a filter scores are x / temperature, rounded to float.
+//
+// A cumulative probability is wrong by less than 2^-23 + 3 * 2^-25 * ln n, and n / 2 units: 1.2e-6 in rows of a hundred thousand,
+// 2e-6 in rows of two million. Each weight is within c = 2^-22 (that is exp2_approx) and e = 3 * 2^-24 of its exponent y (for the
+// difference, the scale and the product) of what it should be. Where P is before a border, that moves the border by at most
+// P (1 - P) times the sum of the mean errors of the two sides. A side's mean y is at most the logarithm of how many it has, less
+// that of its probability (entropy); so both sides' are at most 2 ln(n / 2) - ln(P (1 - P)), and all of it (c + e ln n) / 2,
+// where P is a half.
 //
 // What the filters leave is what is above some score and the last ones of those that are equal to it. top_k and top_p find that
 // score digit by digit, from histograms of counts and of weights; min_p is a weight.
@@ -30,8 +36,8 @@ struct SamplePlan {
   int stretch;            // and of a warp
   int held;               // of which shared memory has room for so many
   bool lists;             // with a filter
-  bool quick;             // divided() divides by the temperature
-  float inverse;          // 1 / temperature
+  float temperature;      // scores are numbers divided by it
+  float of_score;         // 2^(of_score * (score - the largest)) is what a score weighs
   float scale;            // 2^(scale * (x - the largest)) is nearly what x weighs
   float reach;            // from the largest score down to what min_p may leave
   uint64_t least_weight;  // which min_p leaves
@@ -142,12 +148,6 @@ struct Share {
   }
 };
 
-// x / y to the bit, by the rounded inverse of y, where nothing on the way is too large or too small; NaN for what is infinite.
-QKV_DEVICE float divided(float x, float y, float inverse) {
-  const float near = x * inverse, nearer = fmaf(fmaf(-near, y, x), inverse, near);
-  return fmaf(fmaf(-nearer, y, x), inverse, nearer);
-}
-
 // ---- the list --------------------------------------------------------------------------------------------------------------
 
 // Of each: its place in the row, inverted, above its key.
@@ -231,6 +231,25 @@ QKV_DEVICE void count_score(uint32_t key, const Weight& weight, const Kept& kept
     if (const uint64_t own = weight(key); own >= kept.least_weight) part.weight += own;
 }
 
+// By one warp, a share of it a lane: what the numbers of the chunks from ... to - 1 weigh.
+template <class T>
+QKV_DEVICE uint64_t weight_of_all(const Share<T>& share, int from, int to, const Weight& weight) {
+  constexpr int kStep = WeightSum::kMost / kLanes<T> * 32;
+  uint64_t total = 0;
+  for (; from < to; from += kStep) {
+    const int own = from + lane_id(), end = min(to, from + kStep);
+    WeightSum sum(weight.bits);
+    share.each(own, end, 32, [&](const uint4& raw, int) {
+      float x[kLanes<T>];
+      unpack<T>(raw, x);
+#pragma unroll
+      for (const float one : x) sum.add(weight.of(one));
+    });
+    total += sum.total((end - own + 31) / 32 * kLanes<T>, weight.bits);
+  }
+  return total;
+}
+
 // The first of 32 parts, one a lane, up to which what is kept weighs more than the target, or 32. `passed`, which is what stands
 // before the first, becomes what stands before that one.
 QKV_DEVICE int reach(const Kept& kept, const Part& part, uint64_t target, Part& passed) {
@@ -280,7 +299,7 @@ QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Te
   const List list{reinterpret_cast<uint64_t*>(search.histograms + 2),
                   reinterpret_cast<int*>(reinterpret_cast<uint64_t*>(search.histograms + 2) + kSampleListed), s};
   Share<T> share{
-      Chunks<T>(static_cast<const T*>(a.x) + team.row() * a.n, a.n), a.temperature, team.rank() * plan.share, 0, plan.held,
+      Chunks<T>(static_cast<const T*>(a.x) + team.row() * a.n, a.n), plan.temperature, team.rank() * plan.share, 0, plan.held,
       reinterpret_cast<uint4*>(shared_chunks()) + plan.beside / 16};
   share.end = static_cast<int>(min(share.chunks.count(), static_cast<int64_t>(share.first) + plan.share));
   if (plan.lists) {
@@ -295,9 +314,12 @@ QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Te
   __syncthreads();
   top = warp_most(lane < kWarps ? s.top[lane] : 0);
   top = warp_most(team.exchange({0, top}, s.of_block[0]).equal);
-  if (threadIdx.x == 0) s.row_top = share.score(from_ordered(top));
+  if (threadIdx.x == 0) {
+    const float x = from_ordered(top), score = __fdiv_rn(x, a.temperature);
+    s.row_top = isfinite(score) ? share.score(x) : score;
+  }
   __syncthreads();
-  const auto weight = [&] { return Weight(s.row_top, plan.bits); };  // from shared memory, as registers are few
+  const auto weight = [&] { return Weight{s.row_top, plan.of_score, plan.bits}; };  // from shared memory, as registers are few
   if (!isfinite(s.row_top)) {
     if (threadIdx.x == 0 && team.rank() == 0) a.tokens[team.row()] = -1;
     return team.leave();
@@ -309,7 +331,8 @@ QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Te
   if (plan.lists) {
     const bool few = a.k > 0 && a.k < a.n, nucleus = a.p < 1;
     const uint32_t half = static_cast<uint32_t>(team.size()) * kSampleThreads / 2;
-    // Too much is uncertain where scores are large.
+    // How far a sum of floats may be off, which is too much where scores are large. In 2^-24: 4 |top| and 6 y for the two
+    // exponents and the scores' own rounding, where y is less than 33 or there is no weight, 8 for two exponentials, and the sum.
     const auto wrong = [&] {
       return (5 * fabsf(s.row_top) + 300 + static_cast<float>(plan.share * kLanes<T> / kSampleThreads)) * 0x1p-24f + 0x1p-20f;
     };
@@ -364,16 +387,8 @@ QKV_DEVICE void sample_row(const SampleArgs& a, const SamplePlan& plan, const Te
   const int from = share.first + warp * plan.stretch, to = min(share.end, from + plan.stretch);
   if (listed)
     list.each_key([&](uint32_t key) { count_score(key, weight(), kept, part); });
-  else if (plan.quick && !plan.lists && fabsf(s.row_top) < 1e30f)
-    share.each(from + lane, to, 32, [&](const uint4& raw, int) {
-      float x[kLanes<T>];
-      unpack<T>(raw, x);
-      if (a.temperature != 1)
-#pragma unroll
-        for (float& one : x) one = divided(one, a.temperature, plan.inverse);
-#pragma unroll
-      for (const float one : x) part.weight += weight().of(one, one >= weight().floor());
-    });
+  else if (!plan.lists && plan.temperature == 1)
+    part.weight = weight_of_all(share, from, to, weight());
   else
     share.each_keys(from + lane, to, 32, [&](const auto& keys) {
 #pragma unroll

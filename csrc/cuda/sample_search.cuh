@@ -11,28 +11,45 @@ namespace sampling {
 
 constexpr int kWarps = kSampleThreads / 32;
 
-// What a score is worth: e^(score - top), in units of which the largest has 1 << bits; always an even number of them.
+constexpr float kLog2E = 1.44269504f;
+
+// In so many bits, for rows of n, that a row weighs less than 2^62 units.
+inline int weight_bits(int64_t n) {
+  int bits = 45;
+  while ((n >> (62 - bits)) != 0) --bits;
+  return bits;
+}
+
+// What a score is worth: 2^(scale * (score - top)), as an integer in units of which the largest has 2^bits.
 struct Weight {
-  float top;
-  uint32_t unit;
+  float top, scale;
+  int bits;
 
-  QKV_DEVICE Weight(float top, int bits) : top(top), unit(1u << (bits - 23)) {}
-
-  QKV_DEVICE float floor() const { return top - 40; }  // what is below it weighs nothing
-  // If it counts, which none may that is below the floor or NaN, else 0.
-  QKV_DEVICE uint64_t of(float score, bool counts) const {
-    constexpr double kRound = 6755399441055744.0;  // 1.5 * 2^52: what is added to it is rounded to an integer, its lowest bits
-    const double exponent = (static_cast<double>(score) - top) * 1.4426950408889634;  // a float has too few digits
-    const double rounded = exponent + kRound;
-    const uint32_t fraction = __float_as_uint(exp2_approx(static_cast<float>(exponent - (rounded - kRound))));
-    const uint32_t mantissa = counts ? (fraction & 0x7FFFFFu) | 0x800000u : 0;  // of 2^-0.5 ... 2^0.5
-    const uint32_t shift = 127 - (fraction >> 23) - static_cast<uint32_t>(__double2loint(rounded));
-    const uint64_t own = static_cast<uint64_t>(mantissa) * unit >> min(shift, 63u);
-    return own + (static_cast<uint32_t>(own) & 1);
-  }
+  QKV_DEVICE float of(float score) const { return exp2_approx((score - top) * scale); }
+  // Below 2^(-bits - 1) of the largest it is 0.
   QKV_DEVICE uint64_t operator()(uint32_t key) const {
-    const float score = from_ordered(key);
-    return of(score, score >= floor());
+    return __float2ull_rn(of(from_ordered(key)) * __int_as_float((127 + bits) << 23));
+  }
+};
+
+// The sum of the integers that Weight makes of up to kMost weights, without making them. What is added to 2 is rounded to a
+// multiple of 2^-22, and what that leaves, added to 1.5 * 2^23 units, to a whole number of units; both numbers are in the last
+// bits of what comes out, so sums of the bits modulo 2^32 have theirs. A conversion to 64 bits takes longer than all of it.
+struct WeightSum {
+  static constexpr int kMost = 511;  // each is up to 2^22 times 2^-22, and leaves up to 2^22 units, of either sign
+  float fine;
+  uint32_t coarse_bits = 0, fine_bits = 0;
+
+  QKV_DEVICE explicit WeightSum(int bits) { fine = __int_as_float((127 + 23 - bits) << 23 | 1 << 22); }
+  QKV_DEVICE void add(float weight) {
+    const float coarse = weight + 2.0f;
+    coarse_bits += __float_as_uint(coarse);
+    fine_bits += __float_as_uint(weight - (coarse - 2.0f) + fine);
+  }
+  // Of `count` weights.
+  QKV_DEVICE uint64_t total(uint32_t count, int bits) const {
+    const int64_t low = static_cast<int32_t>(fine_bits - count * __float_as_uint(fine));
+    return (static_cast<uint64_t>(coarse_bits - count * __float_as_uint(2.0f)) << (bits - 22)) + static_cast<uint64_t>(low);
   }
 };
 
@@ -198,7 +215,7 @@ QKV_DEVICE uint32_t largest(const Team& team, Each&& each, uint32_t least, uint3
   uint32_t prefix = 0, need = k;
   for (int known = 32, shift = 32 - kDigit;; known = shift, shift = max(shift - kDigit, 0)) {
     uint32_t above = 0;
-    search.template digit<false>(team, each, Weight(0, 23), least, prefix, known, shift, s, [&](const Item& item) {
+    search.template digit<false>(team, each, Weight{}, least, prefix, known, shift, s, [&](const Item& item) {
       const uint32_t up_to = above + up_to_lane(item.count);
       const int holder = __ffs(__ballot_sync(kFullWarp, up_to >= need)) - 1;
       above = __shfl_sync(kFullWarp, up_to - item.count, holder);

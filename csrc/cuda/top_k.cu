@@ -164,7 +164,6 @@ __global__ void __launch_bounds__(kSortThreads) sort_pieces(const __grid_constan
   const T* const from = static_cast<const T*>(a.x) + row * a.n;
   for (int i = threadIdx.x; i < kSorted; i += kSortThreads)
     keys[i] = first + i < a.n ? key_of(ordered(to_float(from[first + i])), first + i) : 0;
-  __syncthreads();
   sort_descending(keys, kSorted);
   uint64_t* const to = static_cast<uint64_t*>(a.workspace) + row * a.n;
   for (int i = threadIdx.x; i < kSorted && first + i < a.n; i += kSortThreads) to[first + i] = keys[i];
