@@ -226,6 +226,8 @@ def test_pieces_of_words() -> None:
     [
         ("llama", "text-generation", {"max_new_token": 3}, "no argument max_new_token; did you mean max_new_tokens"),
         ("llama", "text-generation", {"return_full_text": True, "return_tensors": True}, "exclude each other"),
+        ("llama", "text-generation", {"return_full_text": False, "return_tensors": True}, "exclude each other"),
+        ("llama", "text-generation", {"return_full_text": False, "return_text": True}, "exclude each other"),
         ("llama", "text-generation", {"handle_long_generation": "cut"}, 'must be None or "hole"'),
         (
             "llama",
@@ -247,6 +249,13 @@ def test_wrong_options(model: str, task: str, given: dict[str, Any], message: st
     pipe = qkv.pipeline(task, load(model))
     with pytest.raises(ValueError, match=message):
         pipe("ab", **given)
+
+
+def test_a_call_says_what_comes_back(load: Callable[[str], Any]) -> None:
+    """In the place of what the constructor said, as in transformers, where two in one call exclude each other."""
+    pipe = qkv.pipeline("text-generation", load("llama"), return_full_text=False, **GREEDY)
+    assert list(pipe("ab", return_tensors=True)[0]) == ["generated_token_ids"]
+    assert pipe("ab", return_full_text=True) == [{"generated_text": "ab" + pipe("ab")[0]["generated_text"]}]
 
 
 def test_wrong_inputs(load: Callable[[str], Any]) -> None:

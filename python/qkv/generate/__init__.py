@@ -28,7 +28,7 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
     """Token ids, int64 (rows, L): prompts with what follows them, or what the decoder of two stacks writes.
 
     model: one with a head that makes tokens, as qkv.load returns it.
-    input_ids: (B, P) integers, None: a prompt of bos alone. attention_mask: (B, P), 1 for real tokens; padding may
+    input_ids: (B, P) integers, None: bos alone. attention_mask: (B, P), 1 for real tokens; padding may
     stand on either side, and stays as it is in the result. None: all are real; in a model of one stack ids that are
     pad_token_id are not, unless it ends texts too. Finished rows are filled up with pad_token_id, else with the first
     eos_token_id, else with 0.
@@ -36,7 +36,7 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
     arguments: those of transformers, first of all max_new_tokens (20, if nobody says anything), do_sample,
     temperature, top_k, top_p, num_beams, num_return_sequences, repetition_penalty; qkv.generate.options.Options has
     all of them. What is not given is taken from generation_config.json, or config.json where there is none; None
-    switches an option off. And:
+    switches an option off, and an eos_token_id below 0 ends nothing. And:
       generation_config         a mapping with arguments that are not given one by one
       seed                      of sampling. Each row has random numbers of its own, which depend on nothing but the
                                 seed and its place; None: others in every call
@@ -49,10 +49,14 @@ def generate(model: Any, input_ids: Any = None, attention_mask: Any = None, **ar
     These see finished rows too, as padding with scores of 0.
 
     With return_dict_in_generate a ModelOutput: sequences, and by output_scores, output_logits, output_attentions and
-    output_hidden_states the fields that transformers has for them, one entry a step, 0 where a row has finished.
+    output_hidden_states the fields that transformers has for them, one entry a step, 0 where a row has finished. Of
+    beams also sequences_scores (rows,) by output_scores, and beam_indices (rows, tokens made): the row of the step
+    before, among the B num_beams of the batch, that each token was chosen behind; -1 where a row has no more. So of
+    groups of beams too, where transformers counts rows within the group, and has a last column of -1.
 
-    ValueError, naming the argument: it is unknown, wrong, not supported, or contradicts another; a prompt is empty or
-    longer than the model; the model has no head that makes tokens.
+    ValueError, naming the argument: it is unknown, wrong, not supported, or contradicts another, or asks for more rows
+    than memory can hold; a prompt is empty or longer than the model; the model has no head that makes tokens; there is
+    nothing to draw, or no best beam, as scores are NaN.
     """
     return search(Job(model, input_ids, attention_mask, arguments))
 

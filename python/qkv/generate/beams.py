@@ -28,10 +28,29 @@ class _Beam:
     parents: Array
 
 
+def _power(length: int, penalty: float) -> float:
+    """length^penalty. ValueError: that is too large or too small for a number."""
+    try:
+        power: float = float(length) ** penalty
+    except OverflowError:
+        power = 0.0
+    if not power:
+        raise ValueError(f"generate: length_penalty={penalty} is too much: {length} to that power is no number")
+    return power
+
+
 def _over(scores: Array, length: int, penalty: float) -> Array:
-    """scores / length^penalty in float32."""
-    divided: Array = scores / np.float32(float(length) ** penalty)
+    """scores / length^penalty in float32, as far as that goes: beyond, they become 0 or infinite."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        divided: Array = scores / np.float32(_power(length, penalty))
     return divided
+
+
+def _no_nan(scores: Array) -> Array:
+    """The same. ValueError: one is NaN, so that nothing says which beams are the best."""
+    if np.isnan(scores).any():
+        raise ValueError("generate: there are no best beams, as a score is nan")
+    return scores
 
 
 def _along(x: Array, places: Array) -> Array:
@@ -110,7 +129,7 @@ def beam_search(job: Job) -> Any:
                 logits = host(decoding.logits(x))
                 if len(logits) < len(rows):
                     logits = logits[row_of]
-                scores = job.process(ids, ops.log_softmax(logits), rows)
+                scores = _no_nan(job.process(ids, ops.log_softmax(logits), rows))
                 job.note(ids, logits, scores, rows)
                 of_text = scores.reshape(count, beams, vocabulary)
                 if o.do_sample:
@@ -192,7 +211,7 @@ class _Group:
         self.done = False
 
     def add(self, total: float, length: int, tokens: Array, parents: Array) -> None:
-        score = total / length**self.o.length_penalty
+        score = total / _power(length, self.o.length_penalty)
         worst = min((beam.score for beam in self.found), default=0.0)
         if len(self.found) < self.beams or score > worst:
             self.found.append(_Beam(score, tokens, parents))
@@ -205,7 +224,7 @@ class _Group:
         if len(self.found) == self.beams and not self.done:
             hopeful = max_length if o.early_stopping == "never" and o.length_penalty > 0 else length
             worst = min(beam.score for beam in self.found)
-            self.done = o.early_stopping is True or worst >= best / hopeful**o.length_penalty
+            self.done = o.early_stopping is True or worst >= best / _power(hopeful, o.length_penalty)
 
 
 def group_search(job: Job) -> Any:
@@ -238,7 +257,7 @@ def group_search(job: Job) -> Any:
                 here = (first[:, None] + np.arange(size)).reshape(-1)
                 job.diversity.chosen = np.repeat(tokens.reshape(-1, beams)[texts, : g * size], size, axis=0)
                 numbers = (texts[:, None] * size + np.arange(size)).reshape(-1)
-                scores = job.process(ids[here], log_probs[row_of[here]], numbers)
+                scores = _no_nan(job.process(ids[here], log_probs[row_of[here]], numbers))
                 shown[here] = scores
                 by_text = scores.reshape(len(texts), size, -1)
                 best, beam_of, token_of = _best_sums(by_text, sums[texts, g * size : (g + 1) * size], candidates)

@@ -6,8 +6,9 @@ vocabulary. Rows of a text follow one another: beams, or several samples.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise, takewhile
 from typing import Any
 
@@ -48,14 +49,17 @@ def _seed(value: Any) -> Any:
 
 
 def of_model(model: Any) -> tuple[dict[str, Any], str]:
-    """What a model's files say about generation, and which file it is."""
+    """What a model's files say about generation, and which file it is. ValueError: it holds no JSON object."""
     data = model.files.get(FILE)
-    if data is None:  # then config.json, but not for what shapes an answer
-        return {n: v for n, v in model.config.items() if n not in (*OUTPUTS, "return_dict_in_generate")}, "config.json"
-    values = parse_json(data, FILE)
-    if not isinstance(values, dict):
+    values = model.config if data is None else parse_json(data, FILE)
+    if not isinstance(values, Mapping):
         raise ValueError(f"{FILE}: must hold a JSON object")
-    return values, FILE
+    nothing: set[str] = set()  # that they can mean
+    if data is None:  # config.json is not about what shapes an answer
+        nothing |= {*OUTPUTS, "return_dict_in_generate"}
+    if not hasattr(model, "decoder"):
+        nothing |= {"decoder_start_token_id", "forced_decoder_ids"}
+    return {n: v for n, v in values.items() if n not in nothing}, "config.json" if data is None else FILE
 
 
 class Columns:
@@ -131,6 +135,7 @@ class Job:
         self.diversity = HammingDiversity(o.diversity_penalty) if self.groups > 1 else None
 
         self._read(input_ids, attention_mask, decoder_ids)
+        self._fit()
         self.max_length = self._length()
         self.last_gone: Gone | None = None
         self.steps = self._steps([self._own(function) for function in own], prefix)
@@ -159,6 +164,10 @@ class Job:
     def _read(self, input_ids: Any, attention_mask: Any, decoder_ids: Any) -> None:
         """The texts: rows of ids that the model begins with, and how they look inside and outside."""
         self.source: Packed | None = None  # what an encoder reads
+        if input_ids is None:
+            if self.options.bos_token_id is None:
+                raise ValueError("input_ids: without a prompt there must be a bos_token_id to begin with")
+            input_ids = [[self.options.bos_token_id]]
         if self.pair:
             self.source = self.model.encoder.embeddings.pack(input_ids, attention_mask, None, None)
             packed = self._decoder_prompts(decoder_ids)
@@ -177,10 +186,6 @@ class Job:
 
     def _prompts(self, input_ids: Any, attention_mask: Any) -> Packed:
         o = self.options
-        if input_ids is None:
-            if o.bos_token_id is None:
-                raise ValueError("input_ids: without a prompt there must be a bos_token_id to begin with")
-            input_ids = [[o.bos_token_id]]
         array = regular("input_ids", input_ids, "; pad them and pass attention_mask")
         pad = o.pad_token_id
         if attention_mask is None and pad is not None and pad not in o.eos and array.ndim == 2 and (array == pad).any():
@@ -213,6 +218,18 @@ class Job:
         packed = embeddings.pack(ids, None, None, None, "decoder_")
         assert isinstance(packed, Packed)
         return packed
+
+    def _fit(self) -> None:
+        """ValueError: the rows' ids, and the scores of those of one text, are more than this machine's memory."""
+        o, rows = self.options, self.texts * self.beams
+        least = 8 * rows * (self.prompt + 1) + 4 * min(rows, self.beams) * self.model.head.vocabulary
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if least > memory:
+            name = "num_beams" if o.num_beams == self.beams else "num_return_sequences"
+            raise ValueError(
+                f"generate: {name}={self.beams} is too much: {rows} rows take {least >> 30} GiB at least, and this "
+                f"machine has {memory >> 30}"
+            )
 
     def _length(self) -> int:
         """How long rows may become, prompt and padding included."""

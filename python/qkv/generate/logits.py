@@ -23,6 +23,7 @@ import numpy as np
 
 from .. import ops
 from ..layers import Array
+from ..packing import regular
 
 if TYPE_CHECKING:
     from .options import Options
@@ -280,7 +281,12 @@ class AllowedPrefix:
         mask = np.full_like(scores, -np.inf)
         texts = rows // self.per_text
         for text, row, of_row in zip(texts.tolist(), self.shown(ids, rows), mask, strict=True):
-            tokens = np.asarray(self.allowed(text, row), np.int64).reshape(-1)
+            allowed = self.allowed(text, row)
+            tokens = regular("generate: prefix_allowed_tokens_fn", allowed).reshape(-1)
+            if tokens.size and tokens.dtype.kind not in "iu":
+                raise ValueError(
+                    f"generate: prefix_allowed_tokens_fn must return a list of tokens; got {allowed!r:.99}"
+                )
             if not tokens.size:
                 raise ValueError(
                     f"generate: prefix_allowed_tokens_fn allows no token after {row.tolist()} (text {text})"
@@ -290,7 +296,7 @@ class AllowedPrefix:
                     f"generate: prefix_allowed_tokens_fn allows {tokens.max()}, which is not among the {len(of_row)} "
                     "tokens that the model makes"
                 )
-            of_row[tokens] = 0
+            of_row[tokens.astype(np.int64)] = 0
         result = scores + mask
         dead = np.isneginf(result.max(axis=1))
         for text in set(texts[dead].tolist()):
@@ -376,7 +382,8 @@ class Temperature:
     temperature: float
 
     def __call__(self, ids: Array, scores: Array, rows: Array) -> Array:
-        scaled: Array = scores / np.float32(self.temperature)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # drawing refuses what is not finite
+            scaled: Array = scores / np.float32(self.temperature)
         return scaled
 
 
@@ -401,6 +408,8 @@ class TopH:
             terms = -p * np.log(p)
             stay = np.cumsum(terms, axis=1, dtype=np.float64).astype(np.float32) <= np.float32(self.h) * _entropy(top)
         stay[:, 0] = True
+        if self.h == 1:  # no part is more than the whole, whatever rounding says
+            stay[:] = True
         kept = np.zeros(scores.shape, bool)
         np.put_along_axis(kept, order, stay, axis=1)
         return _without(scores, ~kept)
@@ -620,7 +629,8 @@ def draw(scores: Array, stream: Any) -> int:
     best = scores.max()
     if not np.isfinite(best):
         raise ValueError(f"generate: there is no token to draw, as the largest score is {best}")
-    places = np.flatnonzero(scores > best - 700)  # others have no chance in float64
+    with np.errstate(over="ignore"):
+        places = np.flatnonzero(scores - best > -700)  # others have no chance in float64
     cumulative = np.cumsum(np.exp(scores[places].astype(np.float64) - best))
     place = int(np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right"))
     return int(places[min(place, len(places) - 1)])  # rounding may have led past the last

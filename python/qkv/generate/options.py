@@ -75,6 +75,12 @@ class Options:
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 OUTPUTS = ("output_scores", "output_logits", "output_attentions", "output_hidden_states")
+DECIDING = ("do_sample", "num_beams", "num_beam_groups", "return_dict_in_generate")  # whether others are used at all
+# In a file a number below 0 says that there is none.
+NONE_BELOW_0 = frozenset({
+    *("pad_token_id", "bos_token_id", "decoder_start_token_id", "min_length", "min_new_tokens"),
+    *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size"),
+})  # fmt: skip
 # where None does not mean the default
 OFF: dict[str, Any] = {"top_k": 0}
 
@@ -105,8 +111,10 @@ ADVICE = {
 }
 
 
-def _integer(value: Any, low: int) -> int | None:
+def _integer(value: Any, low: float) -> int | None:
     """As a Python integer; None: it is none, or below the least."""
+    if isinstance(value, np.ndarray) and not value.ndim:
+        value = value[()]
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Integral):
         return None
     return int(value) if int(value) >= low else None
@@ -132,16 +140,24 @@ def _flag(value: Any) -> bool | None:
     return bool(value) if isinstance(value, (bool, np.bool_)) else None
 
 
-def _tokens(value: Any) -> list[int] | None:
-    if not isinstance(value, (list, tuple, set, frozenset, np.ndarray)):
+def _tokens(value: Any, low: float = 0) -> list[int] | None:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if not isinstance(value, (list, tuple, set, frozenset)):
         return None
-    tokens = [_integer(token, 0) for token in value]
+    tokens = [_integer(token, low) for token in value]
     return None if None in tokens else [token for token in tokens if token is not None]
 
 
-def _token_or_tokens(value: Any) -> list[int] | None:
-    one = _integer(value, 0)
-    return _tokens(value) if one is None else [one]
+def _token_or_tokens(value: Any, low: float = 0) -> list[int] | None:
+    one = _integer(value, low)
+    return _tokens(value, low) if one is None else [one]
+
+
+def _ends(value: Any) -> list[int] | None:
+    """One below 0 ends nothing."""
+    tokens = _token_or_tokens(value, -math.inf)
+    return None if tokens is None else [token for token in tokens if token >= 0]
 
 
 def _words(value: Any) -> list[list[int]] | None:
@@ -227,7 +243,7 @@ READERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "exponential_decay_length_penalty": (_decay, "an integer of at least 0 and a number above 0"),
     "pad_token_id": TOKEN,
     "bos_token_id": TOKEN,
-    "eos_token_id": (_token_or_tokens, "a token's id or a list of them"),
+    "eos_token_id": (_ends, "a token's id or a list of them"),
     "decoder_start_token_id": TOKEN,
     **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits", "return_dict_in_generate"), FLAG),
     **dict.fromkeys(OUTPUTS, FLAG),
@@ -263,13 +279,47 @@ def _read(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return read
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _of_file(name: str, value: Any) -> Any:
+    """A file's value as transformers would use it: whole numbers may be written as floats, truths as 0 and 1. None:
+    there is none."""
+    if name not in READERS:
+        return value
+    if name in NONE_BELOW_0 and isinstance(value, (int, float)) and value < 0:
+        return None
+    read, _ = READERS[name]
+    plain = [_whole(part) for part in value] if isinstance(value, list) else _whole(value)
+    if read in (_flag, _early) and plain in (0, 1):
+        plain = bool(plain)
+    return value if read(plain) is None else plain
+
+
+def _idle(o: Options) -> dict[str, str]:
+    """Options that these make no use of, and what they need."""
+    idle: dict[str, str] = {}
+    if not o.do_sample:
+        idle |= dict.fromkeys(SAMPLING, "needs do_sample=True")
+    if o.num_beam_groups == 1:
+        idle["diversity_penalty"] = "needs num_beam_groups above 1"
+    if o.num_beams == 1:
+        beams = "early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty", "low_memory"
+        idle |= dict.fromkeys(beams, "needs num_beams above 1")
+    if not o.return_dict_in_generate:
+        idle |= dict.fromkeys(OUTPUTS, "needs return_dict_in_generate=True")
+    return idle
+
+
 def resolve(of_model: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> Options:
     """The options of a call: what the caller gives, else what his `generation_config` has, else what the model's file
     says, else defaults.
 
     of_model: the values of generation_config.json, or of config.json where there is none; where: its name. In them
-    null means nothing, and unknown keys may stand. ValueError: an argument that is unknown, wrong or not supported,
-    or two that contradict each other."""
+    null means nothing, unknown keys may stand, and a value that the caller overrides or that the call makes no use of
+    may be anything. ValueError: an argument that is unknown, wrong or not supported, or two that contradict each
+    other."""
     given = dict(given)
     more = given.pop("generation_config", None)
     if more is not None and hasattr(more, "to_dict"):  # an object of transformers
@@ -277,15 +327,17 @@ def resolve(of_model: Mapping[str, Any], where: str, given: Mapping[str, Any]) -
     if more is not None and not isinstance(more, Mapping):
         raise ValueError(f"generate: generation_config must be a mapping; got {type(more).__name__}")
     more = {name: value for name, value in (more or {}).items() if value is not None}
-    asked = _read(_known({**more, **given}, "generate"), "generate")
-    usable = {n: v for n, v in of_model.items() if v is not None and (n in READERS or n in REFUSED)}
-    if usable.get("pad_token_id") == -1:  # so some files say that there is none
-        del usable["pad_token_id"]
-    file = _read(_known(usable, where), where)
+    said = {**more, **given}
+    asked = _read(_known(said, "generate"), "generate")
+    unused = set(said)
     for kind in ("max", "min"):  # how long the caller wants it, in either way, is his word and not the file's
-        if {f"{kind}_length", f"{kind}_new_tokens"} & asked.keys():
-            file.pop(f"{kind}_length", None)
-            file.pop(f"{kind}_new_tokens", None)
+        if {f"{kind}_length", f"{kind}_new_tokens"} & unused:
+            unused |= {f"{kind}_length", f"{kind}_new_tokens"}
+    left = {n: _of_file(n, v) for n, v in of_model.items() if n not in unused and (n in READERS or n in REFUSED)}
+    left = {name: value for name, value in left.items() if value is not None}
+    deciding = _read({name: left[name] for name in DECIDING if name in left}, where)
+    idle = _idle(Options(**{**deciding, **asked}))
+    file = _read(_known({name: value for name, value in left.items() if name not in idle}, where), where)
     options = Options(**{**file, **asked}, asked=frozenset(n for n, v in asked.items() if v is not None))
     _agree(options, asked)
     return options
@@ -305,12 +357,10 @@ def _agree(o: Options, asked: Mapping[str, Any]) -> None:
             refuse(
                 f"{kind}_length", f"and {kind}_new_tokens={asked[f'{kind}_new_tokens']} are two answers to one question"
             )
-    if not o.do_sample:
-        for name in filter(changed, SAMPLING):
-            refuse(name, "needs do_sample=True")
+    for name, why in _idle(o).items():
+        if changed(name):
+            refuse(name, why)
     if o.num_beams == 1:
-        for name in filter(changed, ("early_stopping", "length_penalty")):
-            refuse(name, "needs num_beams above 1")
         if o.num_return_sequences > 1 and not o.do_sample:
             refuse("num_return_sequences", "needs do_sample=True or num_beams: a greedy search has one result")
     elif o.num_return_sequences > o.num_beams:
@@ -324,11 +374,6 @@ def _agree(o: Options, asked: Mapping[str, Any]) -> None:
             refuse("num_beam_groups", "needs a diversity_penalty above 0, without which all groups are the same")
         if o.stop_strings is not None:
             refuse("stop_strings", f"do not go with num_beam_groups={o.num_beam_groups}")
-    elif changed("diversity_penalty"):
-        refuse("diversity_penalty", "needs num_beam_groups above 1")
-    if not o.return_dict_in_generate:
-        for name in filter(changed, OUTPUTS):
-            refuse(name, "needs return_dict_in_generate=True")
     if o.suppress_tokens is not None:
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = _token_or_tokens(getattr(o, name))

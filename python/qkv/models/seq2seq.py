@@ -211,7 +211,7 @@ class EncoderDecoder(Model):
         )
         return (forward or self.decoder)(packed, run)
 
-    def generate(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Any:
+    def generate(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Any:
         """Token ids that the decoder makes of texts, int64 (rows, L); see qkv.generate.generate."""
         return generate(self, input_ids, attention_mask, **arguments)
 
@@ -235,6 +235,6 @@ class EncoderDecoder(Model):
             decoder_attention_mask=decoder_attention_mask,
         )
 
-    def stream(self, input_ids: Any, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
+    def stream(self, input_ids: Any = None, attention_mask: Any = None, **arguments: Any) -> Iterator[Array]:
         """The decoder's tokens of each step as they come, int64 (rows,); see qkv.generate.stream."""
         return stream(self, input_ids, attention_mask, **arguments)

@@ -193,6 +193,9 @@ def _prefix(values: Mapping[str, Any], config: Config) -> str | None:
 # ---- text-generation --------------------------------------------------------------------------------
 
 
+RETURNS = ("return_full_text", "return_tensors", "return_text")  # one of which says what comes back
+
+
 @dataclass(frozen=True)
 class TextGenerationOptions:
     """return_full_text: the prompt too. return_tensors: token ids instead of text. prefix: put before each prompt, and
@@ -219,7 +222,7 @@ class TextGenerationOptions:
     tokenizer_encode_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = [name for name in ("return_full_text", "return_tensors", "return_text") if getattr(self, name)]
+        given = [name for name in RETURNS if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"text-generation: {given[0]} and {given[1]} exclude each other")
         if self.handle_long_generation not in (None, "hole"):
@@ -246,6 +249,11 @@ class TextGenerationPipeline(GenerationPipeline):
         if "max_length" not in values:
             defaults["max_new_tokens"] = 256
         return {**defaults, **values}
+
+    def read(self, given: Mapping[str, Any]) -> Call:
+        if any(given.get(name) is not None for name in RETURNS):  # instead of what the constructor said
+            given = {**dict.fromkeys(RETURNS), **given}
+        return super().read(given)
 
     def call(self, own: Any, arguments: dict[str, Any]) -> Call:
         if own.stop_sequence is not None:
