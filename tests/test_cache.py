@@ -15,7 +15,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from qkv.cache import CachedSequence, CacheFull, PagedCache
-from qkv.ops import _cpu, empty
+from qkv.ops import BlockList, BlockPool, _cpu, empty
 
 LAYERS, HKV, D, DV = 2, 2, 8, 4
 
@@ -349,8 +349,7 @@ def test_a_copy_goes_its_own_way(copied: Any, rng: np.random.Generator) -> None:
     cache.extend([a], [20])
     b = cache.fork(a, 18)
     cache2, a2, b2 = copied((cache, a, b))
-    for x in (cache2.k[0], cache.k[0]):
-        assert x.shape[0] == 2
+    assert not any(np.shares_memory(x, y) for x, y in zip(cache.k + cache.v, cache2.k + cache2.v, strict=True))
     cache.extend([a, b], [1, 15])
     cache.free(a)
     assert (len(a2), len(b2), cache2.blocks_used, cache2.references(int(a2.blocks[1]))) == (20, 18, 2, 2)
@@ -358,6 +357,40 @@ def test_a_copy_goes_its_own_way(copied: Any, rng: np.random.Generator) -> None:
         cache.extend([a2])
     assert cache2.extend([a2, b2]).slots.tolist() == [(32 + 4), 16 + 2]
     assert a2.blocks.tolist() == [0, 2] and b2.blocks.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("count", [2**31 * 16, 2**62, 2**63 - 8, 2**63 - 1, 2**63, 2**70])
+def test_more_tokens_than_any_cache_holds(count: int) -> None:
+    cache = PagedCache(LAYERS, HKV, D, initial_tokens=64)
+    a, b = cache.sequence(), cache.sequence()
+    cache.append(a, 3)
+    for sequences, counts in (([a], [count]), ([b, a], [1, count]), ([a, b], [count, count])):
+        with pytest.raises(CacheFull, match="more than any cache holds"):
+            cache.extend(sequences, counts)
+    assert (len(a), len(b), cache.blocks, cache.blocks_free) == (3, 0, 4, 3)
+    for block in (-1, 4, 99):
+        with pytest.raises(IndexError, match="no block"):
+            cache.references(block)
+
+
+def test_block_lists_used_wrongly() -> None:
+    a, b = BlockList(), BlockList()
+    for use in (
+        lambda: BlockPool(0, 4),
+        lambda: BlockPool(16, -1),
+        lambda: BlockPool(16, 4).needed([a, b], [1]),
+        lambda: BlockPool(16, 4).append([a], [-1]),
+        lambda: BlockPool(16, 1).append([a, b], [10, 10]),
+        lambda: BlockPool(16, 4).append([None], [1]),
+        lambda: BlockPool(16, 4).count_on([None]),
+        lambda: BlockPool(16, 4).fork(a, 99),
+        lambda: BlockPool(16, 4).truncate(a, -1),
+        lambda: BlockPool.tables([None]),
+        lambda: BlockPool.lengths([None]),
+    ):
+        with pytest.raises(ValueError, match="BlockPool"):
+            use()
+    assert a.length == b.length == 0
 
 
 def test_tables_and_lengths(rng: np.random.Generator) -> None:

@@ -76,8 +76,10 @@ def test_beams_count_on(folder: str, rng: np.random.Generator, monkeypatch: pyte
         rows.start(PROMPTS)
         rows.select([0, 0, 0] if ours.memory else [2, 1, 0])  # that they look at different texts is another matter
     count = steps_of(model)
-    for _ in range(count):
-        parents, tokens = rng.integers(3, size=3), rng.integers(4, 30, 3).tolist()
+    for step in range(count):  # now and then they stay where they are for so long that a block is full
+        forked = rng.integers(3, size=3) if step % 4 == 0 else np.array([1, 2, 0])
+        parents = np.arange(3) if step // 20 % 2 else forked
+        tokens = rng.integers(4, 30, 3).tolist()
         found = []
         for rows in (ours, theirs):
             rows.select(parents)
@@ -85,8 +87,21 @@ def test_beams_count_on(folder: str, rng: np.random.Generator, monkeypatch: pyte
         np.testing.assert_array_equal(*found)
         assert [len(s) for s in ours.sequences] == [len(s) for s in theirs.sequences]
     assert sum(cache is theirs.cache for cache in through_python) == 1 + count
-    # the prompts, the step that is recorded, and where tables outgrow their buffers
+    # the prompts, the step that is recorded, and where tables outgrow their buffers or the cache its memory
     assert sum(cache is ours.cache for cache in through_python) <= 4
+
+
+@pytest.mark.parametrize("folder", ["llama_lm", "t5_lm"])
+def test_a_search_that_settles_is_replayed(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps through Python are few, whether rows are forked or stay, and blocks are full now and then."""
+    model, through_python = qkv.load(GOLDEN / folder), []
+    extend = model.extend
+    monkeypatch.setattr(model, "extend", lambda *a, **k: through_python.append(1) or extend(*a, **k))
+    ids = [[5, 9, 7, 4, 11], [6, 8, 5, 4, 10]]
+    for options in ({}, {"num_beams": 2}, {"num_beams": 3, "num_return_sequences": 3}):
+        through_python.clear()
+        model.generate(ids, max_new_tokens=45, eos_token_id=None, **options)
+        assert len(through_python) <= 4, options
 
 
 def test_isa_and_threads_may_change(isa: str) -> None:

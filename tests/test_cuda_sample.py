@@ -16,7 +16,7 @@ from qkv.generate import logits as cpu
 
 pytestmark = pytest.mark.skipif(not on_device.ENABLED, reason="QKV_TEST_DEVICE=cuda runs this")
 
-BORDER = 1.3e-6  # of a cumulative probability: as wrong as csrc/cuda/sample.cuh says that it may be in rows of 450,000
+BORDER = 1.31e-6  # of a cumulative probability: as wrong as csrc/cuda/sample.cuh says that it may be in rows of 450,000
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
     "temperature": {"temperature": 0.7},
@@ -297,3 +297,15 @@ def test_refuses(rng: np.random.Generator) -> None:
     with pytest.raises(ValueError, match=r"sample: logits must be \(rows, n\)"):
         cuda_ops.sample(x[0], u)
     assert cuda_ops.sample(x[:0], u[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.3])
+@pytest.mark.parametrize("x", [[3000.1, 3000, 2999.9], [300, 299.93, 0], [-3e4, -3e4 + 0.5, -3e4 - 0.25]])
+def test_large_numbers_with_a_temperature(x: list[float], temperature: float) -> None:
+    """Nothing is lost by a division that is rounded: as the softmax of float64."""
+    row = np.array(x, np.float32)
+    exact = np.cumsum(np.exp((row.astype(np.float64) - row.max()) / temperature))
+    exact /= exact[-1]
+    u = np.concatenate([exact[:-1] - 2e-6, exact[:-1] + 2e-6])
+    tokens = cuda_ops.sample(qkv.cuda.array(np.tile(row, (len(u), 1))), u, temperature=temperature).numpy()
+    np.testing.assert_array_equal(tokens, np.searchsorted(exact, u, side="right"))

@@ -813,6 +813,16 @@ def test_filters_do_not_hide_what_is_wrong(bad: float, rng: np.random.Generator)
             logits.draw(found[1], np.random.default_rng(0))
 
 
+def test_a_beginning_that_rows_of_a_decoder_share() -> None:
+    """It is computed for each of them, as each looks at another text."""
+    model, rng = qkv.load(GOLDEN / "t5_lm"), np.random.default_rng(0)
+    texts, begun = rng.integers(4, 30, (2, 6)), np.tile(rng.integers(4, 30, 20), (2, 1))
+    both = model.generate(texts, decoder_input_ids=begun, max_new_tokens=6)
+    for i in range(2):
+        alone = model.generate(texts[i : i + 1], decoder_input_ids=begun[i : i + 1], max_new_tokens=6)
+        np.testing.assert_array_equal(both[i : i + 1, : alone.shape[1]], alone)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_best_sums_of_many(kind: str, rng: np.random.Generator) -> None:
     """Of all beams and tokens, equal ones in order; by log-probabilities, and by the best logits of rows."""

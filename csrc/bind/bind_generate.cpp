@@ -4,6 +4,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <stdexcept>
 
 #include "bind/best.h"
 #include "bind/bind.h"
@@ -22,8 +23,18 @@ py::array_t<T> array_of(const std::vector<From>& values) {
   return array;
 }
 
+// As many lists as counts, none of which is None, and no count negative.
+void check(const Lists& lists, const std::vector<int64_t>* counts = nullptr) {
+  bool fits = !counts || counts->size() == lists.size();
+  for (const BlockList* list : lists) fits = fits && list;
+  if (counts)
+    fits = fits && std::all_of(counts->begin(), counts->end(), [](int64_t n) { return n >= 0 && n < INT64_C(1) << 48; });
+  if (!fits) throw std::invalid_argument("BlockPool: there must be a count of 0 to 2^48 - 1 for each list");
+}
+
 // (B, N): their blocks, -1 beyond the last.
 py::array_t<int32_t> tables(const Lists& lists) {
+  check(lists);
   size_t longest = 0;
   for (const BlockList* list : lists) longest = std::max(longest, list->blocks.size());
   py::array_t<int32_t> array({lists.size(), longest});
@@ -36,23 +47,35 @@ py::array_t<int32_t> tables(const Lists& lists) {
 }
 
 py::array_t<int64_t> lengths(const Lists& lists) {
+  check(lists);
   py::array_t<int64_t> array(static_cast<py::ssize_t>(lists.size()));
   std::transform(lists.begin(), lists.end(), array.mutable_data(), [](const BlockList* list) { return list->length; });
   return array;
 }
 
+int64_t needed(const BlockPool& pool, const Lists& lists, const std::vector<int64_t>& counts) {
+  check(lists, &counts);
+  return pool.needed(lists, counts);
+}
+
 py::tuple append(BlockPool& pool, const Lists& lists, const std::vector<int64_t>& counts) {
+  if (needed(pool, lists, counts) > pool.free()) throw std::invalid_argument("BlockPool: there are too few free blocks");
   const BlockPool::Added added = pool.append(lists, counts);
   return py::make_tuple(array_of<int64_t>(added.slots), added.from, added.to, added.filled);
 }
 
+int64_t within(const BlockList& list, int64_t length) {
+  if (length < 0 || length > list.length) throw std::invalid_argument("BlockPool: a list has no such length");
+  return length;
+}
+
 template <class T>
-using Ready = py::array_t<T, py::array::c_style | py::array::forcecast>;
+using Ready = py::array_t<T, py::array::c_style>;  // converted only where nothing is lost
 
 BestTokens best_tokens(const Ready<float>& scores, const Ready<int64_t>& tokens, const Ready<int64_t>& gone, int64_t vocabulary) {
   if (scores.ndim() != 2 || tokens.ndim() != 2 || tokens.shape(0) != scores.shape(0) || tokens.shape(1) != scores.shape(1) ||
       scores.shape(1) == 0)
-    throw std::invalid_argument("scores and tokens must be (rows, m), m at least 1");
+    throw std::invalid_argument("best_left, best_sums: scores and tokens must be (rows, m), m at least 1");
   return {scores.data(), tokens.data(), scores.shape(0), scores.shape(1), gone.data(), gone.size(), vocabulary};
 }
 
@@ -93,18 +116,30 @@ void bind_generate(py::module_& m) {
           [](const BlockList& list) { return py::make_tuple(list.blocks, list.length); },
           [](const py::tuple& state) { return BlockList{state[0].cast<std::vector<int32_t>>(), state[1].cast<int64_t>()}; }));
   py::class_<BlockPool>(m, "BlockPool")
-      .def(py::init<int64_t, int64_t>(), py::arg("block_size"), py::arg("blocks"))
+      .def(py::init([](int64_t block_size, int64_t blocks) {
+             if (block_size < 1 || blocks < 0) throw std::invalid_argument("BlockPool: block_size must be at least 1, blocks 0");
+             return BlockPool(block_size, blocks);
+           }),
+           py::arg("block_size"), py::arg("blocks"))
       .def_property_readonly("blocks", &BlockPool::blocks)
       .def_property_readonly("free", &BlockPool::free)
       .def("references", &BlockPool::references, py::arg("block"))
       .def("grow", &BlockPool::grow, py::arg("blocks"))
-      .def("needed", &BlockPool::needed, py::arg("lists"), py::arg("counts"))
+      .def("needed", needed, py::arg("lists"), py::arg("counts"))
       .def("append", append, py::arg("lists"), py::arg("counts"))
-      .def("count_on", &BlockPool::count_on, py::arg("lists"))
-      .def("fork", &BlockPool::fork, py::arg("list"), py::arg("length"))
       .def(
-          "truncate", [](BlockPool& pool, BlockList& list, int64_t length) { pool.truncate(&list, length); }, py::arg("list"),
-          py::arg("length"))
+          "count_on",
+          [](const BlockPool& pool, const Lists& lists) {
+            check(lists);
+            return pool.count_on(lists);
+          },
+          py::arg("lists"))
+      .def(
+          "fork", [](BlockPool& pool, const BlockList& list, int64_t length) { return pool.fork(list, within(list, length)); },
+          py::arg("list"), py::arg("length"))
+      .def(
+          "truncate", [](BlockPool& pool, BlockList& list, int64_t length) { pool.truncate(&list, within(list, length)); },
+          py::arg("list"), py::arg("length"))
       .def_static("tables", tables, py::arg("lists"))
       .def_static("lengths", lengths, py::arg("lists"))
       .def(py::pickle(

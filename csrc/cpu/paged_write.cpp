@@ -34,7 +34,7 @@ static void write_rows(const PagedWriteArgs& a, const Strided4& x, int64_t d, co
   const bool ready = x.dtype == DType::f32 && x.d == 1, same = x.dtype == cache.dtype && x.d == 1 && cache.d == 1;
   // Heads side by side are as good as one.
   const bool joined = !scale.data && (ready || same) && x.h == d && cache.h == d && cache.d == 1;
-  const int64_t heads = joined ? 1 : a.heads, n = joined ? a.heads * d : d;
+  const int64_t heads = joined && a.heads > 0 ? 1 : a.heads, n = joined ? a.heads * d : d;
   for (int64_t h = 0; h < heads; ++h) {
     const char* from = x.data + (token * x.s + h * x.h) * size_of(x.dtype);
     const int64_t at = block * cache.b + inside * cache.s + h * cache.h;

@@ -1,7 +1,8 @@
 // sample: a token of each row of logits, from softmax(x / temperature) as far as top_k, top_p and min_p leave it.
 //
 // Weights e^(score - the largest) are integers, multiples of a small power of two, so that sums are exact in any order, and a
-// token does not depend on how many blocks share its row. With a filter scores are x / temperature, rounded to float.
+// token does not depend on how many blocks share its row. With a filter scores are x / temperature, rounded to float; without one
+// they are not rounded, which is nearer to the truth where x is large.
 //
 // A cumulative probability is wrong by less than 2^-23 + 3 * 2^-25 * ln n, and n / 2 units: 1.2e-6 in rows of a hundred thousand,
 // 2e-6 in rows of two million. Each weight is within c = 2^-22 (that is exp2_approx) and e = 3 * 2^-24 of its exponent y (for the

@@ -35,6 +35,7 @@ struct Weight {
 // The sum of the integers that Weight makes of up to kMost weights, without making them. What is added to 2 is rounded to a
 // multiple of 2^-22, and what that leaves, added to 1.5 * 2^23 units, to a whole number of units; both numbers are in the last
 // bits of what comes out, so sums of the bits modulo 2^32 have theirs. A conversion to 64 bits takes longer than all of it.
+// There are 23 to 45 bits: with fewer, what is added to 1.5 * 2^23 units might be half of one.
 struct WeightSum {
   static constexpr int kMost = 511;  // each is up to 2^22 times 2^-22, and leaves up to 2^22 units, of either sign
   float fine;

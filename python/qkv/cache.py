@@ -34,6 +34,7 @@ def _numbers(value: int | Sequence_[int], count: int) -> list[int]:
 # Bytes of a cache up to which its first memory comes from the pool of buffers, as the next cache is likely to be as
 # large. What it grows to goes back to the system: in the pool it would stay, and serve nobody.
 RECURRING = 64 << 20
+MOST_BLOCKS = 2**31 - 1  # their numbers are int32
 
 
 class CacheFull(RuntimeError):
@@ -214,7 +215,9 @@ class PagedCache:
         return {"k_scale": self.k_scale[layer], "v_scale": self.v_scale[layer]} if self.k_scale else {}
 
     def references(self, block: int) -> int:
-        """How many sequences a block belongs to."""
+        """How many sequences a block belongs to. IndexError: there is no such block."""
+        if not 0 <= block < self.blocks:
+            raise IndexError(f"PagedCache: there is no block {block}, of {self.blocks}")
         return self._pool.references(block)
 
     def tables(self, sequences: Iterable[CachedSequence]) -> npt.NDArray[np.int32]:
@@ -287,7 +290,7 @@ class PagedCache:
         for s in left:
             self._pool.truncate(s._list, 0)
             s._cache = None
-        self.changes += 1
+        self.changes += bool(left) or len(result) > len(own)
         return result
 
     def truncate(self, sequence: CachedSequence, length: int) -> None:
@@ -351,6 +354,8 @@ class PagedCache:
                 self._changeable(s)
         if min(counts, default=0) < 0:
             raise ValueError(f"PagedCache: counts must not be negative, got {min(counts)}")
+        if sum(counts) > MOST_BLOCKS * self.block_size:
+            raise CacheFull(f"{sum(counts)} more tokens are more than any cache holds, {MOST_BLOCKS} blocks")
         lists = [s._list for s in sequences]
         self._reserve(self._pool.needed(lists, counts))
         slots, old, new, filled = self._pool.append(lists, counts)
@@ -363,7 +368,7 @@ class PagedCache:
         if needed <= self._pool.free:
             return
         least = self.blocks_used + needed
-        if self.max_blocks is not None and least > self.max_blocks:
+        if least > MOST_BLOCKS or (self.max_blocks is not None and least > self.max_blocks):
             raise CacheFull(
                 f"the cache is full: {needed} more blocks of {self.block_size} tokens are needed, "
                 f"{self.blocks_used} of at most {self.max_blocks} are used"

@@ -82,9 +82,13 @@ class CapturedSteps:
             return None
         if tokens is not None and len(tokens) != len(sequences):
             return None
-        if not (last.count_on() if sequences == last.step.sequences else last.count_on_from(sequences, parents)):
-            return None
+        same = sequences == last.step.sequences
+        if same and parents is None:
+            parents = range(len(sequences))
         self.last = None  # as above
+        if not (same and last.count_on()) and (tokens is None or not last.count_on_from(sequences, parents)):
+            self.last = last  # nothing has changed
+            return None
         if tokens is not None:
             last.numbers.here[0] = tokens
             last.numbers.send()
@@ -171,13 +175,16 @@ class _CapturedStep:
         return True
 
     def count_on_from(self, sequences: Sequence[CachedSequence], parents: Sequence[int] | None) -> bool:
-        """The same of beams, whose blocks are others: `sequences` go on from these rows."""
+        """The same where blocks are others, as beams' are: `sequences` go on from these rows. What changes must be
+        sent by the caller."""
         cache, numbers = self.step.cache, self.numbers.here
         if parents is None or len(parents) != numbers.shape[1] or cache.version != self.version:
             return False
         before = numbers[:, parents]
         positions, room = before[1] + 1, self.tables.here.shape[1] * cache.block_size
-        if before[3].max() >= room or not self.reaches(positions) or not cache.has_room(sequences):
+        if before[3].max(initial=0) >= room or not self.reaches(positions) or not cache.has_room(sequences):
+            return False
+        if (cache.lengths(sequences) != before[3]).any():
             return False
         step = cache.extend(sequences)
         numbers[1:] = positions, step.slots, step.lengths

@@ -161,7 +161,8 @@ def sample(
 
     The distribution is softmax(logits / temperature), filtered as by TopK, TopP and MinP of `qkv.generate.logits` in
     this order, and u (rows,), float64 of [0, 1) in host memory or on the device, chooses from it as `draw` does there:
-    the first token at which the cumulative probability exceeds u. Cumulative probabilities are right to 1e-6.
+    the first token at which the cumulative probability exceeds u. Cumulative probabilities are right to 2e-6: with a
+    filter of scores that are rounded to float32, as on the CPU, without one of those that are not.
     out: as for `argmax`. ValueError: shapes, a temperature that is not positive, top_k below 1, top_p or min_p outside
     of 0 to 1; TypeError: dtypes."""
     if top_k is not None and (isinstance(top_k, bool) or not hasattr(top_k, "__index__")):

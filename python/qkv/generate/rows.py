@@ -137,10 +137,10 @@ class CachedRows:
 
     def _shared(self, rows: Rows) -> int:
         """Tokens of a beginning that all rows have in common, to be computed once: whole blocks, as fewer are not worth
-        a pass of their own."""
+        a pass of their own. Not where they look at texts: then nothing is the same but the ids."""
         whole = self.seen.attentions is not None or self.seen.hidden_states is not None
         exact: int | None = getattr(self.model, "exact_up_to", None)
-        if len(rows) < 2 or whole or (exact is not None and max(map(len, rows)) > exact):
+        if len(rows) < 2 or whole or self.memory is not None or (exact is not None and max(map(len, rows)) > exact):
             return 0
         size: int = self.cache.block_size
         return common_prefix(rows) // size * size
