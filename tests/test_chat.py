@@ -11,6 +11,7 @@ import types
 from typing import Any
 
 import pytest
+import tool_functions
 from qkv.config import Config
 from qkv.text import Tokenizer
 from qkv.tokenization import chat
@@ -159,6 +160,39 @@ def test_hostile_templates(what: str, chatting: Tokenizer, monkeypatch: pytest.M
     except ValueError as error:
         assert re.match(r"chat template( \(line 1\))?: .+", str(error))
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("k", range(len(tool_functions.GOOD)))
+def test_functions_as_tools(k: int, chatting: Tokenizer) -> None:
+    """The schemas of transformers, in the same order of their names: templates write them as they stand."""
+    function, expected = tool_functions.GOOD[k], recorded("tools")[k]
+    options: dict[str, Any] = {"chat_template": "{{ tools | tojson }}", "tokenize": False}
+    message = [{"role": "user", "content": "x"}]
+    assert chatting.apply_chat_template(message, tools=[function], **options) == json.dumps([expected])
+    assert chatting.apply_chat_template(message, tools=[expected], **options) == json.dumps([expected])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    list(
+        zip(
+            tool_functions.BAD,
+            (
+                "it has no docstring",
+                "the argument a has no type hint",
+                "the docstring has no text for the argument b",
+                "no JSON schema for the type hint .*Own",
+                "no JSON schema for the type hint .*Tuple",
+                "name 'Missing' is not defined",
+                "the choices of a are no JSON list",
+            ),
+            strict=True,
+        )
+    ),
+)
+def test_functions_that_say_too_little(function: Any, message: str, chatting: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=f"apply_chat_template: the tool {function.__name__}: {message}"):
+        chatting.apply_chat_template([{"role": "user", "content": "x"}], tools=[function], chat_template="x")
 
 
 LONG = "it has texts that are too long for what it does with them"

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..config import Config
 from ..files import parse_json
+from .tools import as_schema
 
 MAX_SECONDS = 30  # that a template may take
 MAX_SIZE = 10_000_000  # characters and items of a value that a template makes, all that it holds included
@@ -93,17 +94,16 @@ def render(
 ) -> str:
     """The text of one chat.
 
-    messages: dictionaries with role and content. tools: JSON schemas of functions. continue_final_message: end inside
-    the last message, so that the model goes on with it; a string names another of its fields than content. The
-    template sees plain copies of everything. ValueError: it fails, or does too much; TypeError: a message is none.
+    messages: dictionaries with role and content. tools: JSON schemas of functions, or functions.
+    continue_final_message: end inside the last message, so that the model goes on with it; a string names another of
+    its fields than content. The template sees plain copies of everything. ValueError: it fails, or does too much;
+    TypeError: a message is none.
     """
     if continue_final_message and add_generation_prompt:
         raise ValueError("apply_chat_template: continue_final_message and add_generation_prompt contradict each other")
     chat = [_message(message) for message in messages]
     if tools is not None:
-        for tool in tools:
-            if not isinstance(tool, Mapping):
-                raise ValueError("apply_chat_template: tools must be JSON schemas, as dictionaries")
+        tools = [as_schema(tool) for tool in tools]
     final = _mark_end(chat, continue_final_message, template) if continue_final_message else ""
     data = _plain({"tools": tools, "documents": documents, **variables})
     text = _run(template, messages=chat, add_generation_prompt=add_generation_prompt, **data)
