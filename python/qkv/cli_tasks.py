@@ -266,13 +266,12 @@ def _embed(arguments: argparse.Namespace) -> None:
 def _embeddings(model: Any, inputs: list[Input], settings: dict[str, Any]) -> Iterator[Any]:
     """A row for each input. Those before an input that is wrong come before its error, which names it."""
     try:
-        yield from model.encode([one.text for one in inputs], **settings)
-        return
+        rows = model.encode([one.text for one in inputs], **settings)
     except ERRORS:
-        pass
-    for one in inputs:
+        rows = None  # one of them is wrong: each alone, up to it
+    for i, one in enumerate(inputs):
         with _named(one.where):
-            (row,) = model.encode([one.text], **settings)
+            row = model.encode(one.text, **settings) if rows is None else rows[i]
         yield row
 
 
