@@ -19,6 +19,7 @@ import numpy as np
 
 PEERS = ("torch", "onnxruntime", "ctranslate2", "openvino", "llama_cpp", "transformers", "sentence_transformers")
 DISTRIBUTIONS = {"llama_cpp": "llama_cpp_python"}  # where it is not the module's name
+ERRORS = (ValueError, TypeError, OSError)  # of what a user gave
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return 128 + 2
-    except (ValueError, TypeError, OSError, ImportError, MemoryError, RuntimeError) as error:
+    except (*ERRORS, ImportError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError):
             from .cuda import CudaError
 

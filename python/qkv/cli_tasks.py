@@ -19,8 +19,7 @@ from typing import Any
 import numpy as np
 
 from .bench.run import positive
-from .cli import sentence
-from .tasks.base import ERRORS
+from .cli import ERRORS, sentence
 
 AT_ONCE = 512  # lines that are computed together, at most
 READ = 1 << 16  # bytes
