@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
 import time
+import types
 from typing import Any
 
 import pytest
+import tool_functions
 from qkv.config import Config
 from qkv.text import Tokenizer
 from qkv.tokenization import chat
@@ -136,6 +139,12 @@ HOSTILE = {
     "a large power": "{{ 15 | round(10 ** 7, 'ceil') }}",
     "tests in a filter": "{% set l = range(99999) | list %}{{ l | select('in', l) | list | length }}",
     "what Python cannot compile": "{% if a %}" + "{% elif a %}" * 20_000 + "{% endif %}",
+    "a sum of lists": "{{ range(99999) | batch(1) | sum(start=[]) | length }}",
+    "an attribute of attributes": "{{ range(99999) | map('string') | sort(attribute='0.' * 9999 ~ '0') | length }}",
+    # multiples of 2 ** 61 - 1, whose hashes are all 0
+    "keys alike": "{{ dict(range(0, 230584300921369395100000, 2305843009213693951) | batch(2)) | length }}",
+    "keys alike of a namespace": "{{ namespace(range(0, 230584300921369395100000, 2305843009213693951) | batch(2)) }}",
+    "keys alike by a method": "{{ {}.fromkeys(range(0, 230584300921369395100000, 2305843009213693951)) }}",
 }
 
 
@@ -151,6 +160,97 @@ def test_hostile_templates(what: str, chatting: Tokenizer, monkeypatch: pytest.M
     except ValueError as error:
         assert re.match(r"chat template( \(line 1\))?: .+", str(error))
     assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("k", range(len(tool_functions.GOOD)))
+def test_functions_as_tools(k: int, chatting: Tokenizer) -> None:
+    """The schemas of transformers, in the same order of their names: templates write them as they stand."""
+    function, expected = tool_functions.GOOD[k], recorded("tools")[k]
+    options: dict[str, Any] = {"chat_template": "{{ tools | tojson }}", "tokenize": False}
+    message = [{"role": "user", "content": "x"}]
+    assert chatting.apply_chat_template(message, tools=[function], **options) == json.dumps([expected])
+    assert chatting.apply_chat_template(message, tools=[expected], **options) == json.dumps([expected])
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    list(
+        zip(
+            tool_functions.BAD,
+            (
+                "it has no docstring",
+                "the argument a has no type hint",
+                "the docstring has no text for the argument b",
+                "no JSON schema for the type hint .*Own",
+                "no JSON schema for the type hint .*Tuple",
+                "name 'Missing' is not defined",
+                "the choices of a are no JSON list",
+            ),
+            strict=True,
+        )
+    ),
+)
+def test_functions_that_say_too_little(function: Any, message: str, chatting: Tokenizer) -> None:
+    with pytest.raises(ValueError, match=f"apply_chat_template: the tool {function.__name__}: {message}"):
+        chatting.apply_chat_template([{"role": "user", "content": "x"}], tools=[function], chat_template="x")
+
+
+LONG = "it has texts that are too long for what it does with them"
+BITS = "it makes an integer of more than 10000 bits"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ ('a' * 99999) | wordwrap(1) }}", LONG),
+        ("{{ (' ' * 99999) | wordwrap(width=1) }}", LONG),
+        ("{{ ('a' * 999999) | wordwrap }}", LONG),
+        ("{{ ('<a>' * 99999) | striptags }}", LONG),
+        ("{{ ('a' * 99999) | trim('b' * 99999 ~ 'a') }}", LONG),
+        ("{{ ('a' * 99999).strip('b' * 99999 ~ 'a') }}", LONG),
+        ("{{ ('a' * 99999).rfind('ab' ~ 'a' * 50000) }}", LONG),
+        ("{{ ('a' * 99999).rsplit(sep='ab' ~ 'a' * 50000) }}", LONG),
+        ("{{ 9 ** 2400000 // 7 ** 1200000 }}", BITS),
+        ("{{ ('1' * 10001) | int(base=2) }}", BITS),
+    ],
+)
+def test_the_square_of_a_length_is_refused(template: str, message: str) -> None:
+    """Before it is computed: nothing in it would look at the clock."""
+    with pytest.raises(ValueError, match=f"^chat template: {message}$"):
+        chat.render(template, [])
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ ('a' * 20000) | wordwrap(1) }}", "\n".join("a" * 20_000)),
+        ("{{ ('a b ' * 99999) | wordwrap(3) | length }}", str(4 * 99_999 - 1)),
+        ("{{ ('x' * 999999 ~ '</think> y').rsplit('</think>', 1)[1] | trim }}", "y"),
+        ("{{ ('<b>x</b>' * 99) | striptags }}", "x" * 99),
+        ("{{ (' ' * 999999 ~ 'x').strip(' \n') }}", "x"),
+        ("{{ [[1], [2, 3]] | sum(start=[]) }}{{ [1, 2] | sum }}", "[1, 2, 3]3"),
+        ("{{ 7 ** 3000 // 7 ** 2999 }}", "7"),
+        ("{{ dict([('a', 1)], b=2) }}{{ dict({'a': 1}) }}", "{'a': 1, 'b': 2}{'a': 1}"),
+        ("{% set n = namespace([('a', 1)], self=2) %}{{ n.a }}{{ n.self }}", "12"),
+    ],
+)
+def test_what_is_within_the_limits(template: str, text: str) -> None:
+    assert chat.render(template, []) == text
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{{ pairs | sum(start=[]) }}", "{{ pairs | sort(attribute='0') }}", "{{ dict(pairs) }}", "{{ namespace(pairs) }}"],
+)
+def test_the_clock_is_looked_at_for_each_item(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within one call."""
+    looks = itertools.count()
+    monkeypatch.setattr(chat, "time", types.SimpleNamespace(monotonic=lambda: next(looks)))
+    monkeypatch.setattr(chat, "MAX_SECONDS", 1000)
+    chat.render(template, [], pairs=[["a", 1]] * 10)
+    few = next(looks)
+    chat.render(template, [], pairs=[["a", 1]] * 100)
+    assert next(looks) - few > few + 80
 
 
 def test_long_texts_are_not_too_much(chatting: Tokenizer) -> None:

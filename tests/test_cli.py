@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -162,7 +163,7 @@ def test_standard_input_among_texts(
     [
         (["embed", "/no/such/model", "x"], b"", "/no/such/model"),
         (["embed", str(GOLDEN), "x"], b"", "tokenizer"),
-        (["embed", "MODEL"], b"\xff", "standard input is not UTF-8 at byte 0"),
+        (["embed", "MODEL"], b"\xff", "line 1 of standard input: not UTF-8 text at byte 0"),
         (["embed", "MODEL", "x", "--output", "x.txt"], b"", "must end in .npy"),
         (["embed", "MODEL", "x", "--output", "/no/such/folder/x.npy"], b"", "No such file or directory"),
         (["bench", "sort"], b"", "no 'sort'; there are limits, gemm"),
@@ -240,6 +241,7 @@ TASKS = [
 ]
 GENERATED = test_tasks_generate.CASES
 LIKE = {"do_sample": False, "max_new_tokens": 6}
+FEW = ["--greedy", "--max-new-tokens", "3"]
 
 
 @pytest.fixture(scope="module")
@@ -499,7 +501,7 @@ def test_a_long_line_is_not_copied_again_and_again() -> None:
     b"".join([b"a" * cli_tasks.READ] * pieces)
     once = time.process_time() - before
     before = time.process_time()
-    assert [len(text) for texts in cli_tasks._lines(Pieces(), "x") for text in texts] == [pieces * cli_tasks.READ]
+    assert [len(one.text) for part in cli_tasks._lines(Pieces(), "x") for one in part] == [pieces * cli_tasks.READ]
     assert time.process_time() - before < 100 * once + 1  # where all that there is is copied for each piece: minutes
 
 
@@ -540,7 +542,7 @@ def test_closed_streams(closed: str, message: str, model: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "content", "message"),
     [
-        ("bert_three", ["classify", "MODEL"], b"ok\n\xc3\n", "standard input is not UTF-8 at byte 3"),
+        ("bert_three", ["classify", "MODEL"], b"ok\n\xc3\n", "line 2 of standard input: not UTF-8 text at byte 3"),
         ("bert_three", ["classify", "MODEL", "--file", "/no/such"], b"", "/no/such: No such file"),
         ("bert_three", ["classify", "MODEL", "x", "--multi-label"], b"", "need --labels"),
         ("bert_three", ["classify", "MODEL", "x", "--labels", "a", "--pairs"], b"", "does not go with --pairs"),
@@ -582,7 +584,149 @@ def test_results_before_an_error_are_printed(model: Any, tmp_path: Path) -> None
     file.write_bytes(b"eins\n" * 512 + b"\xff\n")
     done = execute("classify", model("bert_three"), "--file", str(file))
     assert (done.returncode, done.stdout.count(b"\n")) == (2, 512)
-    assert done.stderr.decode() == f"qkv: {file} is not UTF-8 at byte 2560\n"
+    assert done.stderr.decode() == f"qkv: line 513 of {file}: not UTF-8 text at byte 2560\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "lines", "good", "message"),
+    [
+        ("bert_mlm", ["fill", "--top-k", "1"], ["a [MASK]", "", "[MASK]"], 1, "2 of F: fill-mask: no [MASK] in"),
+        ("bert_three", ["classify"], ["eins", "zwei", "word " * 60, "drei"], 2, "3 of F: text-classification: a text"),
+        ("bert_nli", ["classify", "--labels", "a,b"], ["eins", "", "zwei"], 1, "2 of F: zero-shot-classification: an"),
+        ("bert_qa", ["answer", "--question", "who?"], ["ab", "cd", "", "ef"], 2, "3 of F: question-answering: "),
+        ("bert_qa", ["answer"], ['{"question": "who?", "context": "ab"}', "no JSON"], 1, "2 of F: expected a JSON"),
+        ("vit_classify", ["image"], ["IMAGE", __file__], 1, "2 of F: "),
+        ("llama", ["generate", "--chat", *FEW], ["ab", "cd", "[3]"], 2, "3 of F: text-generation: each message"),
+        ("llama", ["generate", "--chat", "--stream", *FEW], ["ab", "[3]"], 1, "2 of F: text-generation: each message"),
+        ("t5", ["summarize", "--max-new-tokens", "3"], ["ab", "cd\xff"], 1, "2 of F: not UTF-8 text at byte 5"),
+        ("bert_mlm", ["embed"], ["eins", "zwei", "\xff"], 2, "3 of F: not UTF-8 text at byte 10"),
+    ],
+)  # fmt: skip
+def test_what_comes_before_a_wrong_input(
+    name: str, command: list[str], lines: list[str], good: int, message: str, model: Any, printed: Any, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its result is printed, and is what it is without the wrong one, which the message names."""
+    image, file = tmp_path / "x.png", tmp_path / "lines.txt"
+    image.write_bytes(test_images.data(next(iter(test_images.RECORD["pipelines"].values()))[0][1]))
+    lines = [line.replace("IMAGE", str(image)) for line in lines]
+    path, rest = model(name), command[1:]
+    expected = printed(command[0], path, *rest, text="\n".join(lines[:good]).encode("latin-1"))
+    assert expected
+    file.write_bytes("\n".join(lines).encode("latin-1"))
+    assert cli.main([command[0], path, *rest, "--file", str(file)]) == 2
+    out, error = capsys.readouterr()
+    assert out == expected
+    assert error.startswith("qkv: line " + message.replace(" F: ", f" {file}: ")) and len(error.splitlines()) == 1
+
+
+def test_which_argument_is_wrong(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = model("bert_mlm")
+    assert cli.main(["fill", path, "a [MASK]", "b", "--top-k", "1"]) == 2
+    out, error = capsys.readouterr()
+    assert out.count("\n") == 1 and error.startswith("qkv: input 2: fill-mask: no [MASK]")
+    assert cli.main(["embed", path, "a", "\ud800"]) == 2
+    out, error = capsys.readouterr()
+    assert json.loads(out)["text"] == "a" and error.startswith("qkv: input 2: tokenizer: a text has a lone surrogate")
+    assert cli.main(["fill", path, "b"]) == 2
+    assert capsys.readouterr().err.startswith("qkv: fill-mask: no [MASK]")
+    assert cli.main(["generate", model("llama"), "a", "b", "--num-beams", "0"]) == 2  # of no input
+    assert capsys.readouterr().err.startswith("qkv: generate: num_beams")
+
+
+def test_samples_before_a_wrong_input(model: Any, printed: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """An input's random numbers are those of its place, whether or not another one fails."""
+    arguments = ["generate", model("llama"), "--chat", "--seed", "3", "--temperature", "2", "--max-new-tokens", "8"]
+    expected = printed(*arguments, "ab", "ab", "ab")
+    assert len(set(expected.splitlines())) > 1
+    assert cli.main([*arguments, "ab", "ab", "ab", "[3]"]) == 2
+    assert capsys.readouterr().out == expected
+
+
+def test_inputs_are_still_computed_together(model: Any, printed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from qkv.tasks.classify import TextClassificationPipeline
+
+    sizes = []
+    forward = TextClassificationPipeline.forward
+
+    def counted(self: Any, rows: list[Any], o: Any) -> Any:
+        sizes.append(len(rows))
+        return forward(self, rows, o)
+
+    monkeypatch.setattr(TextClassificationPipeline, "forward", counted)
+    printed("classify", model("bert_three"), text="eins zwei\n" * 100)
+    assert sizes == [100]
+
+
+def test_byte_order_marks_are_no_text(model: Any, printed: Any, tmp_path: Path) -> None:
+    mark, path = b"\xef\xbb\xbf", model("bert_qa")
+    question, context = tmp_path / "question.txt", tmp_path / "context.txt"
+    question.write_bytes(b"Who lives?")
+    context.write_bytes(b"Anna lives in Berlin.")
+    arguments = ["answer", path, "--context", str(context), "--file", str(question), "--json"]
+    expected = printed(*arguments)
+    question.write_bytes(mark + b"Who lives?")
+    context.write_bytes(mark + b"Anna lives in Berlin.")
+    assert printed(*arguments) == expected
+    path = model("bert_three")
+    assert printed("classify", path, text=mark + b"a\nb") == printed("classify", path, text=b"a\nb")
+    second = printed("classify", path, text=b"a\n" + mark + b"b")
+    assert second.endswith("\t\ufeffb\n")  # one that does not stand in front is a character
+
+
+def test_a_context_that_is_no_text(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    context = tmp_path / "context.txt"
+    context.write_bytes(b"Anna \xff")
+    assert cli.main(["answer", model("bert_qa"), "--context", str(context), "who?"]) == 2
+    assert capsys.readouterr().err == f"qkv: {context}: not UTF-8 text at byte 5\n"
+
+
+def test_what_is_not_finite_is_null(
+    model_path: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(text: str) -> Any:
+        raise AssertionError(f"{text} is no JSON")
+
+    with np.load(model_path) as saved:
+        entries = {name: saved[name] for name in saved.files}
+    name = next(n for n in entries if n.endswith(".weight") and entries[n].dtype == np.float32)
+    entries[name] = np.full_like(entries[name], np.nan)
+    np.savez(tmp_path / "nan.npz", **entries)
+    assert cli.main(["embed", str(tmp_path / "nan.npz"), "one"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line, parse_constant=strict) == {"text": "one", "embedding": [None] * 32}
+    for value in (float("nan"), float("inf"), -float("inf")):
+        found = cli_tasks._json([{"label": "é", "score": value}, {"score": 0.5}])
+        assert found == '[{"label": "é", "score": null}, {"score": 0.5}]'
+
+
+def test_streams_of_beams_are_refused_first(model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where a file of the model asks for beams: nothing is printed before."""
+    assert cli.main(["generate", model("llama"), "ab", "--stream", "--greedy", "--num-beams", "2"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("qkv: stream: num_beams=2 needs generate")
+    path = shutil.copytree(model("llama"), tmp_path / "llama")
+    (path / "generation_config.json").write_text('{"num_beams": 3}')
+    assert cli.main(["generate", str(path), "ab", "--stream", "--greedy"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and error.startswith("qkv: stream: num_beams=3 needs generate")
+
+
+def test_no_gpu_is_one_sentence(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    if qkv.cuda.is_available():
+        pytest.skip("there is one")
+    assert cli.main(["classify", model("bert_three"), "--device", "cuda", "x"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("qkv: ") and error.endswith(f"{qkv.cuda.why_not()}\n") and len(error.splitlines()) == 1
+
+
+def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise RuntimeError("of the program")
+
+    monkeypatch.setattr(cli, "information", fails)
+    with pytest.raises(RuntimeError, match="of the program"):
+        cli.main(["info"])
 
 
 # ---- demo

@@ -339,8 +339,9 @@ def test_pipeline_of_lists(vit: Any) -> None:
 
 
 def test_pipeline_errors(vit: Any) -> None:
-    with pytest.raises(ValueError, match="top_k must be an integer of at least 1"):
-        vit(RGB, top_k=0)
+    assert vit(RGB, top_k=0) == []  # as in transformers
+    with pytest.raises(ValueError, match="top_k must be an integer of at least 0"):
+        vit(RGB, top_k=-1)
     with pytest.raises(ValueError, match="function_to_apply must be one of default, sigmoid"):
         vit(RGB, function_to_apply="tanh")
     with pytest.raises(ValueError, match="an array of 2 images is no image; pass a list"):

@@ -251,6 +251,14 @@ def test_broken_config_files(content: bytes, tmp_path: Path) -> None:
         qkv.load(tmp_path)
 
 
+def test_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Is not the current folder."""
+    monkeypatch.chdir(GOLDEN / "bert_base")
+    with pytest.raises(ValueError, match="load: the path is empty"):
+        qkv.load("")
+    assert qkv.load(".").architecture == "BertModel"
+
+
 def test_name_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any) -> None:
     repository = tmp_path / "hub" / "models--some-one--tiny.bert"
     shutil.copytree(GOLDEN / "bert_base", repository / "snapshots" / "abc123")
@@ -262,6 +270,11 @@ def test_name_in_the_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     np.testing.assert_array_equal(loaded(IDS).pooler_output, model(IDS).pooler_output)
     with pytest.raises(FileNotFoundError, match="downloads nothing"):
         qkv.load("some-one/tiny.gpt")
+    for content in (b"../snapshots/abc123", b"..", b".", b"/etc", b"a\\b", b"abc\0", b"\xff\xfe\0", b""):
+        (repository / "refs" / "main").write_bytes(content)
+        with pytest.raises(ValueError, match=r"models--some-one--tiny.bert/refs/main: expected the name of a snapshot"):
+            qkv.load("some-one/tiny.bert")
+    (repository / "refs" / "main").write_text("abc123\n")
     repository.rename(tmp_path / "hub" / "models--tiny.bert")  # the oldest models have no owner
     np.testing.assert_array_equal(qkv.load("tiny.bert")(IDS).pooler_output, model(IDS).pooler_output)
 

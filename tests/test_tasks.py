@@ -194,6 +194,16 @@ def test_options_of_a_call_are_for_that_call(tiny: Load) -> None:
     assert len(pipe("a [MASK]")) == 2
 
 
+def test_none_of_the_results(tiny: Load) -> None:
+    """What transformers 5.24 returns."""
+    pipe = qkv.pipeline("fill-mask", tiny("bert_mlm"))
+    assert pipe("a [MASK]", top_k=0) == [] and pipe(["a [MASK]", "[MASK] [MASK]"], top_k=0) == [[], [[], []]]
+    assert pipe("a [MASK]", top_k=0, targets=["works"]) == []
+    pipe = qkv.pipeline("text-classification", tiny("bert_three"))
+    assert pipe("a", top_k=0) == [] and pipe(["a", "b"], top_k=0) == [[], []]
+    assert qkv.pipeline("text-classification", tiny("bert_three"), top_k=0)("a") == [[]]
+
+
 # ---- which model, which task
 
 

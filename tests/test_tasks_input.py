@@ -106,7 +106,7 @@ def test_options_that_are_nearly_there(tiny: Load) -> None:
 @pytest.mark.parametrize(
     ("task", "options", "message"),
     [
-        (CLASSIFY, {"top_k": 0}, "top_k must be an integer of at least 1; got 0"),
+        (CLASSIFY, {"top_k": -1}, "top_k must be an integer of at least 0; got -1"),
         (CLASSIFY, {"top_k": 1.5}, "top_k must be an integer"),
         (CLASSIFY, {"function_to_apply": "tanh"}, "function_to_apply must be one of default, sigmoid, softmax, none"),
         (CLASSIFY, {"truncation": "middle"}, "truncation must be one of True, False, 'longest_first'"),
@@ -133,7 +133,7 @@ def test_options_that_are_nearly_there(tiny: Load) -> None:
         (ANSWER, {"max_seq_len": 20, "doc_stride": 21}, "doc_stride 21 is larger than max_seq_len 20"),
         (ANSWER, {"max_seq_len": 20, "doc_stride": 19}, "stride"),
         (ANSWER, {"padding": 3}, "padding must be one of"),
-        (FILL, {"top_k": 0}, "top_k must be an integer of at least 1"),
+        (FILL, {"top_k": -1}, "top_k must be an integer of at least 0"),
         (FILL, {"top_k": 10_000}, "top_k 10000 is more than the 260 tokens of the model"),
         (FILL, {"targets": []}, "targets must have at least one word"),
         (FILL, {"targets": 3}, "targets must be a string or a list of strings"),

@@ -19,6 +19,7 @@ import numpy as np
 
 PEERS = ("torch", "onnxruntime", "ctranslate2", "openvino", "llama_cpp", "transformers", "sentence_transformers")
 DISTRIBUTIONS = {"llama_cpp": "llama_cpp_python"}  # where it is not the module's name
+ERRORS = (ValueError, TypeError, OSError)  # of what a user gave
 BROKEN_PIPE = 128 + 13  # what a shell reports for SIGPIPE
 
 
@@ -37,8 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return 128 + 2
-    except (ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        print(f"qkv: {_sentence(error)}", file=sys.stderr)
+    except (*ERRORS, ImportError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError):
+            from .cuda import CudaError
+
+            if not isinstance(error, CudaError):
+                raise
+        print(f"qkv: {sentence(error)}", file=sys.stderr)
         return 2
     return 0
 
@@ -64,7 +70,8 @@ def _show_warning(
     print(f"qkv: warning: {message}", file=sys.stderr)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """What an error tells a user."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__

@@ -5,21 +5,25 @@ or a file, as readable text or with --json as transformers' pipelines return it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .bench.run import positive
+from .cli import ERRORS, sentence
 
 AT_ONCE = 512  # lines that are computed together, at most
 READ = 1 << 16  # bytes
+BOM = "\ufeff"  # byte order mark
 
 Options = tuple[str, dict[str, Any]]  # the name of a pipeline's task, and its options
 Lines = Iterable[str]
@@ -77,12 +81,22 @@ def dtype_of(arguments: argparse.Namespace) -> str:
 # ---- inputs -----------------------------------------------------------------------------------------
 
 
-def _inputs(arguments: argparse.Namespace) -> Iterator[list[str]]:
-    """Lists of inputs: arguments, and lines as they come, so that an endless standard input is never read whole."""
-    literal: list[str] = []
-    for text in arguments.inputs or ([] if arguments.file else ["-"]):
+@dataclass(frozen=True)
+class Input:
+    """where: for messages, such as "line 3 of standard input: "; nothing where there is only one."""
+
+    text: str
+    where: str
+
+
+def _inputs(arguments: argparse.Namespace) -> Iterator[list[Input]]:
+    """Lists of inputs: arguments, and lines as they come, so that an endless standard input is never read whole. A byte
+    order mark, which some editors put in front of a text, is none of it."""
+    literal: list[Input] = []
+    given = arguments.inputs or ([] if arguments.file else ["-"])
+    for number, text in enumerate(given, 1):
         if text != "-":
-            literal.append(text)
+            literal.append(Input(text, f"input {number}: " if arguments.file or len(given) > 1 else ""))
             continue
         if literal:
             yield literal
@@ -97,10 +111,10 @@ def _inputs(arguments: argparse.Namespace) -> Iterator[list[str]]:
             yield from _lines(file, arguments.file)
 
 
-def _lines(stream: Any, name: str) -> Iterator[list[str]]:
+def _lines(stream: Any, name: str) -> Iterator[list[Input]]:
     """The lines that are there, without their ends, again and again; the last need not have one."""
     begun: list[bytes] = []  # of a line whose end is not there yet
-    at = 0
+    at, number = 0, count(1)
     while True:
         data = stream.read1(READ)  # waits for something, not for all of it
         first, *others = data.split(b"\n")
@@ -109,16 +123,30 @@ def _lines(stream: Any, name: str) -> Iterator[list[str]]:
         if others or (not data and any(begun)):
             whole, begun = [b"".join(begun), *others[:-1]], others[-1:]
         for start in range(0, len(whole), AT_ONCE):
-            texts = []
+            texts: list[Input] = []
             for line in whole[start : start + AT_ONCE]:
+                where = f"line {next(number)} of {name}: "
                 try:
-                    texts.append(line.decode("utf-8").removesuffix("\r"))
+                    text = line.decode("utf-8").removesuffix("\r")
                 except UnicodeDecodeError as error:
-                    raise ValueError(f"{name} is not UTF-8 at byte {at + error.start}") from None
+                    yield texts
+                    raise ValueError(f"{where}not UTF-8 text at byte {at + error.start}") from None
+                texts.append(Input(text if at else text.removeprefix(BOM), where))
                 at += len(line) + 1
             yield texts
         if not data:
             return
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Errors of an input say which one it is."""
+    try:
+        yield
+    except BrokenPipeError:  # of what is written
+        raise
+    except ERRORS as error:
+        raise ValueError(f"{where}{sentence(error)}") from None
 
 
 def _object(text: str, *names: str) -> dict[str, Any]:
@@ -142,30 +170,68 @@ def _run(arguments: argparse.Namespace) -> None:
     task, options = command.options(arguments)
     where = {"dtype": dtype_of(arguments), "device": arguments.device}
     pipe = pipeline(task, arguments.model, **where, batch_size=arguments.batch_size)
-    waiting: deque[Any] = deque()
-
-    def lists() -> Iterator[list[Any]]:
-        for texts in _inputs(arguments):
-            given = [command.read(text, arguments) for text in texts]
-            waiting.extend(given)
-            yield given
-            sys.stdout.flush()  # before the next ones are waited for
-
     if getattr(arguments, "stream", False):
-        for given in chain.from_iterable(lists()):
-            if not arguments.chat and not arguments.only_new:
-                print(given, end="")
-            for piece in pipe.stream(given, **options):  # type: ignore[attr-defined]
-                print(piece, end="", flush=True)
-            print(flush=True)
+        for one in (one for inputs in _inputs(arguments) for one in inputs):
+            with _named(one.where):
+                given = command.read(one.text, arguments)
+                pieces = pipe.stream(given, **options)  # type: ignore[attr-defined]
+                if not arguments.chat and not arguments.only_new:
+                    print(given, end="")
+                for piece in pieces:
+                    print(piece, end="", flush=True)
+                print(flush=True)
         return
-    for result in pipe.each(lists(), **options):
-        given = waiting.popleft()
+    for given, result in _results(pipe, arguments, options):
         if arguments.json:
-            print(json.dumps(result, ensure_ascii=False))
+            print(_json(result))
         else:
             for line in command.show(given, result, arguments):
                 print(line)
+
+
+def _results(pipe: Any, arguments: argparse.Namespace, options: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    """Inputs and their results. Those before an input that is wrong come before its error, which names it."""
+    waiting: deque[tuple[Any, str]] = deque()  # inputs, and where they come from
+
+    def lists() -> Iterator[list[Any]]:
+        for inputs in _inputs(arguments):
+            wrong = None
+            for one in inputs:
+                try:
+                    waiting.append((arguments.command.read(one.text, arguments), one.where))
+                except ValueError as error:
+                    wrong = ValueError(f"{one.where}{error}")
+                    break
+            yield [given for given, _ in waiting]
+            if wrong is not None:
+                raise wrong
+            sys.stdout.flush()  # before the next ones are waited for
+
+    pipe.prepare([], pipe.read(options))  # so that what is wrong with all inputs is not said of the first
+    try:
+        for result in pipe.each(lists(), **options):
+            given, _ = waiting.popleft()
+            yield given, result
+    except ERRORS as error:
+        if not waiting:  # it is of no input
+            raise
+        raise ValueError(f"{waiting[0][1]}{sentence(error)}") from None
+
+
+def _json(value: Any, ascii_only: bool = False) -> str:
+    """A line. JSON has no NaN and no infinities: they become null."""
+    try:
+        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=ascii_only, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _embed(arguments: argparse.Namespace) -> None:
@@ -177,19 +243,35 @@ def _embed(arguments: argparse.Namespace) -> None:
     if not hasattr(model, "encode"):
         raise ValueError(f"{arguments.model}: a {model.architecture} does not embed texts")
     settings = {"batch_size": arguments.batch_size, "normalize_embeddings": arguments.normalize}
+    empty = model.encode([], **settings)  # (0, C); what is wrong with all inputs is not said of the first
     if not arguments.output and not arguments.similarity:
-        for texts in _inputs(arguments):
-            for text, row in zip(texts, model.encode(texts, **settings), strict=True):
-                print(json.dumps({"text": text, "embedding": [round(float(value), 7) for value in row]}))
+        for inputs in _inputs(arguments):
+            for one, row in zip(inputs, _embeddings(model, inputs, settings), strict=True):
+                print(
+                    _json({"text": one.text, "embedding": [round(float(value), 7) for value in row]}, ascii_only=True)
+                )
             sys.stdout.flush()
         return
-    x = model.encode([text for texts in _inputs(arguments) for text in texts], **settings)  # (N, C)
+    rows = list(_embeddings(model, [one for inputs in _inputs(arguments) for one in inputs], settings))
+    x = np.array(rows, np.float32).reshape(-1, empty.shape[1])  # (N, C)
     if arguments.output:
         np.save(arguments.output, x)
     if arguments.similarity:
         unit = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         for row in unit @ unit.T:
             print(" ".join(f"{value:7.4f}" for value in row))
+
+
+def _embeddings(model: Any, inputs: list[Input], settings: dict[str, Any]) -> Iterator[Any]:
+    """A row for each input. Those before an input that is wrong come before its error, which names it."""
+    try:
+        rows = model.encode([one.text for one in inputs], **settings)
+    except ERRORS:
+        rows = None  # one of them is wrong: each alone, up to it
+    for i, one in enumerate(inputs):
+        with _named(one.where):
+            row = model.encode(one.text, **settings) if rows is None else rows[i]
+        yield row
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -275,13 +357,20 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
 
 def _answer(arguments: argparse.Namespace) -> Options:
     if arguments.context is not None:
-        arguments.context = Path(arguments.context).read_text(encoding="utf-8")
+        arguments.context = _read_text(Path(arguments.context))
         if arguments.question is not None:
             if arguments.inputs or arguments.file:
                 raise ValueError("--question and --context are all; there can be no inputs beside them")
             arguments.inputs = [arguments.question]
     options = _given(arguments, "top_k")
     return "question-answering", options | ({"handle_impossible_answer": True} if arguments.no_answer else {})
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").removeprefix(BOM)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
 
 
 def _read_question(text: str, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -164,6 +164,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     FileNotFoundError: nothing there; ValueError: it is something else.
     """
+    if path == "":  # which would be the current folder
+        raise ValueError("load: the path is empty")
     path = _shipped(str(path)) or _cached(str(path)) or _downloaded(str(path)) or Path(path)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -207,7 +209,13 @@ def _cached(name: str) -> Path | None:
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
     repository = cache / f"models--{name.replace('/', '--')}"
     reference = repository / "refs" / "main"
-    return repository / "snapshots" / reference.read_text().strip() if reference.is_file() else None
+    if not reference.is_file():
+        return None
+    with open(reference, "rb") as file:
+        commit = file.read(100).decode("ascii", "replace").strip()
+    if not re.fullmatch(r"\w[\w.-]*", commit, re.ASCII):
+        raise ValueError(f"{reference}: expected the name of a snapshot; got {commit!r}")
+    return repository / "snapshots" / commit
 
 
 def _downloaded(name: str) -> Path | None:

@@ -432,7 +432,9 @@ class Tokenizer:
 
         tokenize: its ids instead, in a dictionary with input_ids and attention_mask, or bare without return_dict:
         lists, or with return_tensors="np" arrays (B, S). chat_template: another template, or the name of one of the
-        checkpoint's. variables: what else the template is to see. ValueError: there is no template, or it fails.
+        checkpoint's. tools: JSON schemas of functions, or Python functions with type hints and a docstring in Google's
+        style, of which they are made. variables: what else the template is to see. ValueError: there is no template, or
+        it fails; a function says too little.
         """
         for name in ("return_assistant_tokens_mask", "sanitize_control_tokens", "tokenizer_kwargs"):
             if variables.pop(name, None):

@@ -18,6 +18,7 @@ tokenizers/expected_4.json.gz  <case>: what transformers 4.35.2 makes of them, w
                                no merges.txt
 tokenizers/gguf.json.gz        <case>: metadata of a GGUF file, and what transformers 5.24 makes of texts with it
 tokenizers/chats.json.gz       what transformers 5.24 makes of CHATS
+tokenizers/tools.json.gz       the JSON schemas that it makes of the functions of tests/tool_functions.py
 """
 
 from __future__ import annotations
@@ -382,12 +383,22 @@ def record() -> None:
     if not old:
         write("gguf.json.gz", {name: of_gguf(name, *case) for name, case in GGUF.items()})
         write("chats.json.gz", [of_chat(*chat) for chat in CHATS])
+        write("tools.json.gz", of_tools())
     print({name: len(json.dumps(case)) for name, case in result.items()})
 
 
 def write(name: str, result: Any) -> None:
     data = json.dumps(result, separators=(",", ":"), ensure_ascii=False).encode()
     (HERE / name).write_bytes(gzip.compress(data, mtime=0))
+
+
+def of_tools() -> list[Any]:
+    from transformers.utils import get_json_schema
+
+    sys.path.append(str(Path(__file__).parents[1]))
+    import tool_functions
+
+    return [get_json_schema(function) for function in tool_functions.GOOD]
 
 
 def of_case(folder: Path, old: bool) -> dict[str, Any]:

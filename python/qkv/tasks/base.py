@@ -17,6 +17,7 @@ from ..text import Tokenizer
 PART = 16  # inputs that are prepared in one piece
 LONG = 100  # inputs of a list whose progress is shown
 SELDOM = 0.1  # seconds between two times
+ERRORS = (ValueError, TypeError, OSError)  # of an input
 PREPARED = 1 << 17  # tokens that are prepared at a time, about, so that a long list fills no memory
 
 
@@ -88,10 +89,11 @@ class Pipeline:
         return list(self._results(inputs, o, size, note=note))
 
     def each(self, lists: Iterable[list[Any]], **options: Any) -> Iterator[Any]:
-        """The results of inputs that come in lists, each of which is computed together, one after the other."""
+        """The results of inputs that come in lists, each of which is computed together, one after the other. Where an
+        input is wrong, the results of those before it come first, and then its error."""
         o = self.read(options)
         for inputs in lists:
-            yield from self._results(inputs, o, self.batch_size)
+            yield from self._results(inputs, o, self.batch_size, before_error=True)
 
     # ---- what a task's class says ------------------------------------------------------------------
 
@@ -136,44 +138,75 @@ class Pipeline:
         *,
         window: int | None = None,
         note: Callable[[], None] = lambda: None,
+        before_error: bool = False,
     ) -> Iterator[Any]:
         """Of each input its result, in order. window: inputs that are read at a time. note: called for each that is
-        finished, in any order."""
+        finished, in any order. before_error: also the results of all inputs before one that is wrong."""
         stream = iter(inputs)
         while True:
-            given, rows = self._prepared(stream, o, window or self.window)
+            given, rows, error = self._prepared(stream, o, window or self.window, before_error)
+            if given:
+                yield from self._window(given, rows, o, size, note, before_error)
+            if error is not None:
+                raise error
             if not given:
                 return
-            yield from self._window(given, rows, o, size, note)
 
-    def _prepared(self, stream: Iterator[Any], o: Any, most: int) -> tuple[list[Any], list[list[Any]]]:
+    def _prepared(
+        self, stream: Iterator[Any], o: Any, most: int, before_error: bool
+    ) -> tuple[list[Any], list[list[Any]], Exception | None]:
         """The next inputs, `most` or so many that they make up PREPARED tokens, and the rows of each: an input may be a
-        word, or a book in hundreds of windows."""
+        word, or a book in hundreds of windows. before_error: up to one that is wrong, whose error comes along."""
         given: list[Any] = []
         rows: list[list[Any]] = []
         tokens = 0
-        while tokens < PREPARED and (part := list(islice(stream, min(PART, most - len(given))))):
-            made = self.prepare(part, o)
+        size = 1 if before_error else PART
+        while tokens < PREPARED and (part := list(islice(stream, min(size, most - len(given))))):
+            try:
+                made = self.prepare(part, o)
+            except ERRORS as error:
+                if before_error:
+                    return given, rows, error
+                raise
             tokens += sum(self.length(row) for of_input in made for row in of_input)
             given += part
             rows += made
-        return given, rows
+        return given, rows, None
 
     def _window(
-        self, inputs: list[Any], rows: list[list[Any]], o: Any, size: int | None, note: Callable[[], None]
-    ) -> list[Any]:
+        self,
+        inputs: list[Any],
+        rows: list[list[Any]],
+        o: Any,
+        size: int | None,
+        note: Callable[[], None],
+        before_error: bool,
+    ) -> Iterator[Any]:
         places = [(i, k) for i, of_input in enumerate(rows) for k in range(len(of_input))]
         outputs: list[list[Any]] = [[None] * len(of_input) for of_input in rows]
         missing = [len(of_input) for of_input in rows]
         results: list[Any] = [None] * len(inputs)
-        for batch in batches([self.length(rows[i][k]) for i, k in places], size):
-            computed = self.forward([rows[i][k] for i, k in (places[n] for n in batch)], o)
-            for n, output in zip(batch, computed, strict=True):
-                i, k = places[n]
-                outputs[i][k] = output
-                missing[i] -= 1
-                if not missing[i]:  # at once, so that outputs need not wait for the whole list
-                    results[i] = self.finish(inputs[i], rows[i], outputs[i], o)
-                    outputs[i] = rows[i] = []
-                    note()
-        return results
+
+        def compute(places: list[tuple[int, int]]) -> None:
+            for batch in batches([self.length(rows[i][k]) for i, k in places], size):
+                computed = self.forward([rows[i][k] for i, k in (places[n] for n in batch)], o)
+                for n, output in zip(batch, computed, strict=True):
+                    i, k = places[n]
+                    outputs[i][k] = output
+                    missing[i] -= 1
+                    if not missing[i]:  # at once, so that outputs need not wait for the whole list
+                        results[i] = self.finish(inputs[i], rows[i], outputs[i], o)
+                        outputs[i] = rows[i] = []
+                        note()
+
+        try:
+            compute(places)
+        except ERRORS:
+            if not before_error:
+                raise
+        for i, result in enumerate(results):
+            if missing[i]:  # there was an error, of this input or of another one
+                missing[i] = len(rows[i])
+                compute([(i, k) for k in range(len(rows[i]))])
+                result = results[i]
+            yield result

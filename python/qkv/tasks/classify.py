@@ -31,7 +31,7 @@ class ClassifyOptions:
 
     def __post_init__(self) -> None:
         if self.top_k != "":
-            check_integer("text-classification", "top_k", self.top_k)
+            check_integer("text-classification", "top_k", self.top_k, 0)
         check_function("text-classification", self.function_to_apply)
 
 

@@ -27,7 +27,7 @@ class FillOptions:
     tokenizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_integer("fill-mask", "top_k", self.top_k)
+        check_integer("fill-mask", "top_k", self.top_k, 0)
         names = [self.targets] if isinstance(self.targets, str) else self.targets
         if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
             raise TypeError("fill-mask: targets must be a string or a list of strings")

@@ -22,7 +22,7 @@ class ImageOptions:
     function_to_apply: str = "default"
 
     def __post_init__(self) -> None:
-        check_integer("image-classification", "top_k", self.top_k)
+        check_integer("image-classification", "top_k", self.top_k, 0)
         check_function("image-classification", self.function_to_apply)
 
 

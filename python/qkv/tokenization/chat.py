@@ -18,14 +18,19 @@ import numpy as np
 
 from ..config import Config
 from ..files import parse_json
+from .tools import as_schema
 
 MAX_SECONDS = 30  # that a template may take
 MAX_SIZE = 10_000_000  # characters and items of a value that a template makes, all that it holds included
 MAX_NUMBER = 1000  # as a width, precision or indentation
+MAX_BITS = 10_000  # of an integer: division takes their square
+MAX_WORK = 1_000_000_000  # characters that one call may read or copy, where that is a product: less than a second
 END = "CONTINUE_FINAL_MESSAGE_TAG "  # stands behind the message that is to go on, while a template runs
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names of one field of a message
 # of strings and numbers: they make as much text as they are asked for, or bytes, which are no text
 UNSAFE_METHODS = {"center", "encode", "expandtabs", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill"}
+UNSAFE_METHODS |= {"fromkeys"}  # keys that all have the same hash take the square of their number
+FROM_THE_END = ("rfind", "rindex", "rpartition", "rsplit")  # Python compares the whole part at each place
 WITH_NUMBERS = ("batch", "center", "indent", "round", "slice", "wordwrap")  # filters
 
 
@@ -89,17 +94,16 @@ def render(
 ) -> str:
     """The text of one chat.
 
-    messages: dictionaries with role and content. tools: JSON schemas of functions. continue_final_message: end inside
-    the last message, so that the model goes on with it; a string names another of its fields than content. The
-    template sees plain copies of everything. ValueError: it fails, or does too much; TypeError: a message is none.
+    messages: dictionaries with role and content. tools: JSON schemas of functions, or functions.
+    continue_final_message: end inside the last message, so that the model goes on with it; a string names another of
+    its fields than content. The template sees plain copies of everything. ValueError: it fails, or does too much;
+    TypeError: a message is none.
     """
     if continue_final_message and add_generation_prompt:
         raise ValueError("apply_chat_template: continue_final_message and add_generation_prompt contradict each other")
     chat = [_message(message) for message in messages]
     if tools is not None:
-        for tool in tools:
-            if not isinstance(tool, Mapping):
-                raise ValueError("apply_chat_template: tools must be JSON schemas, as dictionaries")
+        tools = [as_schema(tool) for tool in tools]
     final = _mark_end(chat, continue_final_message, template) if continue_final_message else ""
     data = _plain({"tools": tools, "documents": documents, **variables})
     text = _run(template, messages=chat, add_generation_prompt=add_generation_prompt, **data)
@@ -286,10 +290,14 @@ def _environment() -> Any:
             if operator == "*" and not all(isinstance(v, (int, float)) for v in (left, right)):
                 _check(sizes[0] * sizes[1])
             if operator == "**" and isinstance(left, int) and isinstance(right, int):
-                _check(right * left.bit_length())
+                _check_bits(right * (left.bit_length() - 1))
             if operator == "%" and isinstance(left, str):
                 _check_format(left, right, "%", named=isinstance(right, dict))
             return _fits(super().call_binop(context, operator, left, right))
+
+        def getitem(self, obj: Any, argument: Any) -> Any:
+            _step()  # in the filters too that take an attribute, such as sort
+            return super().getitem(obj, argument)
 
         def call(__self, __context: Any, __obj: Any, *args: Any, **values: Any) -> Any:
             method = getattr(__obj, "__wrapped__", __obj)  # of str.format, which the sandbox wraps
@@ -325,13 +333,17 @@ def _environment() -> Any:
 
         def __init__(*args: Any, **values: Any) -> None:
             self, *others = args  # so that self may be a name in it
-            for name in dict(*others, **values):
+            names = as_dict(*others, **values)
+            for name in names:
                 _refuse_private(name)
-            jinja2.utils.Namespace.__init__(self, *others, **values)
+            jinja2.utils.Namespace.__init__(self, names)
 
         def __setitem__(self, name: str, value: Any) -> None:
             _refuse_private(name)
             super().__setitem__(name, value)
+
+    def as_dict(*pairs: Any, **values: Any) -> dict[Any, Any]:
+        return dict(*(given if isinstance(given, dict) else _bounded(iter(given)) for given in pairs), **values)
 
     def fail(message: Any = "") -> Any:
         raise jinja2.TemplateError(str(message))
@@ -359,7 +371,7 @@ def _environment() -> Any:
     environment.globals.update(
         raise_exception=fail,
         strftime_now=lambda form: datetime.datetime.now().strftime(form),
-        dict=lambda *args, **values: dict(*args, **values),
+        dict=as_dict,
         namespace=Namespace,
     )
     return environment
@@ -384,6 +396,16 @@ def _check(size: Any) -> None:
         raise ValueError(f"it makes something of more than {MAX_SIZE} characters or items")
 
 
+def _check_work(steps: int) -> None:
+    if steps > MAX_WORK:
+        raise ValueError("it has texts that are too long for what it does with them")
+
+
+def _check_bits(bits: int) -> None:
+    if bits > MAX_BITS:
+        raise ValueError(f"it makes an integer of more than {MAX_BITS} bits")
+
+
 def _check_numbers(values: Sequence[Any]) -> None:
     if any(_width(value) > MAX_NUMBER for value in values):
         raise ValueError(f"a width, precision or indentation is more than {MAX_NUMBER}")
@@ -402,6 +424,7 @@ def _size(value: Any) -> int:
         if isinstance(item, (str, list, tuple, dict)):
             size += len(item)
         elif isinstance(item, int):
+            _check_bits(item.bit_length())
             size += item.bit_length() // 3  # about its digits
         _check(size)
         if isinstance(item, (list, tuple)):
@@ -444,7 +467,7 @@ def _flat(values: Any) -> list[Any]:
 
 
 def _checked(name: str, text: str, args: tuple[Any, ...], values: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The arguments of a string's method, of which those that may make long strings are checked first."""
+    """The arguments of a string's method, of which those that may make long strings or take long are checked first."""
     if name == "replace" and len(args) > 1 and all(isinstance(part, str) for part in args[:2]):
         _check(len(text) + text.count(args[0]) * len(args[1]))
     if name == "join" and args:
@@ -453,6 +476,10 @@ def _checked(name: str, text: str, args: tuple[Any, ...], values: Mapping[str, A
         return (items,)
     if name == "format":
         _check_format(text, [*args, *values.values()], "{", named=text.count("{") != text.count("{}"))
+    if name in ("strip", "lstrip", "rstrip", *FROM_THE_END):
+        _check_work(len(text) * sum(len(part) for part in [*args, *values.values()] if isinstance(part, str)))
+    if name == "striptags":
+        _check_work(len(text) * text.count("<"))  # which older versions of MarkupSafe copy for each tag
     return args
 
 
@@ -470,10 +497,20 @@ def _guarded_filter(name: str, used: Any) -> Any:
             if name == "indent":
                 _check((str(value).count("\n") + 1) * max((_width(given) for given in every), default=4))
             elif name == "wordwrap":
-                _check(len(str(value)) * max((_width(given) for given in every if isinstance(given, str)), default=1))
+                text = str(value)
+                _check(len(text) * max((_width(given) for given in every if isinstance(given, str)), default=1))
+                # textwrap copies the rest of a word, or of spaces, for each line that it makes of it
+                width = max(_width(values.get("width", others[0] if others else 79)), 1)
+                _check_work(sum(len(run[0]) ** 2 for run in re.finditer(r"\s+|\S+", text)) // width)
         elif name == "replace":
             old, new, *_ = (str(part) for part in [*others, *(values.get(key, "") for key in ("old", "new"))])
             _checked(name, str(value), (old, new), {})
+        elif name == "striptags":
+            _checked(name, str(value), (), {})
+        elif name == "trim":
+            _checked("strip", str(value), (*others,), values)
+        elif name == "sum":
+            value = _bounded(iter(value))  # of lists, each sum is a copy of all
         elif name == "join":
             value = list(value)
             _check(_size(value) + len(value) * len(str(values.get("d", others[0] if others else ""))))
