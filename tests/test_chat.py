@@ -14,7 +14,7 @@ import pytest
 import tool_functions
 from qkv.config import Config
 from qkv.text import Tokenizer
-from qkv.tokenization import chat
+from qkv.tokenization import chat, sandbox
 from text_checks import files_of, open_case, recorded
 
 pytest.importorskip("tokenizers", reason="text needs the extra `text`")
@@ -150,7 +150,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_templates(what: str, chatting: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chat, "MAX_SECONDS", 0.5)
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.5)
     begun = time.monotonic()
     try:
         text = chatting.apply_chat_template(
@@ -245,8 +245,8 @@ def test_what_is_within_the_limits(template: str, text: str) -> None:
 def test_the_clock_is_looked_at_for_each_item(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Within one call."""
     looks = itertools.count()
-    monkeypatch.setattr(chat, "time", types.SimpleNamespace(monotonic=lambda: next(looks)))
-    monkeypatch.setattr(chat, "MAX_SECONDS", 1000)
+    monkeypatch.setattr(sandbox, "time", types.SimpleNamespace(monotonic=lambda: next(looks)))
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 1000)
     chat.render(template, [], pairs=[["a", 1]] * 10)
     few = next(looks)
     chat.render(template, [], pairs=[["a", 1]] * 100)
@@ -291,8 +291,8 @@ def test_without_tokenizers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_the_packages(chatting: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("jinja2", "sentencepiece", "sacremoses"):
         monkeypatch.setitem(sys.modules, module, None)
-    chat._compile.cache_clear()
-    chat._environment.cache_clear()
+    sandbox._compile.cache_clear()
+    sandbox._environment.cache_clear()
     with pytest.raises(ImportError, match=r'jinja2 package, 3.1.6 or later: pip install "qkv\[text\]"'):
         chatting.apply_chat_template([{"role": "user", "content": "x"}], chat_template="x")
     with pytest.raises(ImportError, match=r'sentencepiece package: pip install "qkv\[text\]"'):

@@ -22,7 +22,7 @@ import qkv
 import task_checks
 import test_images
 import test_tasks_generate
-from qkv import cli, cli_tasks, demo
+from qkv import cli, cli_inputs, cli_tasks, demo
 from qkv.bench import run
 
 GOLDEN = Path(__file__).parent / "golden" / "bert_base"
@@ -481,7 +481,7 @@ def test_a_line_that_comes_in_many_pieces(model: Any, printed: Any, monkeypatch:
     """Also where the pieces end within characters and line ends."""
     data = "eins é\r\nzwei\n\ndrei 日本".encode()
     for size in range(1, len(data) + 2):
-        monkeypatch.setattr(cli_tasks, "READ", size)
+        monkeypatch.setattr(cli_inputs, "READ", size)
         shown = printed("classify", model("bert_three"), text=data).splitlines()
         assert [line.split("\t")[2] for line in shown] == ["eins é", "zwei", "", "drei 日本"]
 
@@ -498,10 +498,10 @@ def test_a_long_line_is_not_copied_again_and_again() -> None:
             return b"a" * size if self.left >= 0 else b""
 
     before = time.process_time()
-    b"".join([b"a" * cli_tasks.READ] * pieces)
+    b"".join([b"a" * cli_inputs.READ] * pieces)
     once = time.process_time() - before
     before = time.process_time()
-    assert [len(one.text) for part in cli_tasks._lines(Pieces(), "x") for one in part] == [pieces * cli_tasks.READ]
+    assert [len(one.text) for part in cli_inputs.lines(Pieces(), "x") for one in part] == [pieces * cli_inputs.READ]
     assert time.process_time() - before < 100 * once + 1  # where all that there is is copied for each piece: minutes
 
 

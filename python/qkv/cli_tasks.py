@@ -5,14 +5,12 @@ or a file, as readable text or with --json as transformers' pipelines return it.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +18,7 @@ import numpy as np
 
 from .bench.run import positive
 from .cli import ERRORS, sentence
-
-AT_ONCE = 512  # lines that are computed together, at most
-READ = 1 << 16  # bytes
-BOM = "\ufeff"  # byte order mark
+from .cli_inputs import Input, inputs_of, json_object, named, read_text
 
 Options = tuple[str, dict[str, Any]]  # the name of a pipeline's task, and its options
 Lines = Iterable[str]
@@ -78,88 +73,6 @@ def dtype_of(arguments: argparse.Namespace) -> str:
     return str(arguments.dtype or ("auto" if arguments.model.endswith(".gguf") else "float32"))
 
 
-# ---- inputs -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Input:
-    """where: for messages, such as "line 3 of standard input: "; nothing where there is only one."""
-
-    text: str
-    where: str
-
-
-def _inputs(arguments: argparse.Namespace) -> Iterator[list[Input]]:
-    """Lists of inputs: arguments, and lines as they come, so that an endless standard input is never read whole. A byte
-    order mark, which some editors put in front of a text, is none of it."""
-    literal: list[Input] = []
-    given = arguments.inputs or ([] if arguments.file else ["-"])
-    for number, text in enumerate(given, 1):
-        if text != "-":
-            literal.append(Input(text, f"input {number}: " if arguments.file or len(given) > 1 else ""))
-            continue
-        if literal:
-            yield literal
-        literal = []
-        if sys.stdin is None:
-            raise ValueError("standard input is closed")
-        yield from _lines(sys.stdin.buffer, "standard input")
-    if literal:
-        yield literal
-    if arguments.file:
-        with open(arguments.file, "rb") as file:
-            yield from _lines(file, arguments.file)
-
-
-def _lines(stream: Any, name: str) -> Iterator[list[Input]]:
-    """The lines that are there, without their ends, again and again; the last need not have one."""
-    begun: list[bytes] = []  # of a line whose end is not there yet
-    at, number = 0, count(1)
-    while True:
-        data = stream.read1(READ)  # waits for something, not for all of it
-        first, *others = data.split(b"\n")
-        begun.append(first)
-        whole = []
-        if others or (not data and any(begun)):
-            whole, begun = [b"".join(begun), *others[:-1]], others[-1:]
-        for start in range(0, len(whole), AT_ONCE):
-            texts: list[Input] = []
-            for line in whole[start : start + AT_ONCE]:
-                where = f"line {next(number)} of {name}: "
-                try:
-                    text = line.decode("utf-8").removesuffix("\r")
-                except UnicodeDecodeError as error:
-                    yield texts
-                    raise ValueError(f"{where}not UTF-8 text at byte {at + error.start}") from None
-                texts.append(Input(text if at else text.removeprefix(BOM), where))
-                at += len(line) + 1
-            yield texts
-        if not data:
-            return
-
-
-@contextlib.contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Errors of an input say which one it is."""
-    try:
-        yield
-    except BrokenPipeError:  # of what is written
-        raise
-    except ERRORS as error:
-        raise ValueError(f"{where}{sentence(error)}") from None
-
-
-def _object(text: str, *names: str) -> dict[str, Any]:
-    """A line of JSON with some keys."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict) or not value.keys() >= set(names):
-        raise ValueError(f"expected a JSON object with {' and '.join(names)} in each line; got {text!r:.60}")
-    return {name: value[name] for name in names}
-
-
 # ---- running ----------------------------------------------------------------------------------------
 
 
@@ -171,8 +84,8 @@ def _run(arguments: argparse.Namespace) -> None:
     where = {"dtype": dtype_of(arguments), "device": arguments.device}
     pipe = pipeline(task, arguments.model, **where, batch_size=arguments.batch_size)
     if getattr(arguments, "stream", False):
-        for one in (one for inputs in _inputs(arguments) for one in inputs):
-            with _named(one.where):
+        for one in (one for inputs in inputs_of(arguments) for one in inputs):
+            with named(one.where):
                 given = command.read(one.text, arguments)
                 pieces = pipe.stream(given, **options)  # type: ignore[attr-defined]
                 if not arguments.chat and not arguments.only_new:
@@ -194,7 +107,7 @@ def _results(pipe: Any, arguments: argparse.Namespace, options: dict[str, Any]) 
     waiting: deque[tuple[Any, str]] = deque()  # inputs, and where they come from
 
     def lists() -> Iterator[list[Any]]:
-        for inputs in _inputs(arguments):
+        for inputs in inputs_of(arguments):
             wrong = None
             for one in inputs:
                 try:
@@ -245,14 +158,14 @@ def _embed(arguments: argparse.Namespace) -> None:
     settings = {"batch_size": arguments.batch_size, "normalize_embeddings": arguments.normalize}
     empty = model.encode([], **settings)  # (0, C); what is wrong with all inputs is not said of the first
     if not arguments.output and not arguments.similarity:
-        for inputs in _inputs(arguments):
+        for inputs in inputs_of(arguments):
             for one, row in zip(inputs, _embeddings(model, inputs, settings), strict=True):
                 print(
                     _json({"text": one.text, "embedding": [round(float(value), 7) for value in row]}, ascii_only=True)
                 )
             sys.stdout.flush()
         return
-    rows = list(_embeddings(model, [one for inputs in _inputs(arguments) for one in inputs], settings))
+    rows = list(_embeddings(model, [one for inputs in inputs_of(arguments) for one in inputs], settings))
     x = np.array(rows, np.float32).reshape(-1, empty.shape[1])  # (N, C)
     if arguments.output:
         np.save(arguments.output, x)
@@ -269,7 +182,7 @@ def _embeddings(model: Any, inputs: list[Input], settings: dict[str, Any]) -> It
     except ERRORS:
         rows = None  # one of them is wrong: each alone, up to it
     for i, one in enumerate(inputs):
-        with _named(one.where):
+        with named(one.where):
             row = model.encode(one.text, **settings) if rows is None else rows[i]
         yield row
 
@@ -357,7 +270,7 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
 
 def _answer(arguments: argparse.Namespace) -> Options:
     if arguments.context is not None:
-        arguments.context = _read_text(Path(arguments.context))
+        arguments.context = read_text(Path(arguments.context))
         if arguments.question is not None:
             if arguments.inputs or arguments.file:
                 raise ValueError("--question and --context are all; there can be no inputs beside them")
@@ -366,19 +279,12 @@ def _answer(arguments: argparse.Namespace) -> Options:
     return "question-answering", options | ({"handle_impossible_answer": True} if arguments.no_answer else {})
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8").removeprefix(BOM)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from None
-
-
 def _read_question(text: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.context is not None:
         return {"question": text, "context": arguments.context}
     if arguments.question is not None:
         return {"question": arguments.question, "context": text}
-    return _object(text, "question", "context")
+    return json_object(text, "question", "context")
 
 
 def _show_answers(given: Any, result: Any, arguments: argparse.Namespace) -> Lines:
@@ -517,7 +423,7 @@ COMMANDS: Mapping[str, Command] = {
         _add_classify,
         _classify,
         _show_classified,
-        lambda text, arguments: _object(text, "text", "text_pair") if arguments.pairs else text,
+        lambda text, arguments: json_object(text, "text", "text_pair") if arguments.pairs else text,
     ),
     "tag": Command(
         "labelled words of texts, such as names",
