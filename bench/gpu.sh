@@ -70,7 +70,7 @@ machine() {
   nvcc --version | tail -2
   command -v compute-sanitizer
   python3 - <<'PYTHON'
-import importlib.util, importlib.metadata, os, sys
+import importlib.metadata, os, sys
 print(sys.version, sys.executable, os.cpu_count(), "CPUs")
 missing = []
 for name in ("torch", "pybind11", "scikit-build-core", "cmake", "pip", "numpy", "scipy", "ml_dtypes", "safetensors", "pytest"):
@@ -113,7 +113,7 @@ tests() {
   cd tests
   ! $emulated || only="gemm_sm90 fastest"
   export QKV_CUDA=${QKV_CUDA:-on}
-  "$python" test_cuda_suite.py | grep "$only" | OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 at_once $((($(nproc) + 1) / 2)) on_device
+  "$python" test_cuda_suite.py | grep "$only" | OMP_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 QKV_NUM_THREADS=1 at_once $((($(nproc) + 1) / 2)) on_device
 }
 
 on_device() { # FILE PATH DEVICE, which that prints
@@ -123,7 +123,7 @@ on_device() { # FILE PATH DEVICE, which that prints
   QKV_TEST_PATH=$2 QKV_TEST_DEVICE=$3 within 150 "$python" $pytest --maxfail=5 -o faulthandler_timeout=60 "${some[@]}" "$1.py" | sed "s/^/$1 $2: /"
 }
 
-# Kernels on small shapes under each of the sanitizer's tools.
+# Every kernel in one of its shapes, on little work, under each of the sanitizer's tools.
 sanitizer() {
   if $emulated; then
     "$python" tests/cuda/small_calls.py softmax wgmma_small
