@@ -400,6 +400,9 @@ WGMMA: dict[str, tuple[str, int, bool, bool, int, bool, bool]] = {
     "wgmma_f16_rm_n80": ("f16", 80, False, True, 128, True, False),
     "wgmma_bf16_float": ("bf16", 16, False, False, 128, False, True),
     "wgmma_f16_float": ("f16", 16, False, False, 128, False, True),
+    # Behind the others, whose golden words go with the numbers that they draw.
+    "wgmma_bf16_rm_n64": ("bf16", 64, False, True, 128, True, True),
+    "wgmma_f16_rm_n96": ("f16", 96, False, True, 128, True, True),
 }
 
 

@@ -49,20 +49,27 @@ BY_HOPPER = ["test_attention", "test_attention_masked", "test_attention_varlen"]
 OF_MODELS = ["test_cuda_models"]
 # Again, as on a GPU before Hopper, whose kernels are others.
 PORTABLE = ["test_gemm", "test_cuda_capture"]
+EMULATED_ONLY = {"test_cuda_streams"}
+RUNS = [(file, "fastest") for file in OF_MODELS + FILES] + [(file, "hopper") for file in BY_HOPPER]
 # In emulation without its checks, which take as long again, as those BY_HOPPER: the kernels are those of others here.
 UNCHECKED = {"test_attention_names", "test_attention_paged"}
 
 DEVICES = {
     "emulated": importlib.util.find_spec("qkv._cuda_emulated") is not None,
-    "on": os.environ.get("QKV_CUDA") is None and qkv.cuda.is_available(),
+    "on": not os.environ.get("QKV_CUDA") and qkv.cuda.is_available(),
 }
 
 
+def device_of_arrays(file: str) -> str:
+    """QKV_TEST_DEVICE for it: the models' tests hold both devices beside each other."""
+    return "cpu" if file in OF_MODELS else "cuda"
+
+
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(
-    "file, path", [(file, "fastest") for file in OF_MODELS + FILES] + [(file, "hopper") for file in BY_HOPPER]
-)
+@pytest.mark.parametrize("file, path", RUNS)
 def test_on_device(device: str, file: str, path: str) -> None:
+    if device == "on" and file in EMULATED_ONLY:
+        pytest.skip("for the emulator")
     if not DEVICES[device]:
         pytest.skip("no emulator in this build" if device == "emulated" else "no GPU here")
     run(device, file, "check=0" if file in UNCHECKED or path == "hopper" else "", path)
@@ -83,7 +90,7 @@ def run(device: str, file: str, configuration: str, path: str = "fastest") -> No
         env={
             **os.environ,
             "QKV_CUDA": device,
-            "QKV_TEST_DEVICE": "cpu" if file in OF_MODELS else "cuda",
+            "QKV_TEST_DEVICE": device_of_arrays(file),
             "QKV_TEST_PATH": path,
             "QKV_NUM_THREADS": "1",
             **({"QKV_EMULATOR": configuration} if configuration else {}),
@@ -93,3 +100,9 @@ def run(device: str, file: str, configuration: str, path: str = "fastest") -> No
         timeout=3600,
     )
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+if __name__ == "__main__":  # what bench/gpu.sh runs on a GPU, Hopper's kernels first
+    for file, path in sorted(RUNS, key=lambda run: run[1] != "hopper"):
+        if file not in EMULATED_ONLY:
+            print(file, path, device_of_arrays(file))

@@ -347,21 +347,22 @@ __device__ void wgmma_case(const uint32_t* in, uint32_t* out, int accumulate) {
 #define WGMMA(name, T, N, TA, TB, S, R, ACCUMULATE) \
   CASE(name, 128, 4 * kImage) { wgmma_case<T, N, TA, TB, S, R>(in, out, ACCUMULATE); }
 #define WGMMA_N(N) WGMMA(wgmma_bf16_n##N, __nv_bfloat16, N, false, false, 128, false, 1)
-// clang-format off: it takes these for what they are not
-WGMMA_N(8) WGMMA_N(16) WGMMA_N(24) WGMMA_N(32) WGMMA_N(40) WGMMA_N(48) WGMMA_N(64) WGMMA_N(80) WGMMA_N(96) WGMMA_N(112)
-WGMMA_N(128) WGMMA_N(144) WGMMA_N(160) WGMMA_N(176) WGMMA_N(192) WGMMA_N(208) WGMMA_N(224) WGMMA_N(240) WGMMA_N(256)
-// clang-format on
 #define WGMMA_LAYOUT(S)                                          \
   WGMMA(wgmma_f16_kk_##S, __half, 96, false, false, S, false, 1) \
   WGMMA(wgmma_f16_km_##S, __half, 96, false, true, S, false, 1)  \
   WGMMA(wgmma_f16_mk_##S, __half, 96, true, false, S, false, 1)  \
   WGMMA(wgmma_f16_mm_##S, __half, 96, true, true, S, false, 1)
-        WGMMA_LAYOUT(128) WGMMA_LAYOUT(64) WGMMA_LAYOUT(32)
-            WGMMA(wgmma_bf16_km_n256, __nv_bfloat16, 256, false, true, 128, false, 1)
-                WGMMA(wgmma_bf16_start, __nv_bfloat16, 16, false, false, 128, false, 0)
-                    WGMMA(wgmma_bf16_rk_n64, __nv_bfloat16, 64, false, false, 128, true, 1)
-                        WGMMA(wgmma_bf16_rm_n128, __nv_bfloat16, 128, false, true, 128, true, 1)
-                            WGMMA(wgmma_bf16_rm_n256, __nv_bfloat16, 256, false, true, 128, true, 1)
-                                WGMMA(wgmma_f16_rm_n80, __half, 80, false, true, 128, true, 0)
-                                    WGMMA(wgmma_bf16_float, __nv_bfloat16, 16, false, false, 128, false, 1)
-                                        WGMMA(wgmma_f16_float, __half, 16, false, false, 128, false, 1)
+// clang-format off: it takes these for what they are not
+WGMMA_N(8) WGMMA_N(16) WGMMA_N(24) WGMMA_N(32) WGMMA_N(40) WGMMA_N(48) WGMMA_N(64) WGMMA_N(80) WGMMA_N(96) WGMMA_N(112)
+WGMMA_N(128) WGMMA_N(144) WGMMA_N(160) WGMMA_N(176) WGMMA_N(192) WGMMA_N(208) WGMMA_N(224) WGMMA_N(240) WGMMA_N(256)
+WGMMA_LAYOUT(128) WGMMA_LAYOUT(64) WGMMA_LAYOUT(32)
+WGMMA(wgmma_bf16_km_n256, __nv_bfloat16, 256, false, true, 128, false, 1)
+WGMMA(wgmma_bf16_start, __nv_bfloat16, 16, false, false, 128, false, 0)
+WGMMA(wgmma_bf16_rk_n64, __nv_bfloat16, 64, false, false, 128, true, 1)
+WGMMA(wgmma_bf16_rm_n64, __nv_bfloat16, 64, false, true, 128, true, 1)
+WGMMA(wgmma_f16_rm_n96, __half, 96, false, true, 128, true, 1)
+WGMMA(wgmma_bf16_rm_n128, __nv_bfloat16, 128, false, true, 128, true, 1)
+WGMMA(wgmma_bf16_rm_n256, __nv_bfloat16, 256, false, true, 128, true, 1)
+WGMMA(wgmma_f16_rm_n80, __half, 80, false, true, 128, true, 0)
+WGMMA(wgmma_bf16_float, __nv_bfloat16, 16, false, false, 128, false, 1)
+WGMMA(wgmma_f16_float, __half, 16, false, false, 128, false, 1)

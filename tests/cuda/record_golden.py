@@ -6,7 +6,7 @@
 
 Writes tests/golden/cuda_intrinsics.npz: the words of every case, and the machine that gave them.
 tests/test_cuda_intrinsics.py holds the emulator to them. A fault on a GPU ends what a process can do there, so the
-cases run in a process of their own, and another one goes on behind a case that fails.
+cases run in a process of their own, and another one goes on behind a case that fails; what there is by then is written.
 """
 
 from __future__ import annotations
@@ -62,36 +62,36 @@ def main() -> int:
         return 2
     print(gpu.name, f"compute capability {gpu.major}.{gpu.minor}, driver for CUDA {gpu.driver}")
     start = time.monotonic()
+    version = subprocess.run([conformance.nvcc() or "nvcc", "--version"], capture_output=True, text=True, check=True)
+    nvcc = version.stdout.strip().splitlines()[-1]
+    machine = f"{gpu.name}, driver for CUDA {gpu.driver}, {nvcc}, {time.strftime('%Y-%m-%d')}"
     cases = conformance.all_cases()
+    recorded: dict[str, conformance.Words] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         conformance.gpu_libraries(gpu, folder)
         print(f"built in {time.monotonic() - start:.0f} s", flush=True)
-        first = 0
-        while first < len(cases):
+        first, status = 0, FAULT
+        while first < len(cases) and status != 0:
+            (folder / "at").write_text(str(first))  # of a child that comes to nothing
             command = [sys.executable, __file__, "--child", str(first), name]
             try:
-                status = subprocess.run(command, timeout=60).returncode
+                status = subprocess.run(command, timeout=30).returncode
             except subprocess.TimeoutExpired:
                 status = FAULT
-            if status == 0:
-                break
-            first = int((folder / "at").read_text())
-            print(f"no result of {conformance.case_id(cases[first])} (exit status {status})", flush=True)
-            first += 1
-        results = {n: folder / f"{n}.npy" for n in range(len(cases))}
-        recorded = {conformance.case_id(cases[n]): np.load(path) for n, path in results.items() if path.exists()}
+            if status != 0:
+                at = int((folder / "at").read_text())
+                print(f"no result of {conformance.case_id(cases[at])} (exit status {status})", flush=True)
+                first = at + 1
+            results = {conformance.case_id(case): folder / f"{n}.npy" for n, case in enumerate(cases)}
+            recorded = {case: np.load(path) for case, path in results.items() if path.exists()}
+            if not arguments.check:  # already, should no time be left for those that follow
+                conformance.write_golden(arguments.output, recorded, machine)
     wrong = sum(
         not case.check(recorded[i], case.want) for case in cases if (i := conformance.case_id(case)) in recorded
     )
     print(f"{len(recorded)} of {len(cases)} cases, {wrong} wrong, {time.monotonic() - start:.0f} s")
     if not arguments.check:
-        version = subprocess.run(
-            [conformance.nvcc() or "nvcc", "--version"], capture_output=True, text=True, check=True
-        )
-        nvcc = version.stdout.strip().splitlines()[-1]
-        machine = f"{gpu.name}, driver for CUDA {gpu.driver}, {nvcc}, {time.strftime('%Y-%m-%d')}"
-        conformance.write_golden(arguments.output, recorded, machine)
         print(f"wrote {arguments.output}, {arguments.output.stat().st_size} bytes: {machine}")
     return 0 if wrong == 0 and len(recorded) == len(cases) else 1
 
