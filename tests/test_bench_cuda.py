@@ -164,6 +164,41 @@ print(json.dumps(table.results["cases"][0]))
 
 
 @emulator
+def test_what_fails_before_a_line_costs_no_other() -> None:
+    """Inputs for which there is no memory, torch's model, kernels of the sweep."""
+    results = in_another_process(
+        TIMED
+        + """
+import sys
+from bench import cuda, cuda_models
+
+def no_room(table, size):
+    raise MemoryError(f"{size} GB")
+
+table.attempt(no_room, 900)
+cuda_models.torch_tokens = lambda rows: (500.0, 1) if rows == 8 else no_room(table, rows)
+for rows, rate in (1, 1000.0), (8, 2000.0):
+    cuda_models.row(table, f"GPT-2 bfloat16 batch {rows}", lambda: {"decode tokens/s": rate})
+for rows in (1, 8):
+    cuda_models.row(table, f"torch {rows}", lambda: cuda_models.beside_ours(table, rows))
+times = {"planned": 3.0, "wgmma_small": 2.0, "tensor_large": 4.0}
+table.line = lambda name, *_, **__: times.get(name.split()[-3 if name[-1].isdigit() else -1], float("nan"))
+table.results["tiles"] = []
+cuda.sweep_shape(table, 64, 16, 16)
+times = {}
+cuda.sweep_shape(table, 64, 16, 16)
+print(json.dumps(table.results))
+"""
+    )
+    assert results["errors"] == {"no_room 900": "MemoryError: 900 GB"}
+    ours, more, failed, beside = results["models"]
+    assert ours["done"] and more["done"] and failed == {"case": "torch 1", "error": "MemoryError: 1 GB"}
+    assert beside["qkv bfloat16 / torch"] == 4.0 and beside["CUDA graphs skipped"] == 1
+    (best,) = results["tiles"]
+    assert best == {"shape": [64, 16, 16], "best": ["wgmma_small", 1, 16], "us": 2.0, "planned / best": 1.5}
+
+
+@emulator
 def test_without_torch_our_recordings_are_timed() -> None:
     case = in_another_process(
         TIMED
