@@ -79,7 +79,10 @@ def prepared(side: Side, by_torch: bool) -> tuple[Callable[[], float], str]:
     try:
         if by_torch:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"):
+            with (
+                torch.cuda.stream(stream),  # a capture that fails to end leaves its stream the current one
+                torch.cuda.graph(graph, stream=stream, capture_error_mode="relaxed"),
+            ):
                 several(count)
             run = graph.replay
         else:
