@@ -19,7 +19,6 @@ class BlockPool {
  public:
   BlockPool(int64_t block_size, int64_t blocks) : size_(block_size) { grow(blocks); }
 
-  int64_t block_size() const { return size_; }
   int64_t blocks() const { return static_cast<int64_t>(references_.size()); }
   int64_t free() const { return static_cast<int64_t>(free_.size()); }
   int64_t references(int64_t block) const { return references_.at(static_cast<size_t>(block)); }
