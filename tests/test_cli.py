@@ -714,7 +714,7 @@ def test_streams_of_beams_are_refused_first(model: Any, tmp_path: Path, capsys: 
 
 def test_no_gpu_is_one_sentence(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     if qkv.cuda.is_available():
-        pytest.skip("there is one")
+        pytest.skip("there is a GPU here")
     assert cli.main(["classify", model("bert_three"), "--device", "cuda", "x"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("qkv: ") and error.endswith(f"{qkv.cuda.why_not()}\n") and len(error.splitlines()) == 1

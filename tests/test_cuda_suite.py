@@ -69,7 +69,7 @@ def device_of_arrays(file: str) -> str:
 @pytest.mark.parametrize("file, path", RUNS)
 def test_on_device(device: str, file: str, path: str) -> None:
     if device == "on" and file in EMULATED_ONLY:
-        pytest.skip("for the emulator")
+        pytest.skip("all its tests are of the emulator")
     if not DEVICES[device]:
         pytest.skip("no emulator in this build" if device == "emulated" else "no GPU here")
     run(device, file, "check=0" if file in UNCHECKED or path == "hopper" else "", path)
