@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import ml_dtypes
 import numpy as np
 import qkv
-from cuda_machine_code import Kernel, read
+from cuda_machine_code import Kernel, read_one
 from emulated import Emulator, drawn
 from qkv import cuda_ops
 
@@ -147,7 +147,7 @@ class Occupancy(NamedTuple):
 
 
 def occupancy(launched: Traffic) -> Occupancy:
-    (kernel,) = read("sm_90a", "-fun", launched.kernel)
+    kernel = read_one("sm_90a", launched.kernel)
     blocks = blocks_at_once(kernel, launched.threads, launched.dynamic)
     ahead = bytes_ahead(kernel)
     in_flight = int(min(ahead * launched.threads, launched.loaded)) * blocks

@@ -80,6 +80,11 @@ def short(mangled: str) -> str:
     return rest[length.end() :]
 
 
+def unhashed(mangled: str) -> str:
+    """nvcc's hashes of anonymous namespaces left out: they differ where a file was compiled elsewhere."""
+    return re.sub(r"(?<=_GLOBAL__N__)[0-9a-f]{8}(_\w+?_cu_)[0-9a-f]{8}", r"\1", mangled)
+
+
 def read(arch: str, *options: str) -> list[Kernel]:
     """Those of an architecture; "-fun", a mangled name: only this one."""
     usage: dict[str, dict[str, int]] = {}
@@ -95,6 +100,14 @@ def read(arch: str, *options: str) -> list[Kernel]:
         code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", body)
         kernels.append(Kernel(short(name), arch, usage[name], [(int(a, 16), t) for a, t in code]))
     return kernels
+
+
+def read_one(arch: str, mangled: str) -> Kernel:
+    """The kernel of that name, be it of another build."""
+    names = re.findall(r"Function (\S+):", cuobjdump("--dump-resource-usage", "-arch", arch))
+    (name,) = [name for name in names if unhashed(name) == unhashed(mangled)]
+    (kernel,) = read(arch, "-fun", name)
+    return kernel
 
 
 @functools.cache
