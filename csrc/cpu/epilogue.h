@@ -10,11 +10,12 @@
 namespace qkv {
 namespace QKV_ISA {
 
-// Whether tiles can do it all as they store their sums.
-QKV_INLINE bool only_adds(const Epilogue& e) {
-  const bool direct = !e.residual.data || (e.residual.dtype == DType::f32 && e.residual.step == 1 && e.residual.rank <= 1);
-  return e.activation == Activation::none && !e.gate.data && direct;
+// Whether the residual, if there is one, can be read as rows of floats.
+QKV_INLINE bool plain_residual(const Epilogue& e) {
+  return !e.residual.data || (e.residual.dtype == DType::f32 && e.residual.step == 1 && e.residual.rank <= 1);
 }
+// Whether tiles can do it all as they store their sums.
+QKV_INLINE bool only_adds(const Epilogue& e) { return e.activation == Activation::none && !e.gate.data && plain_residual(e); }
 QKV_INLINE Addends addends_of(const Epilogue& e, int64_t row, int64_t column) {
   const int64_t ldr = e.residual.rank ? e.residual.strides[0] : 0;
   return {e.bias ? e.bias + column : nullptr, e.residual.data ? (const float*)e.residual.data + row * ldr + column : nullptr,

@@ -119,9 +119,7 @@ struct TileOperands {
 
 // Whether c, and what is added to it, are rows of floats, so that sums go there as they are scaled, an activation on their way.
 static bool plain_rows(const QuantizedGemmArgs& g) {
-  const Rows& r = g.residual;
-  return g.c.dtype == DType::f32 && g.c.rank <= 1 && !g.gate.data &&
-         (!r.data || (r.dtype == DType::f32 && r.step == 1 && r.rank <= 1));
+  return g.c.dtype == DType::f32 && g.c.rank <= 1 && !g.gate.data && plain_residual(g);
 }
 
 // Rows of c, from `row` on, from sums (rows, P panels) of the columns from `column` on, of which c has n; the sums are
@@ -147,8 +145,10 @@ __attribute__((noinline)) static void finish_sums(const QuantizedGemmArgs& g, co
     }
   };
   if (!plain || n != P * kPanel) {
-    for (int64_t r = 0; r < rows && !kBf16; ++r, s += o.stats_step) QKV_UNROLL(4)
-    for (int p = 0; p < P; ++p) store(sums + (r * P + p) * kPanel, scaled(sums + r * P * kPanel, p), Full{});
+    for (int64_t r = 0; r < rows && !kBf16; ++r, s += o.stats_step) {
+      QKV_UNROLL(4)
+      for (int p = 0; p < P; ++p) store(sums + (r * P + p) * kPanel, scaled(sums + r * P * kPanel, p), Full{});
+    }
     return finish(g, row, rows, column, n, sums, P * kPanel, g.c.data);
   }
   const Addends more = addends_of(g, row, column);
