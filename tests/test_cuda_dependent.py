@@ -23,8 +23,8 @@ pytestmark = pytest.mark.skipif(not qkv.cuda.is_emulated(), reason="QKV_CUDA=emu
 
 
 def model_of(folder: str, dtype: str, layers: int = 2) -> Any:
-    """Of gpt2_lm the first layers, and as much of their feed-forward, which is 20 wide, as has rows of whole pieces of 16
-    bytes, as GPT-2's own has: products of other rows are tiles, as in prompts."""
+    """Of gpt2_lm the first layers, and as much of their feed-forward, which is 20 wide, as has rows of whole pieces
+    of 16 bytes, as GPT-2's own has: products of other rows are tiles, as in prompts."""
     config, weights = checkpoint(folder)
     if folder == "gpt2_lm":
         config = {**config, "n_inner": 16, "n_layer": layers}
