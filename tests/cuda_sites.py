@@ -21,6 +21,7 @@ ORDERING = (
     "fence.mbarrier_init",
     "fence.proxy.async",
 )
+WAIT = ("griddepcontrol.wait",)  # for the kernel before: in dependent launches alone
 
 
 class Site(NamedTuple):
@@ -38,8 +39,8 @@ class Site(NamedTuple):
         return f"{self.file}:{self.line} {self.text.split()[0]}"
 
 
-def ordering_sites(library: ctypes.CDLL, kernel: str) -> list[Site]:
+def ordering_sites(library: ctypes.CDLL, kernel: str, kinds: tuple[str, ...] = ORDERING) -> list[Site]:
     buffer = ctypes.create_string_buffer(1 << 22)
     library.qkv_emulator_sites(kernel.encode(), buffer, ctypes.c_size_t(len(buffer)))
     found = [Site(kernel, line, Path(file).name, at, text) for line, text, file, at in json.loads(buffer.value)]
-    return [site for site in found if site.text.startswith(ORDERING)]
+    return [site for site in found if site.text.startswith(kinds)]

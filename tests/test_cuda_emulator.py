@@ -230,6 +230,27 @@ def test_read_only_loads_of_what_the_kernel_writes(device):
     fails(device, "races", "read-only load", "run_read_only_of_own", ints(device))
 
 
+@pytest.mark.parametrize(
+    "fault, words",
+    [
+        (1, "global memory before griddepcontrol.wait"),
+        (2, "global memory before griddepcontrol.wait"),
+        (3, "returned without griddepcontrol.wait"),
+        (4, "a read-only load (ld.global.nc) in a dependent launch"),
+    ],
+)
+def test_dependent_launches(device, fault, words):
+    x, y = ints(device, 64, 7), ints(device, 64, 0)
+    passes(device, "run_dependent", x, y, fault, 0)
+    passes(device, "run_dependent", x, y, 0, 1)
+    fails(device, "races", words, "run_dependent", x, y, fault, 1)
+
+
+def test_what_is_brought_into_the_cache_is_there(device):
+    x, y = ints(device, 64, 7), ints(device, 64, 0)
+    fails(device, "out_of_bounds", "512 bytes at 0 of an allocation of 256 bytes", "run_dependent", x, y, 5, 1)
+
+
 @pytest.mark.parametrize("name", ["run_spins", "run_waits_for_the_next_block", "run_spins_on_a_load"])
 def test_endless_loops(one_device, name):
     fails(one_device, "deadlocks", "spins for ever", name, ints(one_device, 1, 0))

@@ -148,6 +148,44 @@ def test_float32_is_never_rounded_to_less() -> None:
         assert k.count("FFMA") >= 256, (k.name, k.arch)
 
 
+# What launch.cuh's launch_dependent launches.
+DEPENDENT = {
+    *("advance_kernel", "angles_of", "attention_merge", "attention_mma", "attention_simt", "copy_pairs"),
+    *("dequantize_kernel", "few_rows_kernel", "gather", "gemm_merge", "gemm_skinny_by_k", "gemm_skinny_by_n"),
+    *("gemm_skinny_float_by_k", "gemm_skinny_float_by_n", "largest_of_parts", "largest_of_rows", "map_elements"),
+    *("map_pieces", "merge_kernel", "norm_ahead", "norm_held", "norm_pieces", "norm_shared", "pad_kernel"),
+    *("parts_ahead", "parts_held", "rotary_table_kernel", "rotate", "sample_clusters", "sample_rows"),
+    *("select_of_rows", "select_of_segments", "slots_kernel", "softmax_ahead", "softmax_held", "softmax_pieces"),
+    *("softmax_shared", "sum_elements", "sum_pieces", "write_tokens"),
+}
+GLOBAL = r"(LD|LDG|ST|STG|ATOM|ATOMG|RED|REDG|LDGSTS|UBLKCP|UTMALDG|UTMASTG|UTMAREDG)\b"
+
+
+def test_dependent_kernels_wait_before_they_touch_memory() -> None:
+    """griddepcontrol.wait is ACQBULK, launch_dependents PREEXIT. No branch leads around the wait, and no
+    load is one that might be moved before it."""
+    waits = r"ACQBULK\b"
+    assert {k.family for k in all_kernels() if k.count(waits)} == DEPENDENT
+    for k in all_kernels():
+        if k.family not in DEPENDENT or k.arch == "sm_80":
+            assert k.count(waits) == k.count(r"PREEXIT\b") == 0, (k.name, k.arch)
+            continue
+        assert k.count(waits) == k.count(r"PREEXIT\b") == 1, (k.name, k.arch)
+        (wait,) = (at for at, text in k.code if re.match(waits, text))
+        before = [text for at, text in k.code if at < wait]
+        assert not [text for text in before if re.match(GLOBAL + r"|EXIT|RET", text)], (k.name, before)
+        around = [
+            text for text in before if (to := re.match(r"BRA\S* .*?0x([0-9a-f]+)", text)) and int(to[1], 16) > wait
+        ]
+        assert not around, (k.name, around)
+        assert k.count(r"LDG\S*\.CONSTANT") == 0, k.name
+
+
+def test_products_of_few_rows_bring_weights_into_the_cache_meanwhile() -> None:
+    for k in of("gemm_skinny_by_k", "few_rows_kernel"):
+        assert k.count("UBLKPF") == (k.arch == "sm_90a"), (k.name, k.arch)
+
+
 @pytest.mark.parametrize("family", ["softmax_held", "norm_held", "softmax_ahead", "norm_ahead"])
 def test_rows_are_read_and_written_16_bytes_at_a_time(family: str) -> None:
     for k in of(family):

@@ -23,9 +23,8 @@ void activation(const ActivationArgs& a, Stream stream) {
   simplify(&x, &y);
   with_dtype(a.x.dtype, [&](auto t) {
     using T = decltype(t);
-    map<T, T>(x, y, Activate{a.op}, static_cast<cudaStream_t>(stream));
+    map<T, T>("activation", x, y, Activate{a.op}, stream);
   });
-  check_launch("activation");
 }
 
 }  // namespace qkv::cuda

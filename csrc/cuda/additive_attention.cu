@@ -35,13 +35,13 @@ QKV_DEVICE void score_key(const AdditiveAttentionArgs& a, const float* q, const 
   if constexpr (kVectors) {
     for (int64_t i = 4 * lane_id(); i < a.a; i += 4 * 32) {
       float key[4], w[4];
-      unpack<float>(load16_read_only(k + i), key);
-      unpack<float>(load16_read_only(a.w + i), w);
+      unpack<float>(load16(k + i), key);
+      unpack<float>(load16(a.w + i), w);
 #pragma unroll
       for (int r = 0; r < kRows; ++r)
         if (r < rows) {
           float query[4];
-          unpack<float>(load16_read_only(q + r * a.a + i), query);
+          unpack<float>(load16(q + r * a.a + i), query);
 #pragma unroll
           for (int j = 0; j < 4; ++j) sum[r] = fmaf(w[j], tanhf(query[j] + key[j]), sum[r]);
         }

@@ -8,6 +8,7 @@ namespace {
 constexpr int kAdvanceThreads = 128;
 
 __global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_constant__ Rows x) {
+  begin_dependent();
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kAdvanceThreads + threadIdx.x;
   if (at >= x.rows * x.n) return;
   const int64_t row = at / x.n;
@@ -20,9 +21,8 @@ __global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_c
 void advance(const AdvanceArgs& a, Stream stream) {
   const int64_t count = a.x.rows * a.x.n;
   if (count == 0) return;
-  advance_kernel<<<static_cast<unsigned>(ceil_div<int64_t>(count, kAdvanceThreads)), kAdvanceThreads, 0,
-                   static_cast<cudaStream_t>(stream)>>>(a.x);
-  check_launch("advance");
+  launch_dependent("advance", advance_kernel, static_cast<unsigned>(ceil_div<int64_t>(count, kAdvanceThreads)), kAdvanceThreads,
+                   0, stream, a.x);
 }
 
 }  // namespace qkv::cuda

@@ -25,6 +25,7 @@ constexpr int64_t kMostPartBytes = 256 << 20;  // in rows a number of 32 bits; b
 // One row of the output, a block each, from the sums of its splits, or of the pieces that workers had.
 template <class T, bool kPaged>
 __global__ void __launch_bounds__(kMergeThreads) attention_merge(const __grid_constant__ Problem p) {
+  begin_dependent();
   __shared__ RowState parts[kMostSplits];
   __shared__ float2 merges[kMostSplits];  // factors of the sums before a part and of its own
   __shared__ float weights[kMergeThreads];
@@ -270,8 +271,7 @@ void attention(const AttentionArgs& a, Stream on) {
   if ((p.splits > 1 && !p.fold) || p.workers)
     with_dtype(a.q.dtype, [&](auto t) {
       const auto kernel = a.block_tables.data ? attention_merge<decltype(t), true> : attention_merge<decltype(t), false>;
-      kernel<<<static_cast<unsigned>(p.rows), kMergeThreads, 0, stream>>>(p);
-      check_launch("attention");
+      launch_dependent("attention", kernel, static_cast<unsigned>(p.rows), kMergeThreads, 0, stream, p);
     });
   if (a.weights) {
     p.tile_rows = kSimtRows;

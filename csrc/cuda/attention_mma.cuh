@@ -225,6 +225,7 @@ struct MmaRows {
 
 template <class T, class Shape, Memory kMemory>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks) attention_mma(const __grid_constant__ Problem p) {
+  begin_dependent();
   constexpr bool kPlain = kMemory == Memory::plain, kPaged = kMemory == Memory::paged;
   using Tile = MmaTile<T, Shape, kPlain>;
   using Paged = PagedKeys<T, Shape>;
@@ -423,8 +424,7 @@ void launch_mma(const Problem& p, int64_t blocks, cudaStream_t stream) {
   allow_shared(kernel, kBytes, "attention");
   dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.fold ? 1 : p.splits));
   if (p.workers) grid = dim3(static_cast<unsigned>(p.workers));
-  kernel<<<grid, Shape::kThreads, kBytes, stream>>>(p);
-  check_launch("attention");
+  launch_dependent("attention", kernel, grid, Shape::kThreads, kBytes, stream, p);
 }
 
 template <class T, int kWidth>

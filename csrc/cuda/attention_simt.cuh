@@ -241,6 +241,7 @@ QKV_DEVICE void store4(const Problem& p, T* out, int64_t column, const float* x,
 
 template <class T, bool kPaged>
 __global__ void __launch_bounds__(kThreads, kSimtBlocks) attention_simt(const __grid_constant__ Problem p) {
+  begin_dependent();
   __shared__ Shared<kPaged> shared;
   const int64_t column0 = static_cast<int64_t>(blockIdx.z) * kColumns;
   if (!start_block(p, shared)) return;
@@ -361,10 +362,8 @@ void launch_simt_kernel(const Problem& p, int64_t blocks, cudaStream_t stream) {
   const int64_t columns = p.a.dv > 0 ? ceil_div(p.a.dv, int64_t{kColumns}) : 1;
   if (columns > 65535) throw Error(cudaErrorInvalidValue, "attention: values wider than 2^23");
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(p.fold ? 1 : p.splits), static_cast<unsigned>(columns));
-  with_dtype(p.a.q.dtype, [&](auto t) {
-    attention_simt<decltype(t), kPaged><<<grid, kThreads, 0, stream>>>(p);
-    check_launch("attention");
-  });
+  with_dtype(p.a.q.dtype,
+             [&](auto t) { launch_dependent("attention", attention_simt<decltype(t), kPaged>, grid, kThreads, 0, stream, p); });
 }
 
 template <bool kPaged>

@@ -45,7 +45,7 @@ struct Chunks {
   template <bool kAgain = false>
   QKV_DEVICE uint4 load(int64_t chunk, float beyond = NAN) const {
     const int64_t at = place(chunk);
-    if (at >= 0 && at + kLanes<T> <= n) return kAgain ? load16_read_only(row + at) : load16_streaming(row + at);
+    if (at >= 0 && at + kLanes<T> <= n) return kAgain ? load16(row + at) : load16_streaming(row + at);
     float x[kLanes<T>];
 #pragma unroll
     for (int j = 0; j < kLanes<T>; ++j) x[j] = at + j >= 0 && at + j < n ? to_float(row[at + j]) : beyond;

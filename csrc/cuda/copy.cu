@@ -62,7 +62,7 @@ void remove_dimension(Rows* x, int d) {
 template <class From, class To>
 void launch(Rows x, Rows y, cudaStream_t stream) {
   const int d = dimension_across(x, y);
-  if (d < 0) return map<From, To>(x, y, Same{}, stream);
+  if (d < 0) return map<From, To>("copy", x, y, Same{}, stream);
   const int64_t across = x.shape[d], y_across = y.strides[d];
   remove_dimension(&x, d);
   remove_dimension(&y, d);
@@ -78,7 +78,7 @@ void copy(const CopyArgs& args, Stream stream_in) {
   Rows x = args.x, y = args.y;
   simplify(&x, &y);
   if (args.from_double) {
-    with_dtype(y.dtype, [&](auto to) { map<double, decltype(to)>(x, y, Same{}, stream); });
+    with_dtype(y.dtype, [&](auto to) { map<double, decltype(to)>("copy", x, y, Same{}, stream); });
   } else if (args.item || x.dtype == y.dtype) {
     switch (args.item ? args.item : size_of(x.dtype)) {
       case 1:

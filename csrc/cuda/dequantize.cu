@@ -84,7 +84,8 @@ constexpr int kThreads = 128;
 
 // One block a row of y (count, k), 8 neighbours a thread.
 template <class Format, class T>
-__global__ void __launch_bounds__(kThreads) dequantize_kernel(Records w, Ints ids, T* __restrict__ y, bool whole_stores) {
+__global__ void __launch_bounds__(kThreads) dequantize_kernel(Records w, Ints ids, T* y, bool whole_stores) {
+  begin_dependent();
   const int64_t row = ids.data ? read_int(ids, blockIdx.x) : blockIdx.x;
   T* to = y + blockIdx.x * w.k;
   const bool real = row >= 0 && row < w.n;
@@ -159,12 +160,10 @@ void dequantize(const DequantizeArgs& args, Stream stream) {
     using T = decltype(zero);
     const bool whole_stores = w.k % 8 == 0 && reinterpret_cast<uintptr_t>(args.y) % 16 == 0;
     with_format(args.w.type, [&](auto format) {
-      dequantize_kernel<decltype(format), T>
-          <<<static_cast<unsigned>(args.count), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-              w, args.ids, static_cast<T*>(args.y), whole_stores);
+      launch_dependent("dequantize", dequantize_kernel<decltype(format), T>, static_cast<unsigned>(args.count), kThreads, 0,
+                       stream, w, args.ids, static_cast<T*>(args.y), whole_stores);
     });
   });
-  check_launch("dequantize");
 }
 
 }  // namespace qkv::cuda

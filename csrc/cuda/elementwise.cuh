@@ -29,7 +29,7 @@ template <class T, int kCount>
 using RawPiece = std::conditional_t<kCount == kLanes<T>, uint4, uint2>;
 
 QKV_DEVICE uint4 load_raw(const uint4* p) { return load16_streaming(p); }
-QKV_DEVICE uint2 load_raw(const uint2* p) { return __ldg(p); }
+QKV_DEVICE uint2 load_raw(const uint2* p) { return *p; }
 
 template <class T>
 QKV_DEVICE void unpack(const uint2& raw, float (&x)[4]) {
@@ -67,6 +67,7 @@ QKV_DEVICE void map_element(const From* from, To* to, int64_t x, int64_t y, cons
 template <class From, class To, bool kFlat, class F>
 __global__ void __launch_bounds__(kMapThreads, kFlat ? kMapBlocks : 4)
     map_pieces(const __grid_constant__ Rows x, const __grid_constant__ Rows y, const F f) {
+  begin_dependent();
   constexpr int kCount = kPieceOf<From, To>;
   const auto* const from = reinterpret_cast<const From*>(x.data);
   auto* const to = reinterpret_cast<To*>(y.data);
@@ -97,6 +98,7 @@ __global__ void __launch_bounds__(kMapThreads, kFlat ? kMapBlocks : 4)
 template <class From, class To, class F>
 __global__ void __launch_bounds__(kMapThreads, kMapBlocks)
     map_elements(const __grid_constant__ Rows x, const __grid_constant__ Rows y, const F f) {
+  begin_dependent();
   const auto* const from = reinterpret_cast<const From*>(x.data);
   auto* const to = reinterpret_cast<To*>(y.data);
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (kMapThreads * kMapElements) + threadIdx.x;
@@ -147,16 +149,17 @@ inline bool in_pieces(const Rows& x, int64_t count, size_t item) {
 
 // x and y are simplified and not empty.
 template <class From, class To, class F>
-void map(const Rows& x, const Rows& y, F f, cudaStream_t stream) {
+void map(const char* op, const Rows& x, const Rows& y, F f, Stream stream) {
   const auto blocks = [](int64_t items, int64_t each) { return static_cast<unsigned>(ceil_div(items, kMapThreads * each)); };
   if constexpr (!std::is_same_v<From, double>) {  // which is converted once, on its way in
     constexpr int kCount = kPieceOf<From, To>;
     if (in_pieces(x, kCount, sizeof(From)) && in_pieces(y, kCount, sizeof(To))) {
       const auto kernel = x.rank == 0 ? map_pieces<From, To, true, F> : map_pieces<From, To, false, F>;
-      return kernel<<<blocks(x.rows * ceil_div<int64_t>(x.n, kCount), kMapPieces), kMapThreads, 0, stream>>>(x, y, f);
+      return launch_dependent(op, kernel, blocks(x.rows * ceil_div<int64_t>(x.n, kCount), kMapPieces), kMapThreads, 0, stream, x,
+                              y, f);
     }
   }
-  map_elements<From, To><<<blocks(x.rows * x.n, kMapElements), kMapThreads, 0, stream>>>(x, y, f);
+  launch_dependent(op, map_elements<From, To, F>, blocks(x.rows * x.n, kMapElements), kMapThreads, 0, stream, x, y, f);
 }
 
 }  // namespace qkv::cuda

@@ -12,6 +12,7 @@ constexpr int kThreads = 256, kInFlight = 4;
 // A row of blockDim.x threads has a row of y.
 template <class From, class To, bool kVectors>
 __global__ void __launch_bounds__(kThreads) gather(const __grid_constant__ EmbeddingArgs a) {
+  begin_dependent();
   constexpr int kCount = kVectors ? kPieceOf<From, To> : 1;
   const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   if (i >= a.count) return;
@@ -80,10 +81,9 @@ void embedding(const EmbeddingArgs& a, Stream stream) {
       const dim3 block(static_cast<unsigned>(threads), static_cast<unsigned>(kThreads / threads));
       const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(a.count, block.y));
       const auto kernel = vectors ? gather<From, To, true> : gather<From, To, false>;
-      kernel<<<blocks, block, 0, static_cast<cudaStream_t>(stream)>>>(a);
+      launch_dependent("embedding", kernel, blocks, block, 0, stream, a);
     });
   });
-  check_launch("embedding");
 }
 
 }  // namespace qkv::cuda

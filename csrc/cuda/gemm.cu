@@ -140,6 +140,7 @@ void plan_skinny(const GemmArgs& g, int64_t multiprocessors, GemmPlan* p) {
 // c from the float sums of the splits, added in their order: a thread a piece of a row.
 template <class T>
 __global__ void __launch_bounds__(128) gemm_merge(const __grid_constant__ GemmArgs g, const __grid_constant__ GemmPlan p) {
+  begin_dependent();
   const uint32_t pieces = static_cast<uint32_t>((g.n + kPiece<T> - 1) / kPiece<T>);
   const uint32_t i = blockIdx.x * blockDim.x + threadIdx.x, row_of_all = i / pieces;
   const int64_t column = int64_t{i % pieces} * kPiece<T>;
@@ -268,8 +269,7 @@ void gemm(const GemmArgs& args, const GemmPlan& p, Stream stream_in) {
   with_dtype(g.c.dtype, [&](auto t) {
     using T = decltype(t);
     const int64_t pieces = g.batch * g.m * ceil_div(g.n, int64_t{kPiece<T>});
-    gemm_merge<T><<<static_cast<unsigned>(ceil_div(pieces, int64_t{128})), 128, 0, static_cast<cudaStream_t>(stream_in)>>>(g, p);
-    check_launch("matmul");
+    launch_dependent("matmul", gemm_merge<T>, static_cast<unsigned>(ceil_div(pieces, int64_t{128})), 128, 0, stream_in, g, p);
   });
 }
 

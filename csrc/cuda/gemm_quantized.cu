@@ -14,6 +14,7 @@ constexpr int kThreads = 256;
 // Adds up the parts of k, first to last.
 template <class T>
 __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__ QuantizedProduct p) {
+  begin_dependent();
   const int64_t width = n_padded(p.w);
   const int64_t i = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * 8;
   const int64_t row = i / width, n = i % width;
@@ -41,6 +42,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(const __grid_constant__
 // Rows of a that are not whole, aligned pieces of 16 bytes are copied to where they are, with zeros at their ends.
 template <class T>
 __global__ void __launch_bounds__(kThreads) pad_kernel(const T* a, int64_t a_row, int64_t m, int64_t k, int64_t k_padded, T* to) {
+  begin_dependent();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   const int64_t row = i / k_padded, column = i % k_padded;
   if (row < m) to[i] = column < k ? a[row * a_row + column] : from_float<T>(0);
@@ -107,17 +109,15 @@ void gemm_quantized(const QuantizedGemmArgs& args, Stream stream_) {
   with_dtype(args.a.dtype, [&](auto zero) {
     using T = decltype(zero);
     if (plan.pad) {
-      pad_kernel<T><<<blocks_for(p.m * p.k), kThreads, 0, stream>>>(static_cast<const T*>(p.a), p.a_row, p.m, p.w.k, p.k,
-                                                                    reinterpret_cast<T*>(workspace));
-      check_launch("linear");
+      launch_dependent("linear", pad_kernel<T>, blocks_for(p.m * p.k), kThreads, 0, stream, static_cast<const T*>(p.a), p.a_row,
+                       p.m, p.w.k, p.k, reinterpret_cast<T*>(workspace));
       p.a = workspace;
       p.a_row = p.k;
     }
     if (plan.few_rows) return gemm_quantized_few(p, args.a.dtype, args.w.type, stream);
     gemm_quantized_tile(p, args.a.dtype, args.w.type, stream);
     if constexpr (kIs16Bit<T>)
-      if (p.partial) merge_kernel<T><<<blocks_for(p.m * n_padded(p.w) / 8), kThreads, 0, stream>>>(p);
-    check_launch("linear");
+      if (p.partial) launch_dependent("linear", merge_kernel<T>, blocks_for(p.m * n_padded(p.w) / 8), kThreads, 0, stream, p);
   });
 }
 

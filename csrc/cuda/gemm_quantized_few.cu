@@ -21,6 +21,9 @@ constexpr int kThreads = kQuantizedThreads, kWarps = kQuantizedWarps;
 constexpr int kRing = 4;          // chunks a warp has under way, one of them in use
 constexpr int kSumsRow = 16 + 4;  // floats between the sums of two rows of a: no bank conflicts as mma's lanes write them
 
+// Bytes of its first piece that a block asks of memory while the kernel before ends, as in gemm_skinny.cu.
+constexpr int64_t kPrefetched = 64 << 10;
+
 // 16 rows each of kTiles tiles of the weight by 8 of a: what a lane accumulates, laid out as mma's d.
 template <class T, class Format, int kGroup, int kTiles>
 struct MmaSums {
@@ -101,7 +104,7 @@ struct FloatSums {
       for (int r = 0; r < kRows; ++r)
 #pragma unroll
         for (int i = 0; i < 8; i += 4) {
-          const float4 v = __ldg(reinterpret_cast<const float4*>(x[r] + b * kBlock + i));
+          const float4 v = *reinterpret_cast<const float4*>(x[r] + b * kBlock + i);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             float& sum = total[h][r];
@@ -147,6 +150,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kRows>)
   constexpr int kBytes = kValueBytes + scale_bytes_of<Format>(kGroup), kSlot = kTiles * kBytes;
   constexpr bool kMma = kIs16Bit<T>;
   const int warp = threadIdx.x / 32, lane = lane_id(), g = lane / 4, t = lane % 4;
+
+  grid_dependency_launch();
+  if (threadIdx.x == 0) {
+    const int64_t tile = int64_t{blockIdx.x / p.row_blocks} * kTiles, tiles = min(p.w.tiles - tile, int64_t{kTiles});
+    prefetch_l2(record_at(p.w, tile, 0), min(tiles * p.w.chunks * kBytes, kPrefetched));
+  }
+  grid_dependency_wait();
 
   // Every lane copies what it will read itself, but for the scales; so a warp needs no block-wide barrier, and shared memory only
   // makes up for registers: enough chunks under way to cover the latency of memory. A second tile beyond the last is the first
@@ -206,7 +216,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kRows>)
       if constexpr (kMma) {
 #pragma unroll
         for (int b = 0; b < Format::kBlocks; ++b)
-          fragments[b] = b * kBlock + 8 * t < left ? load16_read_only(x[0] + b * kBlock) : make_uint4(0, 0, 0, 0);
+          fragments[b] = b * kBlock + 8 * t < left ? load16(x[0] + b * kBlock) : make_uint4(0, 0, 0, 0);
       }
       cp_async_wait<kRing - 2>();
       __syncwarp();
@@ -259,7 +269,7 @@ void launch(const QuantizedProduct& p, cudaStream_t stream) {
   const int64_t pieces = ceil_div<int64_t>(p.w.tiles, kTiles) * p.row_blocks;
   const int64_t room = int64_t{blocks_that_fit(bytes, kBlocks<T, kRows>)} * device_attribute(cudaDevAttrMultiProcessorCount);
   const int64_t blocks = std::min(pieces, room);
-  kernel<<<static_cast<unsigned>(blocks), kThreads, bytes, stream>>>(p, static_cast<unsigned>(pieces));
+  launch_dependent("linear", kernel, static_cast<unsigned>(blocks), kThreads, bytes, stream, p, static_cast<unsigned>(pieces));
 }
 
 // With two tiles a warp reads a half as often, and adds it up once for both, which 4 bits need to keep up with memory; if there
@@ -290,7 +300,6 @@ void gemm_quantized_few(const QuantizedProduct& p, DType dtype, WeightType type,
       : p.w.group == 64 ? launch<T, Int4, 64>(p, stream)
                         : launch<T, Int4, 128>(p, stream);
   });
-  check_launch("linear");
 }
 
 }  // namespace qkv::cuda

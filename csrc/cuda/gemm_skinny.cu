@@ -126,6 +126,9 @@ constexpr int kRows = 16, kColumns = 16, kTiles = kColumns / 8;
 constexpr int kSlice = 32, kSlices = kSlots / kTiles, kStep = kSlice * kSlices;
 using Sums = SumTile<kColumns>;
 static_assert(Sums::kFloats <= kQueueFloats);
+// Bytes of a column of b that a block asks of memory while the kernel before ends: of all blocks that run at once some 17 MB, a
+// third of the L2 cache, and as much as memory gives in the few microseconds that there are.
+constexpr int64_t kPrefetched = 4096;
 }  // namespace by_k
 
 template <class T>
@@ -138,10 +141,14 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
   const int64_t n0 = work.n0;
   const int m_left = static_cast<int>(min(g.m - work.m0, int64_t{kRows}));
   const int row = work.lane / 4, k_lane = work.lane % 4 * 8;
-  if (p.splits == 1) bias_to_shared(g.bias, n0, g.n, kColumns, bias);
-
   const T* const a = reinterpret_cast<const T*>(g.a.data) + work.at.batch * g.a.b + (work.m0 + row) * g.a.s + k_lane;
   const T* const b = reinterpret_cast<const T*>(g.b.data) + work.at.batch * g.b.b + k_lane;
+  grid_dependency_launch();
+  if (const int64_t column = n0 + threadIdx.x; threadIdx.x < kColumns && column < g.n)
+    prefetch_l2(b - k_lane + column * g.b.d + work.k_from, min((work.k_to - work.k_from) * 2, kPrefetched));
+  grid_dependency_wait();
+  if (p.splits == 1) bias_to_shared(g.bias, n0, g.n, kColumns, bias);
+
   const bool low_row = row < m_left, high_row = row + 8 < m_left;
   const T* b_columns[kTiles];
 #pragma unroll
@@ -160,8 +167,8 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
 #pragma unroll
     for (int s = 0; s < kSlices; ++s) {
       const bool inside = s * kSlice + k_lane < left;
-      low[s] = inside && low_row ? load16_read_only(a + k + s * kSlice) : make_uint4(0, 0, 0, 0);
-      high[s] = inside && high_row ? load16_read_only(a + 8 * g.a.s + k + s * kSlice) : make_uint4(0, 0, 0, 0);
+      low[s] = inside && low_row ? load16(a + k + s * kSlice) : make_uint4(0, 0, 0, 0);
+      high[s] = inside && high_row ? load16(a + 8 * g.a.s + k + s * kSlice) : make_uint4(0, 0, 0, 0);
     }
     wait();
 #pragma unroll
@@ -196,6 +203,7 @@ static_assert(Sums::kFloats <= kQueueFloats);
 template <class T>
 __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
     gemm_skinny_by_n(const __grid_constant__ GemmArgs g, const __grid_constant__ GemmPlan p) {
+  begin_dependent();
   using namespace by_n;
   extern __shared__ __align__(16) float shared[];
   const Work work = work_of<kRows, kColumns>(g, p);
@@ -279,6 +287,7 @@ constexpr int kColumns = kSlots, kStep = 128;
 template <int kRows>
 __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
     gemm_skinny_float_by_k(const __grid_constant__ GemmArgs g, const __grid_constant__ GemmPlan p) {
+  begin_dependent();
   using namespace float_by_k;
   extern __shared__ __align__(16) float shared[];
   const Work work = work_of<kRows, kColumns>(g, p);
@@ -304,7 +313,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
     float4 x[kRows];
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
-      x[i] = k_lane < left && i < m_left ? bit_cast<float4>(load16_read_only(a + i * g.a.s + k)) : make_float4(0, 0, 0, 0);
+      x[i] = k_lane < left && i < m_left ? bit_cast<float4>(load16(a + i * g.a.s + k)) : make_float4(0, 0, 0, 0);
     wait();
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
@@ -339,6 +348,7 @@ constexpr int kColumns = 128, kStep = kSlots;
 template <int kRows>
 __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
     gemm_skinny_float_by_n(const __grid_constant__ GemmArgs g, const __grid_constant__ GemmPlan p) {
+  begin_dependent();
   using namespace float_by_n;
   extern __shared__ __align__(16) float shared[];
   const Work work = work_of<kRows, kColumns>(g, p);
@@ -364,7 +374,7 @@ __global__ void __launch_bounds__(32 * kMostWarps, kBlocks)
 #pragma unroll
     for (int i = 0; i < kRows; ++i)
 #pragma unroll
-      for (int s = 0; s < kStep; ++s) x[i][s] = s < left && i < m_left ? __ldg(a + i * g.a.s + k + s) : 0.0f;
+      for (int s = 0; s < kStep; ++s) x[i][s] = s < left && i < m_left ? a[i * g.a.s + k + s] : 0.0f;
     wait();
 #pragma unroll
     for (int s = 0; s < kStep; ++s) {
@@ -398,8 +408,8 @@ template <class Kernel>
 void launch(Kernel* kernel, const GemmArgs& g, const GemmPlan& p, cudaStream_t stream) {
   const size_t shared = p.threads / 32 * kQueueBytes + kMostColumns * sizeof(float);  // queues, bias
   allow_shared(kernel, shared, "matmul");
-  kernel<<<static_cast<unsigned>(p.tiles_m * p.tiles_n * p.splits * g.batch), p.threads, shared, stream>>>(g, p);
-  check_launch("matmul");
+  launch_dependent("matmul", kernel, static_cast<unsigned>(p.tiles_m * p.tiles_n * p.splits * g.batch), p.threads, shared, stream,
+                   g, p);
 }
 
 template <class T>

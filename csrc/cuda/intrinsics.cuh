@@ -86,12 +86,11 @@ QKV_DEVICE float load_float(const void* data, DType dtype, int64_t i) {
 // ---- global memory, 16 bytes at an address that is a multiple of 16 ---------------------------------------------
 
 QKV_DEVICE uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
-// What nobody writes while the kernel runs.
-QKV_DEVICE uint4 load16_read_only(const void* p) { return __ldg(static_cast<const uint4*>(p)); }
-// The same for what is read once: it takes no room in the L1 cache.
+// For what is read once: it takes no room in the L1 cache. Not for what the kernel itself writes: the compiler may move stores
+// past it. (Nor is it ld.global.nc, and nor are others: grid_dependency_wait.)
 QKV_DEVICE uint4 load16_streaming(const void* p) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(p)));
   return v;
@@ -288,8 +287,9 @@ QKV_DEVICE void named_barrier_arrive(int id, int threads) {
 
 // ---- programmatic dependent launch: nothing before sm_90 --------------------------------------------------------
 
-// Waits for the kernels before this one in the stream. A kernel that is launched with the attribute
-// cudaLaunchAttributeProgrammaticStreamSerialization must call it before it touches memory that they write or read.
+// Waits until the kernel before this one in the stream has ended and its writes are seen here. launch.cuh says who must call it,
+// and when. Loads after it must not be ld.global.nc (__ldg, or const and __restrict__): those are for what nobody writes as long
+// as the kernel runs, which it does from before the wait. They lie outside of the memory model, and may be moved before it.
 QKV_DEVICE void grid_dependency_wait() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -299,6 +299,19 @@ QKV_DEVICE void grid_dependency_wait() {
 QKV_DEVICE void grid_dependency_launch() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// What kernels of launch_dependent begin with that have nothing to do before they wait.
+QKV_DEVICE void begin_dependent() {
+  grid_dependency_launch();
+  grid_dependency_wait();
+}
+// Asks for `bytes` from `p` on, both multiples of 16, to be brought into the L2 cache, and waits for nothing. No value is read,
+// so it may stand before grid_dependency_wait.
+QKV_DEVICE void prefetch_l2(const void* p, int64_t bytes) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(static_cast<uint32_t>(bytes))
+               : "memory");
 #endif
 }
 

@@ -75,4 +75,57 @@ constexpr int64_t ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+// ---- programmatic dependent launch
+//
+// On Hopper a kernel's blocks begin where there is room beside those of the kernel before it in the stream, in a captured one
+// too, and wait there for its end, instead of being launched after it.
+//
+// The rule. Every thread of such a kernel calls grid_dependency_wait() before it touches global memory in any way, and before it
+// returns. Until then it computes, and calls prefetch_l2 at the most, which reads no value, so that it is right whatever others
+// still write. Nothing is loaded by ld.global.nc. The emulator checks this of every thread, tests/test_cuda_static.py the code.
+//
+// Why it is enough. The wait returns when the kernel before has ended and its writes are seen. Of kernels A, B, C of a stream, B
+// ends after its threads have waited, so after A has ended; hence C, which waits for B's end, waits for A's, though C's blocks
+// may have begun while A still ran. So all that came before has written what C reads, and has read what C writes over, be it that
+// B has to do with neither; and so on along the stream. What is launched plainly, copies, and what other streams wait for begin
+// after the end of what is before them, and so are links of the chain without a wait.
+//
+// When the next may begin: once all blocks have called grid_dependency_launch() or ended. Then no block is left that one of the
+// next kernel could keep out. So kernels call it first of all, and what follows two or three behind a long one is there when that
+// ends.
+
+// Makes `attribute` the one that says so, and returns 1; 0 where there is no such thing. The driver must know it in captures,
+// which it does from CUDA 12.3 on, and the kernel must be the one for sm_90a (CUDA_FORCE_PTX_JIT takes another), as no other
+// waits.
+template <class Kernel>
+unsigned make_dependent(Kernel* kernel, cudaLaunchAttribute& attribute) {
+  if (!use_hopper(true)) return 0;
+  static const bool possible = [&] {
+    int driver = 0;
+    cudaFuncAttributes code;
+    check(cudaDriverGetVersion(&driver), "cudaDriverGetVersion");
+    check(cudaFuncGetAttributes(&code, kernel), "cudaFuncGetAttributes");
+    return driver >= 12030 && code.ptxVersion >= 90;
+  }();
+  if (!possible) return 0;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return 1;
+}
+
+// kernel<<<grid, block, shared, stream>>>(arguments...) of a kernel that keeps the rule.
+template <class... Parameters, class... Arguments>
+void launch_dependent(const char* op, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, Stream stream,
+                      Arguments&&... arguments) {
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &attribute;
+  config.numAttrs = make_dependent(kernel, attribute);
+  check(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), op);
+}
+
 }  // namespace qkv::cuda

@@ -76,7 +76,7 @@ QKV_DEVICE void load_typed(float (&x)[kCount], const void* data, int64_t at) {
 #pragma unroll
   for (int j = 0; j < kCount; j += kLanes<P>) {
     float v[kLanes<P>];
-    unpack<P>(load16_read_only(p + j), v);
+    unpack<P>(load16(p + j), v);
 #pragma unroll
     for (int k = 0; k < kLanes<P>; ++k) x[j + k] = v[k];
   }
@@ -202,6 +202,7 @@ QKV_DEVICE float first_of(const NormArgs& a, int64_t r) {
 // In all kernels lanes without a row still take part in what a warp does together, with n = 0.
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, 2) norm_held(const __grid_constant__ NormArgs a, float inverse) {
+  begin_dependent();
   const int64_t r = team_row();
   const int n = r < a.x.rows ? static_cast<int>(a.x.n) : 0;
   HeldRow<T> row;
@@ -219,6 +220,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) norm_held(const __grid_consta
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant__ NormArgs a, float inverse) {
+  begin_dependent();
   AheadRow<T> row(static_cast<int>(a.x.n));
   row.fetch(row_of<const T>(a.x, blockIdx.x));
   bool odd = false;
@@ -242,6 +244,7 @@ __global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, 2) norm_shared(const __grid_constant__ NormArgs a, float inverse) {
+  begin_dependent();
   const int64_t r = team_row();
   const int n = r < a.x.rows ? static_cast<int>(a.x.n) : 0;
   const SharedRow<T> row{reinterpret_cast<T*>(shared_chunks() + threadIdx.y * shared_pitch<T>(a.x.n)), n};
@@ -261,6 +264,7 @@ __global__ void __launch_bounds__(kMostThreads, 2) norm_shared(const __grid_cons
 // a piece are float, those of all pieces double.
 template <class T, bool kVectors>
 __global__ void __launch_bounds__(kMostThreads, kVectors ? 2 : 1) norm_pieces(const __grid_constant__ NormArgs a) {
+  begin_dependent();
   __shared__ Scratch<double, 1> total_scratch;
   __shared__ Scratch<double, 2> moments_scratch;
   constexpr int64_t kLength = Piece<T, kVectors>::kLength;
@@ -310,9 +314,8 @@ bool in_chunks(const Vector& x) { return reinterpret_cast<uintptr_t>(x.data) % 1
 
 }  // namespace
 
-void norm(const NormArgs& a, Stream stream_in) {
+void norm(const NormArgs& a, Stream stream) {
   if (a.x.rows == 0 || a.x.n == 0) return;
-  const auto stream = static_cast<cudaStream_t>(stream_in);
   const bool vectors = in_chunks(a.x) && in_chunks(a.y) && in_chunks(a.weight) && in_chunks(a.bias) &&
                        (!a.residual.data || (in_chunks(a.residual) && in_chunks(a.sum)));
   with_dtype(a.x.dtype, [&](auto t) {
@@ -322,19 +325,18 @@ void norm(const NormArgs& a, Stream stream_in) {
     const size_t shared = shared_bytes<T>(plan, a.x.n), ahead = ahead_bytes(plan);
     const float inverse = 1.0f / static_cast<float>(a.x.n);
     if (vectors && plan.chunks == kHeldChunks) {
-      norm_held<T><<<blocks, plan.block(), 0, stream>>>(a, inverse);
+      launch_dependent("norm", norm_held<T>, blocks, plan.block(), 0, stream, a, inverse);
     } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
       allow_shared(norm_ahead<T>, ahead, "norm");
-      norm_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a, inverse);
+      launch_dependent("norm", norm_ahead<T>, blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream, a, inverse);
     } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
       allow_shared(norm_shared<T>, shared, "norm");
-      norm_shared<T><<<blocks, plan.block(), shared, stream>>>(a, inverse);
+      launch_dependent("norm", norm_shared<T>, blocks, plan.block(), shared, stream, a, inverse);
     } else {
       const auto kernel = vectors ? norm_pieces<T, true> : norm_pieces<T, false>;
-      kernel<<<static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream>>>(a);
+      launch_dependent("norm", kernel, static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream, a);
     }
   });
-  check_launch("norm");
 }
 
 }  // namespace qkv::cuda

@@ -8,6 +8,7 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) slots_kernel(const __grid_constant__ PagedSlotsArgs a) {
+  begin_dependent();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= a.batch * a.count) return;
   const int64_t b = i / a.count, place = read_int(a.lengths, b) + (i - b * a.count);
@@ -25,8 +26,7 @@ void paged_slots(const PagedSlotsArgs& a, Stream stream) {
   const int64_t blocks = ceil_div<int64_t>(a.batch * a.count, kThreads);
   if (blocks == 0) return;
   if (blocks > INT32_MAX) throw Error(cudaErrorInvalidValue, "paged_slots: more than 2^38 tokens in a call");
-  slots_kernel<<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  check_launch("paged_slots");
+  launch_dependent("paged_slots", slots_kernel, static_cast<unsigned>(blocks), kThreads, 0, stream, a);
 }
 
 }  // namespace qkv::cuda

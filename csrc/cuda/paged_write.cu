@@ -61,8 +61,8 @@ QKV_DEVICE void write_codes(int8_t* to, const float (&x)[kCount], float scale) {
 
 // A token's block; teams of `lanes` threads, a power of two up to 32, have a row each.
 template <class From, class To, bool kVectors>
-__global__ void __launch_bounds__(kThreads)
-    write_tokens(const __grid_constant__ PagedWriteArgs a, const int* __restrict__ last, int lanes) {
+__global__ void __launch_bounds__(kThreads) write_tokens(const __grid_constant__ PagedWriteArgs a, const int* last, int lanes) {
+  begin_dependent();
   constexpr int kCount = kAtOnce<From, To, kVectors>;
   const int64_t token = blockIdx.x, slot = read_int(a.slots, token);
   if (!in_cache(a, slot)) return;
@@ -147,6 +147,7 @@ void with_stored(Stored stored, F&& f) {
 
 // A block of threads an array and pair of blocks.
 __global__ void __launch_bounds__(kThreads) copy_pairs(const __grid_constant__ CopyBlocksArgs a) {
+  begin_dependent();
   const int64_t i = blockIdx.x / a.blocks, pair = blockIdx.x - i * a.blocks, bytes = a.copied[i];
   char* const array = static_cast<char*>(a.arrays[i]);
   const char* const from = array + a.from[pair] * a.block[i];
@@ -181,6 +182,7 @@ void paged_write(const PagedWriteArgs& a, Stream stream_in) {
     const auto blocks = static_cast<unsigned>(ceil_div<int64_t>(a.tokens, kThreads));
     check(cudaMemsetAsync(last, 0xFF, paged_write_workspace(a), stream), "paged_write");  // -1
     find_last<<<blocks, kThreads, 0, stream>>>(a, last);
+    check_launch("paged_write");
   }
   with_dtype(a.k.dtype, [&](auto x) {
     with_stored(a.stored, [&](auto y) {
@@ -193,16 +195,14 @@ void paged_write(const PagedWriteArgs& a, Stream stream_in) {
       int lanes = 1;
       while (lanes < 32 && lanes < pieces) lanes *= 2;
       const auto kernel = vectors ? write_tokens<From, To, true> : write_tokens<From, To, false>;
-      kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, stream>>>(a, last, lanes);
+      launch_dependent("paged_write", kernel, static_cast<unsigned>(a.tokens), kThreads, 0, stream, a, last, lanes);
     });
   });
-  check_launch("paged_write");
 }
 
 void copy_blocks(const CopyBlocksArgs& a, Stream stream) {
   if (a.count * a.blocks == 0) return;
-  copy_pairs<<<static_cast<unsigned>(a.count * a.blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  check_launch("copy_blocks");
+  launch_dependent("copy_blocks", copy_pairs, static_cast<unsigned>(a.count * a.blocks), kThreads, 0, stream, a);
 }
 
 }  // namespace qkv::cuda

@@ -174,6 +174,7 @@ QKV_DEVICE void turn(float& x1, float& x2, float cosine, float sine) {
 // A block has some tokens, a slice of their pairs, and some of the heads.
 template <class T, int kCount, bool kInterleaved>
 __global__ void __launch_bounds__(kThreads, kBlocks) rotate(const __grid_constant__ Problem p) {
+  begin_dependent();
   using Table = Table<kCount, kInterleaved>;
   constexpr int kPairs = Table::kPairs, kPieces = kUnroll<kCount, kInterleaved>;
   constexpr bool kNeighbours = kInterleaved && kCount > 1;  // both of a pair are in one piece
@@ -249,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) rotate(const __grid_constan
 }
 
 template <class T, int kCount, bool kInterleaved>
-void launch(Problem p, cudaStream_t stream) {
+void launch(Problem p, Stream stream) {
   using Table = Table<kCount, kInterleaved>;
   p.slices = static_cast<int>(std::max<int64_t>(ceil_div<int64_t>(p.half, kSlice), 1));
   const int pieces = std::min(p.half, static_cast<int>(kSlice)) / Table::kPairs;
@@ -263,10 +264,11 @@ void launch(Problem p, cudaStream_t stream) {
   const auto fit = static_cast<int64_t>(kTableBytes / sizeof(float)) / Table::floats(p.pitch);
   p.tokens_each = static_cast<int>(std::max<int64_t>(std::min({most / (items * p.heads_each), fit, p.tokens.count}), 1));
   const int64_t blocks = ceil_div<int64_t>(p.tokens.count, p.tokens_each) * p.slices * p.head_chunks;
-  rotate<T, kCount, kInterleaved><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(p);
+  launch_dependent("rotary", rotate<T, kCount, kInterleaved>, static_cast<unsigned>(blocks), kThreads, 0, stream, p);
 }
 
 __global__ void __launch_bounds__(kThreads) angles_of(const __grid_constant__ RotaryAngleArgs a) {
+  begin_dependent();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= a.count * a.n) return;
   const int64_t row = i / a.n;
@@ -302,23 +304,21 @@ void rotary(const RotaryArgs& a, Stream stream) {
       constexpr bool kInterleaved = decltype(interleaved)::value;
       const bool vectors = in_chunks(a.x) && in_chunks(a.y) && (kInterleaved ? p.dim : p.half) % kLanes<T> == 0;
       if (vectors)
-        launch<T, kLanes<T>, kInterleaved>(p, static_cast<cudaStream_t>(stream));
+        launch<T, kLanes<T>, kInterleaved>(p, stream);
       else
-        launch<T, 1, kInterleaved>(p, static_cast<cudaStream_t>(stream));
+        launch<T, 1, kInterleaved>(p, stream);
     };
     if (a.interleaved)
       with(std::true_type{});
     else
       with(std::false_type{});
   });
-  check_launch("rotary");
 }
 
 void rotary_angles(const RotaryAngleArgs& a, Stream stream) {
   if (a.count == 0 || a.n == 0) return;
-  angles_of<<<static_cast<unsigned>(ceil_div<int64_t>(a.count * a.n, kThreads)), kThreads, 0,
-              static_cast<cudaStream_t>(stream)>>>(a);
-  check_launch("rotary");
+  launch_dependent("rotary", angles_of, static_cast<unsigned>(ceil_div<int64_t>(a.count * a.n, kThreads)), kThreads, 0, stream,
+                   a);
 }
 
 }  // namespace qkv::cuda

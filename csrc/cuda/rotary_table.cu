@@ -23,6 +23,7 @@ QKV_DEVICE T from_double(double x) {
 // A thread has a pair, or one of the features that stay as they are.
 template <class T>
 __global__ void __launch_bounds__(kThreads) rotary_table_kernel(const __grid_constant__ RotaryTableArgs a) {
+  begin_dependent();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x, each = a.d - a.half;
   if (i >= a.batch * a.s * a.heads * each) return;
   const int64_t row = i / each, token = row / a.heads, b = token / a.s;
@@ -53,9 +54,8 @@ void rotary_table(const RotaryTableArgs& a, Stream stream) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX) throw Error(cudaErrorInvalidValue, "rotary_table: more than 2^39 features in a call");
   with_dtype(a.x.dtype, [&](auto t) {
-    rotary_table_kernel<decltype(t)><<<static_cast<unsigned>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
+    launch_dependent("rotary_table", rotary_table_kernel<decltype(t)>, static_cast<unsigned>(blocks), kThreads, 0, stream, a);
   });
-  check_launch("rotary_table");
 }
 
 }  // namespace qkv::cuda

@@ -9,6 +9,7 @@ namespace {
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads, kSampleBlocks)
     sample_rows(const __grid_constant__ SampleArgs a, const __grid_constant__ SamplePlan plan) {
+  begin_dependent();
   sampling::sample_row<T>(a, plan, sampling::OneBlock());
 }
 
@@ -60,9 +61,8 @@ void sample(const SampleArgs& a, Stream stream_in) {
     const SamplePlan plan = plan_sample<T>(a, use_hopper(true));
     if (plan.blocks > 1) return launch_sample_clusters(a, plan, stream);
     allow_shared(sample_rows<T>, plan.shared, "sample");
-    sample_rows<T><<<static_cast<unsigned>(a.rows), kSampleThreads, plan.shared, stream>>>(a, plan);
+    launch_dependent("sample", sample_rows<T>, static_cast<unsigned>(a.rows), kSampleThreads, plan.shared, stream, a, plan);
   });
-  check_launch("sample");
 }
 
 }  // namespace qkv::cuda

@@ -30,6 +30,7 @@ struct Cluster {
 template <class T>
 __global__ void __launch_bounds__(kSampleThreads, kSampleBlocks)
     sample_clusters(const __grid_constant__ SampleArgs a, const __grid_constant__ SamplePlan plan) {
+  begin_dependent();
   sampling::sample_row<T>(a, plan, Cluster{plan.blocks});
 }
 
@@ -37,20 +38,20 @@ __global__ void __launch_bounds__(kSampleThreads, kSampleBlocks)
 
 void launch_sample_clusters(const SampleArgs& a, const SamplePlan& plan, cudaStream_t stream) {
   const auto blocks = static_cast<unsigned>(plan.blocks);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = blocks;
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = blocks;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(a.rows) * blocks);
   config.blockDim = dim3(kSampleThreads);
   config.dynamicSmemBytes = plan.shared;
   config.stream = stream;
-  config.attrs = &cluster;
-  config.numAttrs = 1;
+  config.attrs = attributes;
   with_dtype(a.dtype, [&](auto t) {
     const auto kernel = sample_clusters<decltype(t)>;
     allow_shared(kernel, plan.shared, "sample");
+    config.numAttrs = 1 + make_dependent(kernel, attributes[1]);
     check(cudaLaunchKernelEx(&config, kernel, a, plan), "sample");
   });
 }

@@ -14,6 +14,7 @@ QKV_DEVICE float finish(const ScaledSumArgs& a, float x, const Other* other) {
 // 16 bytes of x; the first block does what is left after the last of them.
 template <class T, class Other>
 __global__ void __launch_bounds__(kMapThreads) sum_pieces(const __grid_constant__ ScaledSumArgs a) {
+  begin_dependent();
   constexpr int kCount = kLanes<T>, kWords = kCount * sizeof(Other) / 16;
   const auto* const x = static_cast<const T*>(a.x);
   const auto* const other = static_cast<const Other*>(a.other);
@@ -31,7 +32,7 @@ __global__ void __launch_bounds__(kMapThreads) sum_pieces(const __grid_constant_
       raw[i] = load16_streaming(x + p * kCount);
       if (other)
 #pragma unroll
-        for (int w = 0; w < kWords; ++w) more[i][w] = load16_read_only(reinterpret_cast<const uint4*>(beside(p)) + w);
+        for (int w = 0; w < kWords; ++w) more[i][w] = load16(reinterpret_cast<const uint4*>(beside(p)) + w);
     }
 #pragma unroll
   for (int i = 0; i < kMapPieces; ++i)
@@ -57,6 +58,7 @@ __global__ void __launch_bounds__(kMapThreads) sum_pieces(const __grid_constant_
 
 template <class T, class Other>
 __global__ void __launch_bounds__(kMapThreads) sum_elements(const __grid_constant__ ScaledSumArgs a) {
+  begin_dependent();
   const auto* const x = static_cast<const T*>(a.x);
   const auto* const other = static_cast<const Other*>(a.other);
   auto* const y = static_cast<T*>(a.y);
@@ -70,21 +72,21 @@ __global__ void __launch_bounds__(kMapThreads) sum_elements(const __grid_constan
 }
 
 template <class T, class Other>
-void launch(const ScaledSumArgs& a, cudaStream_t stream) {
+void launch(const ScaledSumArgs& a, Stream stream) {
   const auto blocks = [](int64_t items, int64_t each) { return static_cast<unsigned>(ceil_div(items, kMapThreads * each)); };
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   const bool whole_rows = !a.other || a.other_row != 0 || a.rows == 1 || a.n % kLanes<T> == 0;
   if (aligned(a.x) && aligned(a.y) && aligned(a.other) && whole_rows)
-    sum_pieces<T, Other><<<blocks(ceil_div<int64_t>(a.rows * a.n, kLanes<T>), kMapPieces), kMapThreads, 0, stream>>>(a);
+    launch_dependent("scaled_sum", sum_pieces<T, Other>, blocks(ceil_div<int64_t>(a.rows * a.n, kLanes<T>), kMapPieces),
+                     kMapThreads, 0, stream, a);
   else
-    sum_elements<T, Other><<<blocks(a.rows * a.n, kMapElements), kMapThreads, 0, stream>>>(a);
+    launch_dependent("scaled_sum", sum_elements<T, Other>, blocks(a.rows * a.n, kMapElements), kMapThreads, 0, stream, a);
 }
 
 }  // namespace
 
-void scaled_sum(const ScaledSumArgs& a, Stream stream_in) {
+void scaled_sum(const ScaledSumArgs& a, Stream stream) {
   if (a.rows == 0 || a.n == 0) return;
-  const auto stream = static_cast<cudaStream_t>(stream_in);
   with_dtype(a.dtype, [&](auto x) {
     using T = decltype(x);
     if (a.other && a.other_dtype == DType::f32)
@@ -92,7 +94,6 @@ void scaled_sum(const ScaledSumArgs& a, Stream stream_in) {
     else
       launch<T, T>(a, stream);
   });
-  check_launch("scaled_sum");
 }
 
 }  // namespace qkv::cuda

@@ -68,6 +68,7 @@ QKV_DEVICE void give_parts(const Finish<T>& finish, float* parts, int64_t r, int
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>)
     softmax_held(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log) {
+  begin_dependent();
   const int64_t r = team_row();
   const int n = r < x.rows ? static_cast<int>(x.n) : 0;
   HeldRow<T> row;
@@ -78,6 +79,7 @@ __global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>)
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>) parts_held(const __grid_constant__ Rows x, float* parts) {
+  begin_dependent();
   const int64_t r = team_row();
   HeldRow<T> row;
   row.load(row_of<const T>(x, r), r < x.rows ? static_cast<int>(x.n) : 0, -kInfinity);
@@ -87,6 +89,7 @@ __global__ void __launch_bounds__(kMostThreads, kHeldBlocks<T>) parts_held(const
 template <class T>
 __global__ void __launch_bounds__(kMostThreads)
     softmax_ahead(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log) {
+  begin_dependent();
   AheadRow<T> row(static_cast<int>(x.n));
   row.fetch(row_of<const T>(x, blockIdx.x));
   for (int64_t r = blockIdx.x; r < x.rows; r += gridDim.x) {
@@ -98,6 +101,7 @@ __global__ void __launch_bounds__(kMostThreads)
 
 template <class T>
 __global__ void __launch_bounds__(kMostThreads) parts_ahead(const __grid_constant__ Rows x, float* parts) {
+  begin_dependent();
   AheadRow<T> row(static_cast<int>(x.n));
   row.fetch(row_of<const T>(x, blockIdx.x));
   for (int64_t r = blockIdx.x; r < x.rows; r += gridDim.x) {
@@ -110,6 +114,7 @@ __global__ void __launch_bounds__(kMostThreads) parts_ahead(const __grid_constan
 template <class T>
 __global__ void __launch_bounds__(kMostThreads)
     softmax_shared(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log, float* parts) {
+  begin_dependent();
   const int64_t r = team_row();
   const SharedRow<T> row{reinterpret_cast<T*>(shared_chunks() + threadIdx.y * shared_pitch<T>(x.n)),
                          r < x.rows ? static_cast<int>(x.n) : 0};
@@ -157,6 +162,7 @@ __global__ void __launch_bounds__(kAcrossThreads)
 template <class T, bool kVectors>
 __global__ void __launch_bounds__(kMostThreads, 2)
     softmax_pieces(const __grid_constant__ Rows x, const __grid_constant__ Rows y, bool log, float* parts) {
+  begin_dependent();
   __shared__ Scratch<float, 1> top_scratch;
   __shared__ Scratch<double, 1> total_scratch;
   constexpr int64_t kLength = Piece<T, kVectors>::kLength;
@@ -209,6 +215,7 @@ void launch_across(const SoftmaxArgs& a, const RowPlan& plan, int columns, cudaS
   const auto blocks = static_cast<unsigned>(a.x.rows / inner * ceil_div<int64_t>(inner, columns));
   allow_shared(softmax_across<T>, shared, "softmax");
   softmax_across<T><<<blocks, block, shared, stream>>>(a.x, a.y, a.log, columns);
+  check_launch("softmax");
 }
 
 }  // namespace
@@ -227,25 +234,24 @@ void softmax(const SoftmaxArgs& a, Stream stream_in) {
       launch_across<T>(a, plan, columns, stream);
     } else if (vectors && plan.chunks == kHeldChunks) {
       if (a.parts)
-        parts_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.parts);
+        launch_dependent("softmax", parts_held<T>, blocks, plan.block(), 0, stream, a.x, a.parts);
       else
-        softmax_held<T><<<blocks, plan.block(), 0, stream>>>(a.x, a.y, a.log);
+        launch_dependent("softmax", softmax_held<T>, blocks, plan.block(), 0, stream, a.x, a.y, a.log);
     } else if (vectors && plan.chunks == kAheadChunks && ahead > 0) {
       allow_shared(softmax_ahead<T>, ahead, "softmax");
       allow_shared(parts_ahead<T>, ahead, "log_softmax_parts");
       if (a.parts)
-        parts_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.parts);
+        launch_dependent("softmax", parts_ahead<T>, blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream, a.x, a.parts);
       else
-        softmax_ahead<T><<<blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream>>>(a.x, a.y, a.log);
+        launch_dependent("softmax", softmax_ahead<T>, blocks_ahead(plan, a.x.rows), plan.block(), ahead, stream, a.x, a.y, a.log);
     } else if (!vectors && plan.chunks > 0 && shared <= kMostShared) {
       allow_shared(softmax_shared<T>, shared, "softmax");
-      softmax_shared<T><<<blocks, plan.block(), shared, stream>>>(a.x, a.y, a.log, a.parts);
+      launch_dependent("softmax", softmax_shared<T>, blocks, plan.block(), shared, stream, a.x, a.y, a.log, a.parts);
     } else {
       const auto kernel = vectors ? softmax_pieces<T, true> : softmax_pieces<T, false>;
-      kernel<<<static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream>>>(a.x, a.y, a.log, a.parts);
+      launch_dependent("softmax", kernel, static_cast<unsigned>(a.x.rows), kMostThreads, 0, stream, a.x, a.y, a.log, a.parts);
     }
   });
-  check_launch("softmax");
 }
 
 }  // namespace qkv::cuda

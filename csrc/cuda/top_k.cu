@@ -30,6 +30,7 @@ QKV_DEVICE void give(const TopKArgs& a, int64_t row, int64_t at, uint64_t key) {
 // A block finds the largest of part blockIdx.x of row blockIdx.y.
 template <class T>
 __global__ void __launch_bounds__(kLargestThreads) largest_of_parts(const __grid_constant__ TopKArgs a, int64_t part) {
+  begin_dependent();
   __shared__ uint64_t of_warps[kLargestThreads / 32];
   const int64_t row = blockIdx.y;
   const Chunks<T> chunks(static_cast<const T*>(a.x) + row * a.n, a.n);
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(kLargestThreads) largest_of_parts(const __grid
 // A warp a row.
 template <class T>
 __global__ void __launch_bounds__(128) largest_of_rows(const __grid_constant__ TopKArgs a, int parts) {
+  begin_dependent();
   const int64_t row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
   if (row >= a.rows) return;
   uint64_t key = 0;
@@ -115,6 +117,7 @@ QKV_DEVICE void sort_and_give(const TopKArgs& a, int64_t row, SelectShared& s) {
 // Segment blockIdx.x of row blockIdx.y: its k largest go to the workspace, or, if it is the whole row, sorted to the result.
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads) select_of_segments(const __grid_constant__ TopKArgs a) {
+  begin_dependent();
   SelectShared& s = *reinterpret_cast<SelectShared*>(shared_chunks());
   const int64_t row = blockIdx.y, first = blockIdx.x * kSegment;
   const int count = static_cast<int>(min(kSegment, a.n - first));
@@ -144,6 +147,7 @@ __global__ void __launch_bounds__(kSelectThreads) select_of_segments(const __gri
 // Of all segments of row blockIdx.x. A segment of less than k elements has zeros, which are smaller than any key and not needed.
 template <class T>
 __global__ void __launch_bounds__(kSelectThreads) select_of_rows(const __grid_constant__ TopKArgs a, int segments) {
+  begin_dependent();
   SelectShared& s = *reinterpret_cast<SelectShared*>(shared_chunks());
   const int64_t row = blockIdx.x, each = segments * a.k;
   const uint64_t* const keys = static_cast<const uint64_t*>(a.workspace) + row * each;
@@ -206,6 +210,7 @@ void sort_rows(const TopKArgs& a, cudaStream_t stream) {
     std::swap(from, to);
   }
   give_sorted<T><<<blocks(a.k, 256), 256, 0, stream>>>(a, from);
+  check_launch("top_k");
 }
 
 constexpr int64_t kMostRows = 65535;  // of a grid's y
@@ -228,15 +233,18 @@ void launch(const TopKArgs& a, cudaStream_t stream) {
     const int parts = parts_of(a);
     // Whole lines of 128 bytes, so that no two parts read the same sector.
     const int64_t each = ceil_div<int64_t>(ceil_div<int64_t>(a.n, kLanes<T>) + 1, 8 * parts) * 8;
-    largest_of_parts<T><<<dim3(static_cast<unsigned>(parts), rows), kLargestThreads, 0, stream>>>(a, each);
-    if (parts > 1) largest_of_rows<T><<<static_cast<unsigned>(ceil_div<int64_t>(a.rows, 4)), 128, 0, stream>>>(a, parts);
+    launch_dependent("top_k", largest_of_parts<T>, dim3(static_cast<unsigned>(parts), rows), kLargestThreads, 0, stream, a, each);
+    if (parts > 1)
+      launch_dependent("top_k", largest_of_rows<T>, static_cast<unsigned>(ceil_div<int64_t>(a.rows, 4)), 128, 0, stream, a,
+                       parts);
   } else if (a.k <= kMostSelected) {
     const auto segments = static_cast<unsigned>(ceil_div(a.n, kSegment));
     allow_shared(select_of_segments<T>, sizeof(SelectShared), "top_k");
-    select_of_segments<T><<<dim3(segments, rows), kSelectThreads, sizeof(SelectShared), stream>>>(a);
+    launch_dependent("top_k", select_of_segments<T>, dim3(segments, rows), kSelectThreads, sizeof(SelectShared), stream, a);
     if (segments == 1) return;
     allow_shared(select_of_rows<T>, sizeof(SelectShared), "top_k");
-    select_of_rows<T><<<rows, kSelectThreads, sizeof(SelectShared), stream>>>(a, static_cast<int>(segments));
+    launch_dependent("top_k", select_of_rows<T>, rows, kSelectThreads, sizeof(SelectShared), stream, a,
+                     static_cast<int>(segments));
   } else {
     sort_rows<T>(a, stream);
   }
@@ -263,7 +271,6 @@ size_t top_k_workspace(const TopKArgs& a) {
 void top_k(const TopKArgs& a, Stream stream) {
   for (int64_t first = 0; first < a.rows; first += kMostRows)
     with_dtype(a.dtype, [&](auto t) { launch<decltype(t)>(some_rows(a, first), static_cast<cudaStream_t>(stream)); });
-  check_launch("top_k");
 }
 
 }  // namespace qkv::cuda

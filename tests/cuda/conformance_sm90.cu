@@ -66,7 +66,9 @@ CASE(registers, 256, 0) {
 
 CASE(grid_dependency, 32, 0) {
   grid_dependency_launch();
+  prefetch_l2(in, 128);
   grid_dependency_wait();
+  begin_dependent();  // once more is nothing
   out[threadIdx.x] = in[threadIdx.x] + 1;
 }
 

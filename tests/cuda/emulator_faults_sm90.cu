@@ -177,6 +177,31 @@ __global__ void multiplies_with_functions(float* y, int* z) {
   wgmma_wait<0>();
 }
 
+// In a dependent launch. 0: right; 1 and 2: stores before the wait, and loads; 3: half of the threads return without it; 4: a
+// load that may be moved before it; 5: brings more into the cache than there is
+template <int kFault>
+__global__ void dependent(const int* x, int* y) {
+  grid_dependency_launch();
+  prefetch_l2(x, kFault == 5 ? 512 : 256);
+  if (kFault == 1) y[threadIdx.x] = 0;
+  if (kFault == 2 && *reinterpret_cast<const volatile int*>(x) == 0) return;
+  if (kFault == 3 && threadIdx.x >= 32) return;
+  grid_dependency_wait();
+  y[threadIdx.x] = kFault == 4 ? __ldg(x + threadIdx.x) : x[threadIdx.x];
+}
+
+void launch(void (*kernel)(const int*, int*), const int* x, int* y, bool is_dependent) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = is_dependent;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(1);
+  config.blockDim = dim3(64);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, kernel, x, y);
+}
+
 }  // namespace
 
 static __global__ void of_this_name_are_two(int* y) { *y = 90; }
@@ -186,6 +211,11 @@ void run_of_this_name_are_two_sm90(int* y) { of_this_name_are_two<<<1, 1>>>(y); 
 void run_early_exit(int* y, int when) { when == 0 ? early_exit<0><<<2, 64>>>(y) : early_exit<1><<<2, 64>>>(y); }
 void run_reads_neighbour(int* y, int right) {
   right ? reads_neighbour<true><<<2, 64>>>(y) : reads_neighbour<false><<<2, 64>>>(y);
+}
+void run_dependent(const int* x, int* y, int fault, int is_dependent) {
+  void (*const kernels[])(const int*, int*) = {dependent<0>, dependent<1>, dependent<2>,
+                                               dependent<3>, dependent<4>, dependent<5>};
+  launch(kernels[fault], x, y, is_dependent);
 }
 void run_multiplies_twice(float* y, int fault) {
   if (fault == 0) multiplies_twice<0><<<1, 128>>>(y);

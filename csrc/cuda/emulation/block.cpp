@@ -92,6 +92,10 @@ void complete_cluster_barrier();
 
 // A thread that returns may be the last that others wait for.
 void retire(Thread& t) {
+  if (!t.may_touch_global)
+    fail(FaultKind::race,
+         "the thread of a dependent launch returned without griddepcontrol.wait, so that the next kernel may begin "
+         "before those before this one have ended");
   if (!t.copies.empty()) fail(FaultKind::unfinished_copy, "the thread returned with cp.async it never waited for");
   hopper_retire(t);
   t.done = true;
@@ -153,6 +157,7 @@ void start_block(Block& block, Index3 index, unsigned rank) {
     t.knowledge = Knowledge();
     t.copies.clear();
     t.spins = t.plain_loads = 0;
+    t.may_touch_global = !l.dependent;
     block.warps[t.warp].live |= 1u << t.lane;
     prepare(t.fiber, t.agent, &fiber_main);
     ready.push_back(&t);
@@ -279,6 +284,12 @@ void let_others_run(bool spinning) {
     ready.push_back(&t);
   t.reason = "its turn";
   leave();
+}
+
+void grid_dependency_wait(int site) {
+  if (left_out(site)) return;
+  current->site = site;
+  current->may_touch_global = true;
 }
 
 // ---- barriers of a block

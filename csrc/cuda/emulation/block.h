@@ -34,7 +34,8 @@ struct Thread {
   Knowledge knowledge;
   CopyGroups copies;  // cp.async
   uint64_t spins = 0;
-  uint64_t plain_loads = 0;  // of global memory
+  uint64_t plain_loads = 0;      // of global memory
+  bool may_touch_global = true;  // not in a dependent launch before griddepcontrol.wait
 };
 
 // Lanes of a warp, or threads of a warpgroup, that have come to an instruction which they execute together.
@@ -88,6 +89,7 @@ struct Launch {
   unsigned cluster_size = 1;  // blocks
   unsigned dynamic_shared = 0;
   unsigned dynamic_base = 0;  // where the extern array starts
+  bool dependent = false;     // it may begin before the kernel before it has ended
   const unsigned char* parameters = nullptr;
   uint64_t serial = 0;
 };
@@ -116,6 +118,9 @@ void wake(Thread*);
 // Others may run before the current thread goes on. For instructions that programs spin on: a thread that spins for ever is a
 // fault.
 void let_others_run(bool spinning);
+
+// griddepcontrol.wait.
+void grid_dependency_wait(int site);
 
 // bar.sync id[, count]: count 0 is all live threads. wait == false: bar.arrive.
 void barrier(int site, unsigned id, unsigned count, bool wait = true);

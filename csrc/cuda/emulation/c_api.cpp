@@ -35,12 +35,12 @@ std::string json(const Report& r) {
                   field("other", r.other) + field("left_out", r.left_out) + "\"first\": " + quoted(r.first) + ", \"kernels\": {";
   bool comma = false;
   for (const auto& [name, c] : r.kernels) {
-    s += (comma ? ", " : "") + quoted(name) + ": {" + field("launches", c.launches) + field("blocks", c.blocks) +
-         field("threads", c.threads) + field("dynamic_shared", c.dynamic_shared) + field("busiest", c.busiest) +
-         field("shared_load", c.shared_load) + field("shared_store", c.shared_store) + field("matrix_load", c.matrix_load) +
-         field("matrix_store", c.matrix_store) + field("global_load", c.global_load) + field("global_store", c.global_store) +
-         field("async_copies", c.async_copies) + field("mma", c.mma) + field("wgmma", c.wgmma) +
-         "\"barriers\": " + std::to_string(c.barriers) + "}";
+    s += (comma ? ", " : "") + quoted(name) + ": {" + field("launches", c.launches) + field("dependent", c.dependent) +
+         field("blocks", c.blocks) + field("threads", c.threads) + field("dynamic_shared", c.dynamic_shared) +
+         field("busiest", c.busiest) + field("shared_load", c.shared_load) + field("shared_store", c.shared_store) +
+         field("matrix_load", c.matrix_load) + field("matrix_store", c.matrix_store) + field("global_load", c.global_load) +
+         field("global_store", c.global_store) + field("async_copies", c.async_copies) + field("mma", c.mma) +
+         field("wgmma", c.wgmma) + "\"barriers\": " + std::to_string(c.barriers) + "}";
     comma = true;
   }
   return s + "}}";

@@ -73,7 +73,7 @@ cudaError_t run(const Launch& l) {
 }
 
 cudaError_t launch(const void* handle, dim3 grid, dim3 block, Index3 cluster_size, void** arguments, size_t dynamic,
-                   cudaStream_t stream) {
+                   cudaStream_t stream, bool dependent = false) {
   const std::lock_guard<std::recursive_mutex> lock(runtime_mutex());
   const Function* f = find_function(handle);
   if (!f) return cudaErrorInvalidDeviceFunction;
@@ -105,6 +105,7 @@ cudaError_t launch(const void* handle, dim3 grid, dim3 block, Index3 cluster_siz
   l.threads = static_cast<unsigned>(threads);
   l.dynamic_shared = static_cast<unsigned>(dynamic);
   l.dynamic_base = dynamic_base(k);
+  l.dependent = dependent;
   // Parameters are copied now: the caller's are gone by the time a graph runs. 128 bytes of alignment, for tensor maps.
   const auto bytes = std::shared_ptr<unsigned char>(
       static_cast<unsigned char*>(std::aligned_alloc(128, align_up(k.parameter_bytes + 1, 128))), std::free);
@@ -127,6 +128,12 @@ Index3 cluster_of(const cudaLaunchConfig_t& c) {
     if (c.attrs[i].id == cudaLaunchAttributeClusterDimension)
       size = {c.attrs[i].val.clusterDim.x, c.attrs[i].val.clusterDim.y, c.attrs[i].val.clusterDim.z};
   return size;
+}
+
+bool is_dependent(const cudaLaunchConfig_t& c) {
+  return std::any_of(c.attrs, c.attrs + c.numAttrs, [](const cudaLaunchAttribute& a) {
+    return a.id == cudaLaunchAttributeProgrammaticStreamSerialization && a.val.programmaticStreamSerializationAllowed;
+  });
 }
 
 }  // namespace
@@ -189,7 +196,8 @@ cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void**
 }
 
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void* function, void** arguments) {
-  return report(launch(function, c->gridDim, c->blockDim, cluster_of(*c), arguments, c->dynamicSmemBytes, c->stream));
+  return report(
+      launch(function, c->gridDim, c->blockDim, cluster_of(*c), arguments, c->dynamicSmemBytes, c->stream, is_dependent(*c)));
 }
 
 // ---- attributes of kernels

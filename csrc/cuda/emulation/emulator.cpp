@@ -140,6 +140,7 @@ bool run_launch(const Launch& launch, std::string& fault_text) {
   if (config.count) {
     counted = &collected.kernels[l.kernel->name];
     ++counted->launches;
+    counted->dependent += l.dependent;
     counted->blocks += int64_t{l.grid.x} * l.grid.y * l.grid.z;
     counted->threads = l.threads;
     counted->dynamic_shared = l.dynamic_shared;

@@ -42,7 +42,8 @@ struct Traffic {
   int64_t ideal = 0;
 };
 struct Counters {
-  int64_t launches = 0, blocks = 0;
+  int64_t launches = 0, dependent = 0;  // of those, as a programmatic dependent launch
+  int64_t blocks = 0;
   int64_t threads = 0, dynamic_shared = 0;  // of a block, in the last launch
   int64_t busiest = 0;                      // sectors of global memory that one block (or cluster) moved, at most
   Traffic shared_load, shared_store, matrix_load, matrix_store;  // ldmatrix, stmatrix

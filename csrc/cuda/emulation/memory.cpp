@@ -182,7 +182,9 @@ unsigned char* shared_bytes(uint32_t address, unsigned bytes, unsigned alignment
   return window + size_t{p.rank + 1} * kSharedStride + p.offset;
 }
 
-unsigned char* global_bytes(uint64_t address, unsigned bytes, unsigned alignment) {
+namespace {
+
+unsigned char* allocated_bytes(uint64_t address, unsigned bytes, unsigned alignment) {
   if (address % alignment)
     fail(FaultKind::misaligned, "global memory address %llx is not a multiple of %u", static_cast<unsigned long long>(address),
          alignment);
@@ -198,6 +200,20 @@ unsigned char* global_bytes(uint64_t address, unsigned bytes, unsigned alignment
   }
   fail(FaultKind::out_of_bounds, "global memory address %llx: nothing is allocated there",
        static_cast<unsigned long long>(address));
+}
+
+}  // namespace
+
+unsigned char* global_bytes(uint64_t address, unsigned bytes, unsigned alignment) {
+  if (current && !current->may_touch_global)
+    fail(FaultKind::race, "global memory before griddepcontrol.wait, while the kernel before may still run");
+  return allocated_bytes(address, bytes, alignment);
+}
+
+void prefetch_global(int site, uint64_t address, unsigned bytes) {
+  current->site = site;
+  if (bytes % 16) fail(FaultKind::misaligned, "a prefetch of %u bytes, which is not a multiple of 16", bytes);
+  if (bytes) allocated_bytes(address, bytes, 16);
 }
 
 bool is_shared(uint64_t generic) {
@@ -247,6 +263,9 @@ void load_global(int site, void* to, uint64_t address) {
 template <int kBytes>
 void load_read_only(int site, void* to, uint64_t address) {
   current->site = site;
+  if (launched->dependent)
+    fail(FaultKind::race,
+         "a read-only load (ld.global.nc) in a dependent launch, whose threads begin while others may still write");
   const unsigned char* from = global_bytes(address, kBytes, kBytes);
   if (config.check) check_global(address, kBytes, false, GlobalUse::read_only);
   if (counted) count_access(TrafficKind::global, false, address, kBytes);

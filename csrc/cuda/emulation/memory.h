@@ -61,8 +61,10 @@ struct SharedPlace {
 SharedPlace shared_place(uint32_t address);
 // Where `bytes` at a shared address lie; a fault unless they are `alignment`-aligned and inside an array of the kernel.
 unsigned char* shared_bytes(uint32_t address, unsigned bytes, unsigned alignment);
-// The same for global memory.
+// The same for global memory. A thread of a dependent launch must have waited.
 unsigned char* global_bytes(uint64_t address, unsigned bytes, unsigned alignment);
+// Nothing happens but the checks of the address.
+void prefetch_global(int site, uint64_t address, unsigned bytes);
 uint64_t shared_to_generic(uint32_t address);
 uint32_t generic_to_shared(uint64_t address);
 bool is_shared(uint64_t generic);

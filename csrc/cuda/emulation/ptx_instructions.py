@@ -139,7 +139,7 @@ def isspacep(f, name, a):
     return unsupported(name)
 
 
-@instruction("prefetch", "prefetchu", "applypriority", "discard", "pmevent", "griddepcontrol")
+@instruction("prefetch", "prefetchu", "applypriority", "discard", "pmevent")
 def no_effect(f, name, a):
     return ";"
 

@@ -92,7 +92,14 @@ def cp_async_bulk(f, name, a):
 
 @instruction("cp.async.bulk.prefetch")
 def cp_async_bulk_prefetch(f, name, a):
-    return ";"
+    if "tensor" in name:
+        return ";"
+    return f"prefetch_global({f.site()}, {f.address(a[0])}, {f.value(a[1], 'u32')});"
+
+
+@instruction("griddepcontrol")
+def griddepcontrol(f, name, a):
+    return f"grid_dependency_wait({f.site()});" if name[1] == "wait" else ";"
 
 
 @instruction("cp.async.bulk.tensor")
