@@ -50,13 +50,10 @@ def cuobjdump(*options: str) -> str:
 
 class Kernel(NamedTuple):
     name: str  # without namespaces and arguments, template arguments mangled
+    family: str  # without those too
     arch: str
     usage: dict[str, int]  # REG, STACK, LOCAL ...
     code: list[tuple[int, str]]  # address, instruction without its predicate
-
-    @property
-    def family(self) -> str:
-        return re.split(r"I[0-9NfL]", self.name)[0]
 
     def count(self, pattern: str) -> int:
         return sum(bool(re.match(pattern, text)) for _, text in self.code)
@@ -72,12 +69,13 @@ class Kernel(NamedTuple):
         return [[text for at, text in self.code if a <= at <= b] for a, b in sorted(inner)]
 
 
-def short(mangled: str) -> str:
-    """`gemm_tileI13__nv_bfloat16...` of `_ZN3qkv4cuda<a namespace without a name>9gemm_tileI13__nv_bfloat16...`."""
+def short(mangled: str) -> tuple[str, str]:
+    """`gemm_tileI13__nv_bfloat16...` and `gemm_tile` of `_ZN3qkv4cuda<a namespace without a name>9gemm_tileI13...`."""
     rest = re.sub(r"^_ZN3qkv4cuda(\d+_GLOBAL__N__\w+?_cu_[0-9a-f]{8})?", "", mangled)
     length = re.match(r"\d+", rest)
     assert length, mangled
-    return rest[length.end() :]
+    name = rest[length.end() :]
+    return name, name[: int(length[0])]
 
 
 def unhashed(mangled: str) -> str:
@@ -98,7 +96,7 @@ def read(arch: str, *options: str) -> list[Kernel]:
     kernels = []
     for name, body in re.findall(r"Function : (\S+)(.*?)(?=Function : |\Z)", text, re.DOTALL):
         code = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", body)
-        kernels.append(Kernel(short(name), arch, usage[name], [(int(a, 16), t) for a, t in code]))
+        kernels.append(Kernel(*short(name), arch, usage[name], [(int(a, 16), t) for a, t in code]))
     return kernels
 
 

@@ -87,13 +87,27 @@ QKV_DEVICE float load_float(const void* data, DType dtype, int64_t i) {
 
 QKV_DEVICE uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
 // For what is read once: it takes no room in the L1 cache. Not for what the kernel itself writes: the compiler may move stores
-// past it. (Nor is it ld.global.nc, and nor are others: grid_dependency_wait.)
+// past it. Where kernels may begin before the end of others it is no ld.global.nc (see grid_dependency_wait), and stays where it
+// stands among stores.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool kLoadsKeepOrder = true;
+#define QKV_READ_ONLY ""
+#else
+constexpr bool kLoadsKeepOrder = false;
+#define QKV_READ_ONLY ".nc"
+#endif
 QKV_DEVICE uint4 load16_streaming(const void* p) {
   uint4 v;
-  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global" QKV_READ_ONLY ".L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(__cvta_generic_to_global(p)));
   return v;
+}
+#undef QKV_READ_ONLY
+// For what the kernel itself does not write, where it stores meanwhile: likewise.
+QKV_DEVICE uint4 load16_read_only(const void* p) {
+  if constexpr (kLoadsKeepOrder) return load16(p);
+  return __ldg(static_cast<const uint4*>(p));
 }
 QKV_DEVICE void store16(void* p, uint4 v) { *static_cast<uint4*>(p) = v; }
 // What is not read again soon: first to leave the caches.

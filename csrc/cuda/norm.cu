@@ -76,7 +76,7 @@ QKV_DEVICE void load_typed(float (&x)[kCount], const void* data, int64_t at) {
 #pragma unroll
   for (int j = 0; j < kCount; j += kLanes<P>) {
     float v[kLanes<P>];
-    unpack<P>(load16(p + j), v);
+    unpack<P>(load16_read_only(p + j), v);
 #pragma unroll
     for (int k = 0; k < kLanes<P>; ++k) x[j + k] = v[k];
   }
@@ -232,10 +232,19 @@ __global__ void __launch_bounds__(kMostThreads) norm_ahead(const __grid_constant
     T* const sum = a.residual.data ? row_of<T>(a.sum, r) : nullptr;
     if (r + gridDim.x < a.x.rows) row.fetch(row_of<const T>(a.x, r + gridDim.x));
     if (residual) {
-#pragma unroll 2
-      for (int i = 0; row.place(i) < row.n; ++i) {
-        row.chunk(i) = rounded_sum<T>(row.chunk(i), load16_streaming(residual + row.place(i)));
-        store16(sum + row.place(i), row.chunk(i));
+      constexpr int kBeside = kLoadsKeepOrder ? 2 : 1;  // loads before the stores that they may not be moved across
+#pragma unroll(2 / kBeside)
+      for (int i = 0; row.place(i) < row.n; i += kBeside) {
+        uint4 beside[kBeside];
+#pragma unroll
+        for (int j = 0; j < kBeside; ++j)
+          if (j == 0 || row.place(i + j) < row.n) beside[j] = load16_streaming(residual + row.place(i + j));
+#pragma unroll
+        for (int j = 0; j < kBeside; ++j)
+          if (j == 0 || row.place(i + j) < row.n) {
+            row.chunk(i + j) = rounded_sum<T>(row.chunk(i + j), beside[j]);
+            store16(sum + row.place(i + j), row.chunk(i + j));
+          }
       }
     }
     row.store(y, Apply<T>{norm_row<T>(a, row, row.n, start, inverse, odd), a});

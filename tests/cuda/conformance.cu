@@ -54,7 +54,7 @@ CASE(max_of_words_f16, 256, 0) { out[threadIdx.x] = max_nan_words<__half>(in[2 *
 CASE(load16_all, 32, 0) {
   const uint32_t* from = in + 4 * threadIdx.x;
   store16(out + 4 * threadIdx.x, load16(from));
-  store16(out + 128 + 4 * threadIdx.x, load16(from + 128));
+  store16(out + 128 + 4 * threadIdx.x, load16_read_only(from + 128));
   store16_streaming(out + 256 + 4 * threadIdx.x, load16_streaming(from + 256));
 }
 
