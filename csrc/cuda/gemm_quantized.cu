@@ -83,7 +83,8 @@ Plan plan_of(const QuantizedGemmArgs& args) {
         static_cast<int>(std::clamp<int64_t>(std::min<int64_t>(wanted / blocks, w.chunks / kFewestChunks), 1, kMostSplits));
   }
 
-  plan.pad = (m > 1 && args.a.s * size % 16 != 0) || reinterpret_cast<uintptr_t>(args.a.data) % 16 != 0 || w.k % 8 != 0;
+  const bool whole = (m <= 1 || args.a.s * size % 16 == 0) && reinterpret_cast<uintptr_t>(args.a.data) % 16 == 0 && w.k % 8 == 0;
+  plan.pad = w.k > 0 && !whole;  // rows of nothing lie anywhere
   plan.k = plan.pad ? ceil_div<int64_t>(w.k, 8) * 8 : w.k;
   if (plan.pad) plan.a_bytes = ceil_div<int64_t>(m * plan.k * size, 16) * 16;
   plan.bytes = plan.a_bytes + (plan.splits > 1 ? plan.splits * m * n_padded(w) * sizeof(float) : 0);

@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T, kRows>)
   const int warp = threadIdx.x / 32, lane = lane_id(), g = lane / 4, t = lane % 4;
 
   grid_dependency_launch();
-  if (threadIdx.x == 0) {
+  if (threadIdx.x == 0 && p.w.chunks > 0) {
     const int64_t tile = int64_t{blockIdx.x / p.row_blocks} * kTiles, tiles = min(p.w.tiles - tile, int64_t{kTiles});
     prefetch_l2(record_at(p.w, tile, 0), min(tiles * p.w.chunks * kBytes, kPrefetched));
   }

@@ -320,8 +320,8 @@ QKV_DEVICE void begin_dependent() {
   grid_dependency_launch();
   grid_dependency_wait();
 }
-// Asks for `bytes` from `p` on, both multiples of 16, to be brought into the L2 cache, and waits for nothing. No value is read,
-// so it may stand before grid_dependency_wait.
+// Asks for `bytes` from `p` on, both multiples of 16 and not 0, to be brought into the L2 cache, and waits for nothing. No value
+// is read, so it may stand before grid_dependency_wait.
 QKV_DEVICE void prefetch_l2(const void* p, int64_t bytes) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(p)), "r"(static_cast<uint32_t>(bytes))

@@ -93,10 +93,14 @@ constexpr int64_t ceil_div(T a, T b) {
 // When the next may begin: once all blocks have called grid_dependency_launch() or ended. Then no block is left that one of the
 // next kernel could keep out. So kernels call it first of all, and what follows two or three behind a long one is there when that
 // ends.
+//
+// Others' kernels in the stream, torch's or a user's, are links if they are launched plainly, or wait too. One that is launched
+// so and reads before its wait what a kernel from here has written would read it too early: who writes such a kernel has to know
+// what runs before it.
 
 // Makes `attribute` the one that says so, and returns 1; 0 where there is no such thing. The driver must know it in captures,
-// which it does from CUDA 12.3 on, and the kernel must be the one for sm_90a (CUDA_FORCE_PTX_JIT takes another), as no other
-// waits.
+// which it does from CUDA 12.3 on, and the kernel must be the one for sm_90a (CUDA_FORCE_PTX_JIT takes another, of all), as no
+// other waits. The first of a type answers for all of it.
 template <class Kernel>
 unsigned make_dependent(Kernel* kernel, cudaLaunchAttribute& attribute) {
   if (!use_hopper(true)) return 0;

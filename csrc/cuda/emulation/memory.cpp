@@ -212,8 +212,8 @@ unsigned char* global_bytes(uint64_t address, unsigned bytes, unsigned alignment
 
 void prefetch_global(int site, uint64_t address, unsigned bytes) {
   current->site = site;
-  if (bytes % 16) fail(FaultKind::misaligned, "a prefetch of %u bytes, which is not a multiple of 16", bytes);
-  if (bytes) allocated_bytes(address, bytes, 16);
+  if (bytes == 0 || bytes % 16) fail(FaultKind::misaligned, "a prefetch of %u bytes, which is no multiple of 16", bytes);
+  allocated_bytes(address, bytes, 16);
 }
 
 bool is_shared(uint64_t generic) {
